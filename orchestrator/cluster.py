@@ -1,0 +1,109 @@
+"""The Ray cluster a sweep runs on: start or join it, and what fits on it."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from orchestrator.config import Resources
+from orchestrator.errors import InputError
+
+TRIAL_SLOT = "trial_slot"
+"""Custom resource that a trial's driver takes, so that drivers never compete with workers for CPUs."""
+
+_SLOTS = 1024
+_DRIVER_CPUS = 0.05
+
+_ENVIRONMENT = {
+    # A worker group notices the end of its workers at this interval, and a trial waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # A trial starts several processes; Ray warns of more than four times this many.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running Ray cluster as the sweep sees it."""
+
+    address: str
+    dashboard: str | None
+    token_file: Path | None
+    nodes: tuple[dict[str, float], ...]
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether trial drivers can take slots instead of CPUs."""
+        return any(node.get(TRIAL_SLOT, 0) for node in self.nodes)
+
+    def total(self, resource: str) -> float:
+        """The amount of a resource over all nodes."""
+        return sum(node.get(resource, 0) for node in self.nodes)
+
+    def driver_bundle(self) -> tune.PlacementGroupFactory:
+        """Resources of the process that drives one trial (its workers have a group of their own)."""
+        return tune.PlacementGroupFactory([{TRIAL_SLOT: 1} if self.has_slots else {"CPU": _DRIVER_CPUS}])
+
+    def concurrency(self, resources: Resources) -> int:
+        """How many trials fit at once.
+
+        Raises:
+            InputError: not even one fits.
+        """
+        cpus = resources.cpus if self.has_slots else resources.cpus + _DRIVER_CPUS / resources.workers
+        workers = 0
+        for node in self.nodes:
+            fits = int(node.get("CPU", 0) / cpus) if cpus else resources.workers
+            if resources.gpus:
+                fits = min(fits, int(node.get("GPU", 0) / resources.gpus))
+            workers += fits
+        if workers < resources.workers:
+            needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
+            raise InputError(
+                f"resources.workers: {resources.workers} workers of {needs} do not fit on this cluster of "
+                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs in "
+                f"all; at most {workers} fit"
+            )
+        fitting = workers // resources.workers
+        return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
+
+
+def start(address: str | None) -> Cluster:
+    """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    # Ray writes its token file readable to everyone unless told otherwise.
+    mask = os.umask(0o077)
+    own = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True} if address is None else {}
+    try:
+        context = ray.init(
+            address=address or "local",
+            runtime_env={"worker_process_setup_hook": "orchestrator.worker_setup.find_own_cluster"},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **own,
+        )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise InputError(f"--address {address}: no Ray cluster answers there ({line})") from error
+    finally:
+        os.umask(mask)
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return Cluster(
+        address=context.address_info["address"],
+        dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+        token_file=token if token.exists() else None,
+        nodes=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]),
+    )

@@ -1,0 +1,365 @@
+"""The sweep file: what it may say, and its reading with every fault in one line."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator import trainable
+from orchestrator.algorithms import Integer, Number, Sampler, Scheduler, Section
+from orchestrator.document import Document, Override
+from orchestrator.errors import Fault, FieldError, InputError, first_fault, nearest, show
+from orchestrator.space import Parameter, Space
+from orchestrator.trainable import Trainable
+
+__all__ = ["Override", "Sweep", "differences", "read"]
+
+_MAY_CHANGE = ("budget", "resources", "storage", "tracking")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+class Objective(Section):
+    """A metric of the trainable that the search improves."""
+
+    metric: str = Field(description="one of the trainable's metrics")
+    mode: Literal["max", "min"] = Field(
+        "max", description="which way is better; left out, the trainable's own"
+    )
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """The mode in Optuna's words."""
+        return "maximize" if self.mode == "max" else "minimize"
+
+
+class Budget(Section):
+    """When the sweep ends: whatever comes first."""
+
+    trials: Annotated[Integer, Field(ge=1)] = Field(description="trials in all")
+    wall: float | None = Field(None, description="seconds after which no trial is started: 90s, 30m, 2h, 1d")
+    no_gain_for: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="finished trials in a row without a better one"
+    )
+
+    @field_validator("wall", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, str) or not re.fullmatch(r"(\d{1,6}[dhms])+", value, re.ASCII):
+            raise ValueError(f"{show(value)} is no duration; write 90s, 30m, 2h or 1d")
+        seconds = sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"\d+[dhms]", value))
+        if not seconds:
+            raise ValueError(f"{value!r} leaves no time; write 90s, 30m, 2h or 1d")
+        return float(seconds)
+
+
+class Resources(Section):
+    """What a trial takes, and how many run at once."""
+
+    workers: Annotated[Integer, Field(ge=1)] = Field(1, description="workers of a trial (data parallel)")
+    cpus: Annotated[Integer, Field(ge=1)] = Field(1, description="CPUs of a worker")
+    gpus: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="GPUs of a worker; below 1, workers share one"
+    )
+    concurrent: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
+        "auto", description="trials at once; auto: as many as fit"
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_shared(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"should be a whole number or a share below 1, not {value:g}")
+        return value
+
+    @field_validator("concurrent", mode="before")
+    @classmethod
+    def _auto_or_count(cls, value: Any) -> Any:
+        if value != "auto" and (
+            not isinstance(value, int | str) or not str(value).isdecimal() or int(value) < 1
+        ):
+            raise ValueError(f"{show(value)} is neither auto nor a number of trials above 0")
+        return value
+
+
+class Registry(Section):
+    """Where the best model is registered."""
+
+    model: str = Field(description="name of the registered model")
+    alias: str = Field("champion", description="alias that the best model gets")
+
+    @field_validator("model", "alias")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", value):
+            raise ValueError(f"{show(value)} is no name; use letters, digits, '-', '_' and '.'")
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _not_a_version(cls, value: str) -> str:
+        if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
+            raise ValueError(f"{value!r} is reserved by MLflow; use a word such as champion")
+        return value
+
+
+class Tracking(Section):
+    """The MLflow server or database, and the experiment in it."""
+
+    uri: str = Field("", description="default: MLFLOW_TRACKING_URI, else sqlite in the storage folder")
+    experiment: str = Field("", description="default: the name of the sweep")
+
+    @field_validator("uri", "experiment", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+
+class Sweep(Section):
+    """A sweep file that was read and checked, with the trainable that it names."""
+
+    name: str = Field(description="name of the sweep and of its folder")
+    trainable: str = Field(description="package.module:Class")
+    config: dict[str, Any] = Field(default={}, description="fixed values of the trainable's config")
+    search: dict[str, Parameter] = Field(description="searched paths: {PATH: {uniform: [0, 1]}}")
+    objective: tuple[Objective, ...] = Field(description="what to improve: {metric: NAME, mode: max}")
+    sampler: Sampler = Sampler.model_validate("tpe")
+    scheduler: Scheduler
+    budget: Budget = Field(description="when to end: {trials: 24}")
+    resources: Resources = Resources()
+    registry: Registry | None = None
+    storage: Path = Field(Path("~/reid-sweeps"), validate_default=True)
+    tracking: Tracking = Tracking()
+    _space: Space = PrivateAttr()
+    _implementation: Trainable = PrivateAttr()
+    _source: Path = PrivateAttr()
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", value):
+            raise ValueError(f"{show(value)} is no name; use at most 63 of a-z, 0-9, '-', '_' and '.'")
+        return value
+
+    @field_validator("search")
+    @classmethod
+    def _searches(cls, value: dict[str, Parameter]) -> dict[str, Parameter]:
+        if not value:
+            raise ValueError("nothing is searched; give at least one path, e.g. {seed: {int: [0, 9]}}")
+        return value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        if isinstance(value, list) and not value:
+            raise ValueError("name at least one metric of the trainable: {metric: NAME}")
+        return [value] if isinstance(value, Mapping) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_scheduler(cls, data: Any) -> Any:
+        """ASHA, unless there are several objectives: Optuna keeps no intermediate values for those."""
+        if isinstance(data, Mapping) and "scheduler" not in data:
+            several = isinstance(data.get("objective"), list) and len(data["objective"]) > 1
+            return {**data, "scheduler": "none" if several else "asha"}
+        return data
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _local_folder(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path) or not str(value).strip():
+            raise ValueError(f"{show(value)} is no folder; write for example ~/reid-sweeps")
+        value = str(value)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+            raise ValueError(
+                f"{show(value)}: sweeps are kept in a local folder only, for example ~/reid-sweeps"
+            )
+        expanded = os.path.expanduser(value)
+        if expanded.startswith("~"):
+            raise ValueError(f"{show(value)}: there is no such user; write for example ~/reid-sweeps")
+        return Path(os.path.abspath(expanded))
+
+    @property
+    def source(self) -> Path:
+        """The file that was read."""
+        return self._source
+
+    @property
+    def space(self) -> Space:
+        """The searched paths, checked against the trainable's config."""
+        return self._space
+
+    @property
+    def implementation(self) -> Trainable:
+        """The trainable itself."""
+        return self._implementation
+
+    @property
+    def directory(self) -> Path:
+        """The folder of this sweep."""
+        return self.storage / self.name
+
+    @property
+    def epochs(self) -> int:
+        """The most epochs that any trial reports."""
+        searched = self.search.get("epochs")
+        fixed = int(getattr(self.trial_config({}), "epochs"))  # noqa: B009 - checked when the trainable was loaded
+        return max(int(each) for each in searched.edges) if searched else fixed
+
+    def trial_config(self, values: Mapping[str, Any]) -> BaseModel:
+        """Validate the config of a trial: ``values`` by path, laid over the fixed ones. Raises InputError."""
+        model = self._implementation.Config
+        data = Space.overlay(self._space.config, values)
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            raise FieldError(first_fault(error, model, data, "config")) from error
+
+    def resolved(self) -> dict[str, Any]:
+        """Give everything that was decided, defaults included, as plain JSON values."""
+        return {
+            **self.model_dump(mode="json", exclude={"config", "search"}),
+            "config": self.trial_config({}).model_dump(mode="json", by_alias=True),
+            "search": {
+                path: each.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+                for path, each in self.search.items()
+            },
+        }
+
+    def digest(self) -> str:
+        """Hash of what must stay the same for a sweep directory to be continued."""
+        kept = {key: value for key, value in self.resolved().items() if key not in _MAY_CHANGE}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def read(
+    path: Path | str, overrides: Sequence[Override] = (), *, environment: Mapping[str, str] | None = None
+) -> Sweep:
+    """Read a sweep file, lay ``overrides`` over it, and check it against its trainable.
+
+    ``environment`` (default: the process's) fills ``${NAME}`` and gives MLFLOW_TRACKING_URI. Raises
+    InputError, one line that begins with file and line, or with the override, where the fault stands.
+    """
+    environment = os.environ if environment is None else environment
+    document = Document.read(Path(path))
+    for override in overrides:
+        document.set(override)
+    try:
+        document.fill(environment)
+        sweep = _checked(document.tree, environment)
+        _refuse_idle(sweep, overrides)
+    except FieldError as error:
+        raise InputError(f"{document.place(error.fault.path)}: {error}") from error
+    sweep._source = Path(path)
+    return sweep
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List what differs between two ``Sweep.resolved()`` that may not, one line each.
+
+    For example ``search.rnn.hidden_size: int [32, 256] → int [32, 128]``. Budget, resources, storage and
+    tracking may change between two runs of a sweep.
+    """
+    before, after = _flat(old), _flat(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def _checked(tree: dict[str, Any], environment: Mapping[str, str]) -> Sweep:
+    """Build the sweep from the values of its file; raises FieldError."""
+    try:
+        sweep = Sweep.model_validate(tree)
+    except ValidationError as error:
+        raise FieldError(first_fault(error, Sweep, tree)) from error
+    try:
+        implementation = trainable.load(sweep.trainable)
+    except InputError as error:
+        raise FieldError(Fault(("trainable",), str(error))) from error
+    database = f"sqlite:///{sweep.storage / 'mlflow.db'}"
+    tracking = Tracking(
+        uri=sweep.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or database,
+        experiment=sweep.tracking.experiment or sweep.name,
+    )
+    objective = _with_modes(sweep.objective, implementation.metrics, isinstance(tree["objective"], list))
+    if len(objective) > 1 and sweep.scheduler.name != "none":
+        reason = "trials of several objectives cannot be stopped early; write scheduler: none"
+        raise FieldError(Fault(("scheduler",), reason))
+    sweep = sweep.model_copy(update={"tracking": tracking, "objective": objective})
+    sweep._implementation = implementation
+    sweep._space = Space.build(sweep.search, implementation.Config, sweep.config)
+    return sweep
+
+
+def _with_modes(
+    objectives: tuple[Objective, ...], metrics: Mapping[str, Literal["max", "min"]], listed: bool
+) -> tuple[Objective, ...]:
+    """Check the objectives against what the trainable reports, and fill in the modes that were left out."""
+    complete: list[Objective] = []
+    for index, each in enumerate(objectives):
+        place: tuple[str | int, ...] = ("objective", index) if listed else ("objective",)
+        if each.metric not in metrics:
+            reason = f"the trainable reports no {show(each.metric)}{nearest(each.metric, metrics)}"
+            raise FieldError(Fault((*place, "metric"), reason))
+        if each.metric in {other.metric for other in complete}:
+            raise FieldError(
+                Fault((*place, "metric"), f"{show(each.metric)} is given twice; keep one of them")
+            )
+        mode = metrics[each.metric]
+        if "mode" in each.model_fields_set and each.mode != mode:
+            better = "higher" if mode == "max" else "lower"
+            reason = f"{each.metric} is better the {better} it is; write {mode} or leave mode out"
+            raise FieldError(Fault((*place, "mode"), reason))
+        complete.append(Objective(metric=each.metric, mode=mode))
+    return tuple(complete)
+
+
+def _refuse_idle(sweep: Sweep, overrides: Sequence[Override]) -> None:
+    """Refuse to fix a searched value on the command line: it would silently have no effect."""
+    for override in overrides:
+        path = override.path.removeprefix("config.")
+        if path != override.path and path in sweep.search:
+            reason = (
+                f"{path} is searched, so this has no effect; write --set 'search.{path}={{choice: [...]}}'"
+            )
+            raise FieldError(Fault(("config", *path.split(".")), reason))
+
+
+def _flat(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """Lay a resolved sweep out as path → text, without what may change."""
+    flat: dict[str, str] = {}
+
+    def add(path: str, value: Any) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in value.items():
+                add(f"{path}.{key}", inner)
+        else:
+            flat[path] = _text(value)
+
+    for key, value in resolved.items():
+        if key == "search":
+            for path, entry in value.items():
+                flat[f"search.{path}"] = ", ".join(f"{kind} {_text(given)}" for kind, given in entry.items())
+        elif key not in _MAY_CHANGE:
+            add(key, value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,93 @@
+"""The folder of a sweep: what was asked, the study, the checkpoints, the outcome."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator.config import Sweep, differences
+from orchestrator.errors import InputError
+
+
+class SweepDirectory:
+    """``<storage>/<name>``; running the same sweep file again continues what lies there."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self.path = sweep.directory
+        self.trials = self.path / "trials"
+        self.tune = self.path / "ray-tune"
+        self.report = self.path / "report.html"
+        self._record = self.path / "sweep.json"
+        self._outcome = self.path / "outcome.json"
+
+    def check(self, fresh: bool) -> None:
+        """Refuse a folder that cannot be written or holds another sweep; writes nothing.
+
+        Raises:
+            InputError: what is wrong with the folder.
+        """
+        existing = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not existing.is_dir():
+            raise InputError(f"storage: {existing} is a file, not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"storage: {existing} cannot be written")
+        if fresh or not self._record.exists():
+            return
+        changed = differences(self._read(self._record)["resolved"], self._sweep.resolved())
+        if changed:
+            raise InputError(
+                f"{self.path} holds a sweep of the same name with other settings: {'; '.join(changed)}; "
+                "change 'name' in the file, or start over with --fresh (the old folder is kept under another name)"
+            )
+
+    @contextmanager
+    def open(self, fresh: bool) -> Iterator[str]:
+        """Make the folder this driver's own until the block ends; gives the id of the sweep.
+
+        Raises:
+            InputError: another driver runs the sweep, or the folder cannot be written.
+        """
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"another process on this storage runs the sweep {self.path}") from error
+        except OSError as error:
+            raise InputError(f"storage: {self.path.parent} cannot be written: {error.strerror}") from error
+        try:
+            if fresh and self.path.exists():
+                self.path.rename(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+            self.trials.mkdir(parents=True, exist_ok=True)
+            known = self._read(self._record)["id"] if self._record.exists() else uuid.uuid4().hex
+            self._write(self._record, {"id": known, "resolved": self._sweep.resolved()})
+            yield known
+        finally:
+            lock.release()
+
+    def outcome(self) -> dict[str, Any] | None:
+        """What the finished sweep ended with, or None while it is not finished."""
+        return self._read(self._outcome) if self._outcome.exists() else None
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        """Record what the sweep ended with."""
+        self._write(self._outcome, outcome)
+
+    def _read(self, file: Path) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}); it belongs to a sweep that was damaged") from error
+        return content
+
+    def _write(self, file: Path, content: dict[str, Any]) -> None:
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True))
+        temporary.replace(file)

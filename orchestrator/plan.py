@@ -1,0 +1,55 @@
+"""What a sweep is going to do, as tables for the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from orchestrator.cluster import Cluster
+from orchestrator.config import Sweep
+from orchestrator.progress import clock
+
+
+def pairs(title: str, rows: dict[str, str]) -> Table:
+    """A table of names and values."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
+    """The resolved search space, the budget, what runs where, and where to look."""
+    space = Table(title="Search space", title_justify="left", title_style="bold")
+    for column in ("path", "distribution", "range", "only when"):
+        space.add_column(column, overflow="fold")
+    for row in sweep.space.table():
+        space.add_row(*row)
+    return Group(space, "", pairs(f"Sweep {sweep.name}", _settings(sweep, cluster)), "")
+
+
+def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
+    budget, resources = sweep.budget, sweep.resources
+    limits = [f"{budget.trials} trials of at most {sweep.epochs} epochs"]
+    if budget.wall is not None:
+        limits.append(f"{clock(budget.wall)} of wall time")
+    if budget.no_gain_for is not None:
+        limits.append(f"stop when {budget.no_gain_for} ended trials in a row bring no gain")
+    rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
+    worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
+    rows = {
+        "objective": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective),
+        "sampler": sweep.sampler.name,
+        "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
+        "budget": "; ".join(limits),
+        "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
+        "at once": f"{min(cluster.concurrency(resources), budget.trials)} trial(s) on {len(cluster.nodes)} node(s) with "
+        f"{cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
+        "storage": str(sweep.directory),
+        "tracking": f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
+        "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
+        "Ray dashboard": cluster.dashboard or "not running",
+    }
+    if cluster.dashboard and cluster.token_file:
+        rows["sign in with"] = f"the token in {cluster.token_file}"
+    return rows

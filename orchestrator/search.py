@@ -1,0 +1,187 @@
+"""The search itself: Ray Tune runs what the study suggests, and everyone who watches is told."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune import Callback
+from ray.util.metrics import Gauge
+
+from orchestrator.cluster import Cluster
+from orchestrator.config import Sweep
+from orchestrator.directory import SweepDirectory
+from orchestrator.progress import Progress, clock
+from orchestrator.study import NotSnapshotted, StudyScheduler, StudySearcher, SweepStudy
+from orchestrator.tracking import Tracker
+from orchestrator.trial import FAILURE, LOG, TrialSpec, name, run
+
+_WORDS = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "stopped",
+}
+
+
+def search(
+    sweep: Sweep,
+    study: SweepStudy,
+    cluster: Cluster,
+    directory: SweepDirectory,
+    tracker: Tracker,
+    progress: Progress,
+) -> bool:
+    """Run the trials that the study has left; returns whether all of them ended (False: interrupted)."""
+    monitor = Monitor(sweep, study, tracker, progress)
+    spec = TrialSpec(
+        trainable=sweep.trainable,
+        folder=str(directory.trials),
+        workers=sweep.resources.workers,
+        cpus=sweep.resources.cpus,
+        gpus=sweep.resources.gpus,
+    )
+
+    def run_trial(point: dict[str, Any]) -> None:
+        run(point, spec)
+
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, cluster.driver_bundle()),
+        tune_config=tune.TuneConfig(
+            num_samples=study.left(),
+            search_alg=StudySearcher(study),
+            scheduler=StudyScheduler(study),
+            max_concurrent_trials=cluster.concurrency(sweep.resources),
+            time_budget_s=sweep.budget.wall,
+            trial_name_creator=lambda made: name(made.config["number"]),
+            trial_dirname_creator=lambda made: name(made.config["number"]),
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(directory.tune),
+            callbacks=[monitor],
+            verbose=0,
+        ),
+    )
+    begin = time.monotonic()
+    with progress.doing(monitor.status):
+        tuner.fit()
+    if sweep.budget.wall is not None and time.monotonic() - begin >= sweep.budget.wall:
+        progress.say(f"the wall budget of {clock(sweep.budget.wall)} is spent")
+        for number in study.close("the wall budget was spent"):
+            monitor.ended(number, None)
+    return study.left() == 0 or study.gained_nothing()
+
+
+class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
+    """Tells the terminal, MLflow and the Ray metrics endpoint what the trials do."""
+
+    def __init__(self, sweep: Sweep, study: SweepStudy, tracker: Tracker, progress: Progress) -> None:
+        self._sweep, self._study, self._tracker, self._progress = sweep, study, tracker, progress
+        self._begin = time.monotonic()
+        self._ended_before = len(study.trials) - study.count()["running"]
+        self._epochs = 0
+        self._rates: dict[int, float] = {}
+        self._trials = Gauge("sweep_trials", "Trials of the sweep by state", ("sweep", "state"))
+        self._best = Gauge("sweep_best_objective", "Best objective of a complete trial", ("sweep", "metric"))
+        self._throughput = Gauge(
+            f"sweep_{sweep.implementation.throughput or 'throughput'}",
+            "Work per second of all running trials",
+            ("sweep",),
+        )
+        self._gauge()
+
+    def status(self) -> str:
+        """One line: trials by state, the best so far, epochs, time gone and time left."""
+        counts = self._study.count()
+        total = self._sweep.budget.trials
+        ended = len(self._study.trials) - counts["running"]
+        elapsed = time.monotonic() - self._begin
+        line = (
+            f"trials: {counts['running']} running, {counts['complete']} done, {counts['pruned']} pruned, "
+            f"{counts['failed']} failed of {total} | best {self._best_so_far()} | {self._epochs} epochs | "
+            f"{clock(elapsed)} gone"
+        )
+        done_here = ended - self._ended_before
+        if done_here:
+            line += f", about {clock(elapsed / done_here * (total - ended))} left"
+        return line
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of a trial that starts, and open its MLflow run."""
+        number, values = trial.config["number"], trial.config["values"]
+        label = " ".join(str(value) for value in values.values() if not isinstance(value, float))
+        self._tracker.start_trial(number, label, values)
+        self._progress.say(f"{name(number)} starts: {describe(values)}")
+        self._gauge()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log one epoch."""
+        if FAILURE in result:
+            return
+        number = trial.config["number"]
+        metrics = {key: float(result[key]) for key in self._sweep.implementation.metrics if key in result}
+        self._tracker.log_epoch(number, int(result["epoch"]), metrics)
+        self._epochs += 1
+        if self._sweep.implementation.throughput:
+            self._rates[number] = metrics.get(self._sweep.implementation.throughput, 0.0)
+        self._gauge()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell how a trial ended, and close its MLflow run."""
+        self.ended(trial.config["number"], trial.last_result.get(LOG))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell that the process of a trial died."""
+        self.ended(trial.config["number"], str(trial.get_error()))
+
+    def ended(self, number: int, log: str | None) -> None:
+        """Tell the end of one trial as the study has it."""
+        ended = self._study.trials[number]
+        self._rates.pop(number, None)
+        if ended.state != TrialState.RUNNING:
+            self._tracker.end_trial(
+                number,
+                ended.state.name,
+                value=ended.values[0] if ended.state == TrialState.COMPLETE else None,
+                reason=ended.user_attrs.get("reason", ""),
+                log_tail=log or "",
+            )
+        self._progress.say(f"{name(number)} {_WORDS[ended.state]}: {self._outcome(ended)}")
+        self._gauge()
+
+    def _best_so_far(self) -> str:
+        best = self._study.best()
+        if best is not None:
+            return f"{self._objective(best.values[0])} ({name(best.number)})"
+        return "none yet"
+
+    def _objective(self, value: float) -> str:
+        return f"{self._sweep.objective[0].metric} {value:.4g}"
+
+    def _outcome(self, ended: FrozenTrial) -> str:
+        if ended.state == TrialState.COMPLETE:
+            values = zip(self._sweep.objective, ended.values, strict=True)
+            return ", ".join(f"{objective.metric} {value:.4g}" for objective, value in values)
+        reason = ended.user_attrs.get("reason", "it will go on when the sweep is continued")
+        if ended.intermediate_values:
+            return f"{reason}, {self._objective(ended.intermediate_values[ended.last_step])}"
+        return str(reason)
+
+    def _gauge(self) -> None:
+        for state, count in self._study.count().items():
+            self._trials.set(count, {"sweep": self._sweep.name, "state": state})
+        best = self._study.best()
+        if best is not None:
+            self._best.set(best.values[0], {"sweep": self._sweep.name, "metric": self._sweep.objective[0].metric})
+        self._throughput.set(sum(self._rates.values()), {"sweep": self._sweep.name})
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """Searched values in one line, numbers to three digits."""
+    return ", ".join(
+        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}" for path, value in values.items()
+    )

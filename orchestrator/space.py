@@ -1,0 +1,422 @@
+"""The search space: which paths of a trainable's config are searched, over what, and when."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Any, NamedTuple, Self
+
+import optuna
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.errors import (
+    Fault,
+    FieldError,
+    Path,
+    dotted,
+    faults,
+    first_fault,
+    item,
+    members,
+    nearest,
+    options,
+    show,
+)
+
+_LARGEST = 2**53  # Optuna keeps integers as floats
+
+
+class Row(NamedTuple):
+    """One searched path as the plan shows it."""
+
+    path: str
+    distribution: str
+    range: str
+    when: str
+
+
+def _number(value: Any) -> float:
+    """Accept finite numbers, also as text (``${ENV}`` gives text)."""
+    if isinstance(value, str):
+        try:
+            value = float(value) if not value.lstrip("+-").isdecimal() else int(value)
+        except ValueError:
+            raise ValueError(f"{show(value)} is not a number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{show(value)} is not a number")
+    if abs(value) > _LARGEST if isinstance(value, int) else not math.isfinite(value):
+        raise ValueError(f"{show(value)} is out of range; write a finite number")
+    return value
+
+
+def _range(value: Any) -> tuple[float, float]:
+    """Accept ``[low, high]``, low below high."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{show(value)} is no range; write [low, high]")
+    low, high = (_number(each) for each in value)
+    if low == high:
+        raise ValueError(f"the range {show(value)} is empty; write the value under config to fix it")
+    if low > high:
+        raise ValueError(f"the range {show(value)} is inverted; write [{high}, {low}]")
+    if not math.isfinite(high - low):
+        raise ValueError(f"the range {show(value)} is too wide")
+    return low, high
+
+
+def _whole(value: tuple[float, float]) -> tuple[int, int]:
+    low, high = value
+    if int(low) != low or int(high) != high:
+        raise ValueError(f"{show(list(value))} are not whole numbers; use uniform for numbers between")
+    return int(low), int(high)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{show(value)} is not finite")
+    if value is not None and not isinstance(value, str | int | float | bool):
+        raise ValueError(f"{show(value)} is not a plain value (text, number, true, false or null)")
+    return value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare values as YAML does: true is not 1."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _choices(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{show(value)} is no choice; write [first, second, ...]")
+    for index, each in enumerate(value):
+        if _scalar(each) in value[:index]:  # Optuna takes 1, 1.0 and true for the same choice
+            raise ValueError(f"{show(each)} is given twice")
+    return tuple(value)
+
+
+def _conditions(value: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{show(value)} is no condition; write {{path: value}} or {{path: [values]}}")
+    return {
+        str(path): _choices(wanted) if isinstance(wanted, list | tuple) else (_scalar(wanted),)
+        for path, wanted in value.items()
+    }
+
+
+_Floats = Annotated[tuple[float, float], BeforeValidator(_range)]
+_Ints = Annotated[tuple[int, int], BeforeValidator(_whole), BeforeValidator(_range)]
+_KINDS = ("uniform", "log_uniform", "int", "choice")
+
+
+class Parameter(BaseModel):
+    """One entry under ``search:``: a distribution, and the condition under which it is searched at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uniform: _Floats | None = Field(None, description="between low and high")
+    log_uniform: _Floats | None = Field(None, description="between low and high, even in the logarithm")
+    integer: _Ints | None = Field(
+        None, alias="int", description="whole numbers from low to high, both included"
+    )
+    log: bool = Field(False, description="with int: even in the logarithm")
+    step: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="with int: from low in steps of this size"
+    )
+    choice: Annotated[tuple[Any, ...], BeforeValidator(_choices)] | None = Field(
+        None, description="one of these"
+    )
+    when: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_conditions)] = Field(
+        default={}, description="searched only while every path has one of its values"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_distribution(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{show(data)} is no distribution; write for example {{uniform: [0, 1]}}")
+        given = [kind for kind in _KINDS if data.get(kind) is not None]
+        unknown = [key for key in data if key not in (*_KINDS, "log", "step", "when")]
+        if len(given) != 1 and not unknown:
+            raise ValueError(
+                f"give one distribution of {', '.join(_KINDS)}; found {', '.join(given) or 'none'}"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.integer is None and (self.log or self.step is not None):
+            raise ValueError("log and step belong to int; a logarithmic range of numbers is log_uniform")
+        if self.log and self.step is not None:
+            raise ValueError("log and step cannot be combined; drop one of them")
+        if self.integer and self.step is not None and self.step > self.integer[1] - self.integer[0]:
+            raise ValueError(f"step {self.step} is larger than the range {list(self.integer)}")
+        logarithmic = self.log_uniform or (self.integer if self.log else None)
+        if logarithmic and logarithmic[0] <= 0:
+            raise ValueError(f"a logarithmic range must begin above 0, not at {logarithmic[0]:g}")
+        return self
+
+    @property
+    def edges(self) -> list[Any]:
+        """Values that show whether a config takes what is suggested: every choice, or ends and between."""
+        if self.choice is not None:
+            return list(self.choice)
+        if self.integer is not None:
+            return [self.integer[0], self._last]
+        low, high = self.uniform or self.log_uniform or (0.0, 0.0)
+        return [low, high, low + (high - low) * 0.382]  # not a whole number, unless the range is tiny
+
+    def suggest(self, trial: optuna.Trial, path: str) -> Any:
+        """Ask the study's sampler for a value; the Optuna parameter has the name of the path."""
+        if self.choice is not None:
+            return trial.suggest_categorical(path, self.choice)
+        if self.integer is not None:
+            return trial.suggest_int(path, self.integer[0], self._last, step=self.step or 1, log=self.log)
+        if self.log_uniform is not None:
+            return trial.suggest_float(path, *self.log_uniform, log=True)
+        assert self.uniform is not None
+        return trial.suggest_float(path, *self.uniform)
+
+    def takes(self, value: Any) -> bool:
+        """Whether the value can be suggested."""
+        if self.choice is not None:
+            return any(_same(value, each) for each in self.choice)
+        low, high = self.integer or self.uniform or self.log_uniform or (0.0, 0.0)
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    def describe(self) -> tuple[str, str]:
+        """Name the distribution and its range for a table."""
+        if self.choice is not None:
+            return "choice", ", ".join(each if isinstance(each, str) else show(each) for each in self.choice)
+        if self.integer is not None:
+            step = f" in steps of {self.step}" if self.step else ""
+            return ("log int" if self.log else "int"), f"{self.integer[0]} to {self._last}{step}"
+        low, high = self.uniform or self.log_uniform or (0.0, 0.0)
+        return ("uniform" if self.uniform else "log uniform"), f"{low:g} to {high:g}"
+
+    @property
+    def _last(self) -> int:
+        """The highest whole number that lies on the steps."""
+        assert self.integer is not None
+        low, high = self.integer
+        return low + (high - low) // (self.step or 1) * (self.step or 1)
+
+
+class Space:
+    """The searched paths, in an order in which every ``when`` follows the paths that it depends on.
+
+    ``config`` is what the searched values are laid over: the sweep's fixed config, with the first value of
+    those searched fields that the config model requires and the sweep does not fix.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], fixed: Mapping[str, Any], config: dict[str, Any]
+    ) -> None:
+        """Hold a space that was checked; ``Space.build`` is the way to one."""
+        self.parameters = parameters
+        self.config = config
+        self._fixed = fixed
+
+    @classmethod
+    def build(
+        cls, parameters: Mapping[str, Parameter], model: type[BaseModel], config: Mapping[str, Any]
+    ) -> "Space":
+        """Check the searched paths and the fixed config against the trainable's config model.
+
+        Every path must exist, every edge of every range must be valid in the config, and conditions must be
+        able to hold. Raises FieldError naming the field, with the nearest valid name.
+        """
+        ordered = _ordered(parameters)
+        base = _base(ordered, model, config)
+        valid = leaves(model, base)
+        for path in ordered:
+            if path not in valid:
+                raise FieldError(Fault(("search", path), _unknown(path, valid)))
+        _refuse_nested(ordered)
+        resolved = model.model_validate(base).model_dump(mode="json", by_alias=True)
+        fixed = {}
+        for path, parameter in ordered.items():
+            for parent, wanted in parameter.when.items():
+                _check_condition((path, parent), wanted, ordered, valid, model, base)
+                if parent not in ordered:
+                    fixed[parent] = _get(resolved, parent)
+        space = cls(ordered, fixed, base)
+        for path, parameter in ordered.items():
+            space._check_edges(path, parameter, model)
+        return space
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Ask for a value of each path whose condition holds, and give them by path."""
+        values: dict[str, Any] = {}
+        for path, parameter in self.parameters.items():
+            if all(self._holds(parent, wanted, values) for parent, wanted in parameter.when.items()):
+                values[path] = parameter.suggest(trial, path)
+        return values
+
+    @staticmethod
+    def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy ``base`` and lay each ``a.b.c: value`` over it, making the groups that are not there."""
+        config = copy.deepcopy(dict(base))
+        for path, value in values.items():
+            *groups, last = path.split(".")
+            here = config
+            for group in groups:
+                inner = here.get(group)
+                if not isinstance(inner, dict):
+                    inner = here[group] = {}
+                here = inner
+            here[last] = value
+        return config
+
+    def table(self) -> list[Row]:
+        """Give one row per searched path, for the plan."""
+        return [Row(path, *each.describe(), self._condition(each)) for path, each in self.parameters.items()]
+
+    def _condition(self, parameter: Parameter) -> str:
+        """Write a condition as text, and say so when the fixed config already decides that it never holds."""
+        parts = []
+        for parent, wanted in parameter.when.items():
+            text = (
+                f"{parent} is {' or '.join(each if isinstance(each, str) else show(each) for each in wanted)}"
+            )
+            if parent in self._fixed and not self._holds(parent, wanted, {}):
+                text += f" (never: it is fixed at {show(self._fixed[parent])})"
+            parts.append(text)
+        return " and ".join(parts)
+
+    def _holds(self, parent: str, wanted: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
+        """Whether a parent has one of the wanted values; one that is not searched this time has none."""
+        if parent in self._fixed:
+            return any(_same(self._fixed[parent], each) for each in wanted)
+        return parent in values and any(_same(values[parent], each) for each in wanted)
+
+    def _context(self, parameter: Parameter) -> dict[str, Any]:
+        """Values of the parents under which a conditional path is searched."""
+        values: dict[str, Any] = {}
+        for parent, wanted in parameter.when.items():
+            if parent in self.parameters:
+                values |= self._context(self.parameters[parent])
+            values[parent] = wanted[0]
+        return values
+
+    def _check_edges(self, path: str, parameter: Parameter, model: type[BaseModel]) -> None:
+        """Raise FieldError when the config does not take a value that may be suggested."""
+        for value in parameter.edges:
+            data = self.overlay(self.config, {**self._context(parameter), path: value})
+            try:
+                model.model_validate(data)
+            except ValidationError as error:
+                fault = first_fault(error, model, data)
+                reason = fault.reason if dotted(fault.path) == path else f"with {show(value)}: {fault}"
+                if isinstance(value, float) and "whole number" in reason:
+                    reason += "; write int"
+                raise FieldError(Fault(("search", path), reason)) from error
+
+
+def leaves(model: type[BaseModel], config: Mapping[str, Any]) -> list[str]:
+    """List the paths of a config model that hold one value each; keys of mappings are those in ``config``."""
+    return list(dict.fromkeys(dotted(path) for path in _leaves(model, config, (), ())))
+
+
+def _leaves(option: Any, data: Any, path: Path, inside: tuple[Any, ...]) -> Iterator[Path]:
+    """Walk one alternative of a type; ``inside`` holds the models around it, so that recursive ones end."""
+    fields = members(option)
+    if option in inside:
+        return
+    if fields is not None:
+        entries = {name: field.annotation for name, field in fields.items()}
+    elif isinstance(data, Mapping) and item(option) is not None:
+        entries = {str(key): item(option) for key in data}
+    else:
+        yield path
+        return
+    for name, annotation in entries.items():
+        inner = data.get(name) if isinstance(data, Mapping) else None
+        around = (*inside, option) if fields is not None else inside
+        for each in options(annotation):
+            yield from _leaves(each, inner, (*path, name), around)
+
+
+def _get(data: Any, path: str) -> Any:
+    for part in path.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
+
+
+def _unknown(path: str, valid: list[str]) -> str:
+    inner = [each for each in valid if each.startswith(f"{path}.")]
+    if inner:
+        return f"is a group; search the values in it{nearest('', inner)}"
+    return f"the trainable's config has no such path{nearest(path, valid)}"
+
+
+def _refuse_nested(parameters: Mapping[str, Parameter]) -> None:
+    for path in parameters:
+        for outer in parameters:
+            if path.startswith(f"{outer}."):
+                reason = f"lies inside {outer!r}, which is searched as well; keep one of them"
+                raise FieldError(Fault(("search", path), reason))
+
+
+def _ordered(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Put the paths that conditions depend on first."""
+    graph = {
+        path: [each for each in parameter.when if each in parameters]
+        for path, parameter in parameters.items()
+    }
+    try:
+        return {path: parameters[path] for path in TopologicalSorter(graph).static_order()}
+    except CycleError as error:
+        circle = list(reversed(error.args[1]))
+        reason = f"the conditions go round in a circle: {' needs '.join(circle)}"
+        raise FieldError(Fault(("search", circle[0], "when"), reason)) from error
+
+
+def _base(
+    ordered: Mapping[str, Parameter], model: type[BaseModel], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check the fixed config; a required field may be missing when it is searched in every trial."""
+    base = dict(config)
+    try:
+        model.model_validate(base)
+    except ValidationError as error:
+        absent = {dotted(each.path) for each in faults(error, model, base) if each.reason == "missing"}
+        searched = {
+            path: each.edges[0]
+            for path, each in ordered.items()
+            if not each.when and any(path == field or path.startswith(f"{field}.") for field in absent)
+        }
+        base = Space.overlay(base, searched)
+    try:
+        model.model_validate(base)
+    except ValidationError as error:
+        raise FieldError(first_fault(error, model, base, "config")) from error
+    return base
+
+
+def _check_condition(
+    names: tuple[str, str],
+    wanted: tuple[Any, ...],
+    parameters: Mapping[str, Parameter],
+    valid: list[str],
+    model: type[BaseModel],
+    base: Mapping[str, Any],
+) -> None:
+    """Raise FieldError for a condition on a path that does not exist or on a value that it cannot have."""
+    path, parent = names
+    place: Path = ("search", path, "when", parent)
+    if parent not in parameters and parent not in valid:
+        raise FieldError(Fault(place, _unknown(parent, valid)))
+    for value in wanted:
+        if parent in parameters:
+            if not parameters[parent].takes(value):
+                searched = parameters[parent].describe()[1]
+                hint = nearest(value, parameters[parent].choice or (), listed=False)
+                raise FieldError(
+                    Fault(place, f"{show(value)} is not among what is searched: {searched}{hint}")
+                )
+            continue
+        data = Space.overlay(base, {parent: value})
+        try:
+            model.model_validate(data)
+        except ValidationError as error:
+            own = [fault for fault in faults(error, model, data) if dotted(fault.path) == parent]
+            if own:
+                raise FieldError(Fault(place, own[0].reason)) from error

@@ -1,0 +1,116 @@
+"""One trial: a Ray Tune function that runs the trainable on a group of Ray Train workers."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from orchestrator import trainable
+
+FAILURE = "failure"
+"""Key under which a trial reports why it failed, in one line."""
+
+LOG = "log"
+"""Key under which a failed trial reports the traceback."""
+
+
+def name(number: int) -> str:
+    """The name of a trial everywhere: folder, Ray dashboard, MLflow run."""
+    return f"trial-{number:04d}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """What every trial of a sweep shares, small enough to travel with each one."""
+
+    trainable: str
+    folder: str
+    workers: int
+    cpus: float
+    gpus: float
+
+    def resources_per_worker(self) -> dict[str, float]:
+        """Ray resources of one Train worker."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+
+class WorkerContext:
+    """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`)."""
+
+    def __init__(self) -> None:
+        from ray.train.torch import get_device
+
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device = str(get_device())
+
+    def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
+        """Report one epoch; rank 0 uploads what ``save`` writes as the trial's checkpoint."""
+        if save is None or self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def restore(self) -> Path | None:
+        """A folder with the trial's last checkpoint, or None when it starts from the beginning."""
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory())
+
+
+def work(job: Mapping[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    subject = trainable.load(job["trainable"])
+    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext())
+
+
+def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
+    """Train one suggested point on a worker group of its own; resumes from its last checkpoint.
+
+    Args:
+        point: ``number`` of the trial in the study and its whole ``config``.
+        spec: what every trial of the sweep shares.
+    """
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"trainable": spec.trainable, "config": point["config"]},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=spec.gpus > 0,
+            resources_per_worker=spec.resources_per_worker(),
+        ),
+        run_config=ray.train.RunConfig(
+            # Train finds the checkpoint of an interrupted trial by this name.
+            name=name(point["number"]),
+            storage_path=spec.folder,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason, log = _explain(error)
+        tune.report({FAILURE: reason, LOG: log})
+
+
+def _explain(error: ray.train.TrainingFailedError) -> tuple[str, str]:
+    """One line for what the trainable raised, and the whole traceback."""
+    cause: BaseException = error
+    if isinstance(error, ray.train.WorkerGroupError) and error.worker_failures:
+        cause = error.worker_failures[min(error.worker_failures)]
+    while isinstance(cause, RayError) and isinstance(getattr(cause, "cause", None), BaseException):
+        cause = cause.cause
+    lines = [line for line in str(cause).splitlines() if line.strip()] or ["no message"]
+    line = lines[-1] if isinstance(cause, RayError) else f"{type(cause).__name__}: {lines[0]}"
+    return line[:500], str(error)

@@ -1,0 +1,156 @@
+"""The embedder: shapes, parameter counts, the published recurrence, preprocessing, independence."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn import functional
+
+from trainables.network import embedder as embedder_module
+from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+from trainables.network.encoders import ENCODERS, EncoderConfig
+from trainables.network.pooling import POOLINGS
+from trainables.network.preprocess import FixedNormalisation, McLaughlinNormalisation, resize
+from trainables.network.recurrence import McLaughlinLayer, RecurrenceConfig, build_recurrence
+
+CELLS = get_args(RecurrenceConfig.model_fields["cell"].annotation)
+
+
+def test_every_name_of_the_config_is_registered() -> None:
+    assert set(get_args(EncoderConfig.model_fields["name"].annotation)) == set(ENCODERS)
+    assert set(get_args(NetworkConfig.model_fields["pooling"].annotation)) == set(POOLINGS)
+
+
+@pytest.mark.parametrize(
+    "wrong, expected",
+    [
+        ({"encoder": {"name": "vgg"}}, "'mclaughlin2016' or 'residual'"),
+        ({"rnn": {"cell": "elman"}}, "'rnn', 'gru' or 'lstm'"),
+        ({"pooling": "median"}, "'mean' or 'max'"),
+    ],
+)
+def test_unknown_names_list_what_exists(wrong: dict[str, object], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        NetworkConfig.model_validate(wrong)
+
+
+def test_mclaughlin_has_the_published_number_of_parameters() -> None:
+    network = SequenceEmbedder(NetworkConfig(height=56, width=40, flow="dis"))
+    counts = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    start = counts.pop("recurrence.0.start")
+    assert start == 128
+    assert sum(counts.values()) == 399_616
+    assert network.encoder.linear.in_features == 2560
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_shapes_and_gradients(name: str, cell: str, layers: int) -> None:
+    config = NetworkConfig.model_validate(
+        {
+            "encoder": {"name": name, "features": 24},
+            "rnn": {"cell": cell, "hidden_size": 16, "layers": layers},
+            "pooling": "max" if layers == 2 else "mean",
+            "height": 32,
+            "width": 24,
+        }
+    )
+    network = SequenceEmbedder(config)
+    features = network(torch.rand(2, 3, 3, 40, 20))
+    assert features.shape == (2, network.dimension) == (2, 16)
+    features.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert network.eval()(torch.rand(1, 1, 3, 32, 24)).shape == (1, 16)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_sequences_do_not_influence_each_other_in_evaluation(name: str) -> None:
+    network = SequenceEmbedder(NetworkConfig.model_validate({"encoder": {"name": name}})).eval()
+    frames = torch.rand(3, 2, 3, 64, 48)
+    torch.testing.assert_close(network(frames)[1:2], network(frames[1:2]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("features", [6, 4])
+def test_rnn_is_the_published_recurrence(features: int) -> None:
+    layer = McLaughlinLayer(features, 4, dropout=0.5, project=features != 4).double().eval()
+    steps = torch.randn(2, 5, features, dtype=torch.float64)
+    found = layer(steps)
+    for item in range(2):
+        inputs = [layer.input(step) for step in steps[item]]
+        output = inputs[0] + layer.start
+        torch.testing.assert_close(found[item, 0], output)
+        for time in range(1, 5):
+            output = inputs[time] + layer.feedback.weight @ torch.tanh(output) + layer.feedback.bias
+            torch.testing.assert_close(found[item, time], output)
+
+
+def test_rnn_drops_out_on_the_feedback_path_only() -> None:
+    layer = McLaughlinLayer(4, 4, dropout=0.999999, project=False)
+    steps = torch.randn(2, 3, 4)
+    torch.testing.assert_close(layer(steps)[:, 1:], steps[:, 1:] + layer.feedback.bias)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_gated_cells_add_to_the_frame_feature(cell: str) -> None:
+    recurrence = build_recurrence(8, RecurrenceConfig.model_validate({"cell": cell, "hidden_size": 8}))
+    steps = 100 * torch.randn(2, 3, 8)
+    assert (recurrence(steps) - steps).abs().max() <= 1
+
+
+def test_mclaughlin_normalisation_divides_by_the_square_root_of_the_deviation() -> None:
+    frames = torch.rand(2, 5, 8, 6)
+    found = McLaughlinNormalisation()(frames)
+    luma = 0.299 * frames[1, 0] + 0.587 * frames[1, 1] + 0.114 * frames[1, 2]
+    torch.testing.assert_close(found[1, 0], (luma - luma.mean()) / luma.std().sqrt(), atol=1e-5, rtol=1e-4)
+    flow = frames[0, 4]
+    torch.testing.assert_close(found[0, 4], (flow - flow.mean()) / flow.std().sqrt(), atol=1e-5, rtol=1e-4)
+    still = McLaughlinNormalisation()(torch.full((1, 3, 8, 6), 0.5))
+    torch.testing.assert_close(still, torch.zeros_like(still), atol=1e-3, rtol=0)
+
+
+def test_fixed_normalisation_leaves_flow_alone() -> None:
+    frames = torch.rand(2, 5, 8, 6)
+    found = FixedNormalisation()(frames)
+    torch.testing.assert_close(found[:, 3:], frames[:, 3:])
+    torch.testing.assert_close(found[:, 0], (frames[:, 0] - 0.485) / 0.229)
+
+
+def test_resize_scales_flow_with_the_frame() -> None:
+    frames = torch.ones(1, 5, 32, 12)
+    found = resize(frames, 64, 48)
+    assert found.shape == (1, 5, 64, 48)
+    torch.testing.assert_close(found.mean(dim=(0, 2, 3)), torch.tensor([1.0, 1.0, 1.0, 4.0, 2.0]))
+    assert resize(frames, 32, 12) is frames
+
+
+def test_resize_does_not_alias() -> None:
+    stripes = torch.arange(64).remainder(2).float().expand(1, 3, 64, 64)
+    assert resize(stripes, 16, 16).std() < 0.1 < functional.interpolate(stripes, (16, 13)).std()
+
+
+def test_frames_without_flow_are_motionless() -> None:
+    network = SequenceEmbedder(NetworkConfig(flow="dis")).eval()
+    frames = torch.rand(1, 2, 3, 64, 48)
+    still = torch.cat([frames, torch.zeros(1, 2, 2, 64, 48)], dim=2)
+    torch.testing.assert_close(network(frames), network(still))
+    with pytest.raises(ValueError, match=r"4 channels; this network takes 3 \(RGB\) or 5"):
+        network(torch.rand(1, 2, 4, 64, 48))
+
+
+def test_the_folder_works_under_another_name_without_the_project(tmp_path: Path) -> None:
+    shutil.copytree(Path(embedder_module.__file__).parent, tmp_path / "carried")
+    program = (
+        "import sys, pkgutil, importlib; sys.path.insert(0, sys.argv[1]); import carried\n"
+        "for found in pkgutil.iter_modules(carried.__path__):\n"
+        "    importlib.import_module('carried.' + found.name)\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('trainables', 'orchestrator')]\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,129 @@
+"""Two gloo workers against one on the same global batch: batch norm, gather, every encoder's gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.methods import Batch, MethodConfig, build_method
+from trainables.methods.gather import gather
+from trainables.network.encoders import ENCODERS
+from trainables.network.normalisation import GlobalBatchNorm2d, convert_batch_norm, frozen_statistics
+
+WORKERS = 2
+
+
+def share(values: Tensor, rank: int, workers: int) -> Tensor:
+    return values.chunk(workers)[rank]
+
+
+def normalise(rank: int, workers: int) -> dict[str, Tensor]:
+    """Gradient and output of batch norm, with a mean far from 0; uneven shares when there are two workers."""
+    torch.manual_seed(0)
+    norm = GlobalBatchNorm2d(3).double() if workers > 1 else nn.BatchNorm2d(3).double()
+    nn.init.uniform_(norm.weight)
+    values, target = torch.randn(2, 7, 3, 4, 2, dtype=torch.float64).unbind()
+    part = slice(0, 7) if workers == 1 else (slice(0, 5), slice(5, 7))[rank]
+    inputs = (values[part] * 2 + 100).requires_grad_()
+    with frozen_statistics(norm):
+        norm(inputs + 5)
+    outputs = norm(inputs)
+    (outputs - target[part]).pow(3).sum().backward()
+    assert inputs.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
+    found = {"outputs": outputs, "inputs": inputs.grad, **dict(norm.named_buffers())}
+    return {**found, "weight": norm.weight.grad, "bias": norm.bias.grad}
+
+
+def similarity(rank: int, workers: int) -> Tensor:
+    """Gradient of a loss over all pairs, as the mean over workers would have it."""
+    values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    inputs = share(values, rank, workers).clone().requires_grad_()
+    everything = gather(inputs)
+    torch.testing.assert_close(everything, values)
+    (everything @ everything.T).tril(-1).pow(2).sum().backward()
+    assert inputs.grad is not None
+    return inputs.grad / workers
+
+
+def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
+    """Losses, gradients and statistics of one step of everything at once, without dropout."""
+    torch.manual_seed(0)
+    network = {
+        "encoder": {"name": encoder, "features": 16, "dropout": 0},
+        "rnn": {"hidden_size": 16, "dropout": 0},
+        "height": 32,
+        "width": 24,
+    }
+    alignment = {"distribution": {"kind": "adversarial"}}
+    config = MethodConfig.model_validate({"network": network, "alignment": alignment})
+    method = build_method(config, identities_sequences=4, identities_images=5)
+    stills, walks = torch.rand(6, 3, 32, 24), torch.rand(4, 4, 3, 32, 24)
+    sequence_identities, image_identities = torch.tensor([0, 3, 3, 0]), torch.tensor([0, 1, 4, 4, 1, 0])
+    model = DistributedDataParallel(method) if workers > 1 else method
+    for _ in range(2):  # DistributedDataParallel complains about an unused parameter in the second step
+        model.zero_grad()
+        terms = model(
+            Batch(
+                sequences=share(walks, rank, workers),
+                sequence_identities=share(sequence_identities, rank, workers),
+                sequence_cameras=share(torch.zeros(4, dtype=torch.long), rank, workers),
+                images=share(stills, rank, workers),
+                image_identities=share(image_identities, rank, workers),
+            )
+        )
+        terms["loss"].backward()
+    gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
+    return {"terms": terms, "gradients": gradients, "buffers": dict(method.named_buffers())}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS)
+    found = {"norm": normalise(rank, WORKERS), "gather": similarity(rank, WORKERS)}
+    found |= {encoder: train(encoder, rank, WORKERS) for encoder in ENCODERS}
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("workers")
+    spawn(work, args=(str(folder),), nprocs=WORKERS)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+def test_batch_norm_is_that_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
+    expected = normalise(0, 1)
+    for name in ("outputs", "inputs"):
+        torch.testing.assert_close(torch.cat([found["norm"][name] for found in workers]), expected[name])
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(sum(found["norm"][name] for found in workers), expected[name])
+    for found in workers:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            torch.testing.assert_close(found["norm"][name], expected[name])
+
+
+def test_gather_has_the_gradient_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
+    torch.testing.assert_close(torch.cat([found["gather"] for found in workers]), similarity(0, 1))
+
+
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_two_workers_train_like_one(workers: list[dict[str, Any]], encoder: str) -> None:
+    expected = train(encoder, 0, 1)
+    for found in workers:
+        torch.testing.assert_close(found[encoder], expected, atol=2e-5, rtol=1e-3)
+
+
+def test_conversion_keeps_values_and_names() -> None:
+    inner = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    module = nn.Sequential(inner, nn.BatchNorm1d(4))
+    inner(torch.rand(2, 3, 4, 4) + 1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    convert_batch_norm(module)
+    assert isinstance(inner[0], GlobalBatchNorm2d)
+    torch.testing.assert_close(dict(module.state_dict()), before)

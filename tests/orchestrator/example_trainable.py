@@ -1,0 +1,140 @@
+"""The smallest trainable, which walks down a parabola: all that the orchestrator asks of one."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DataError(ValueError):
+    """The user's data is at fault."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The data set that was used."""
+
+    name: str = "parabola"
+    role: str = "train"
+    source: str = "(x - 1)² + (y + 2)²"
+    digest: str = "0f1e2d3c"
+    counts: dict[str, int] = field(default_factory=lambda: {"points": 1})
+
+
+class Noise(BaseModel):
+    """An optional part of the config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["none", "uniform"] = "none"
+    width: float = Field(0.1, ge=0)
+
+
+class ExampleConfig(BaseModel):
+    """Where to start, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    seed: int = 0
+    epochs: int = Field(4, ge=1)
+    x: float = Field(0.0, ge=-10, le=10)
+    y: float = Field(0.0, ge=-10, le=10)
+    steps: int = Field(1, ge=1, le=8)
+    noise: Noise | None = Noise()
+    fault: Literal["none", "data", "diverge", "crash"] = "none"
+    seconds: float = Field(0.0, ge=0, description="duration of an epoch")
+    sets: dict[str, Noise] = {}
+
+
+class ExampleTrainable:
+    """Halves its distance to the minimum ``steps`` times an epoch."""
+
+    Config = ExampleConfig
+    InputError = DataError
+    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = {
+        "val/score": "max",
+        "train/loss": "min",
+        "rate": "max",
+    }
+    throughput: str | None = "rate"
+
+    def prepare(self, config: ExampleConfig, say: Callable[[str], None]) -> list[Record]:
+        """Check the data and name it."""
+        self.check(config)
+        say("the parabola is ready")
+        return [Record()]
+
+    def check(self, config: ExampleConfig) -> None:
+        """Refuse the fault that a test asks for."""
+        if config.fault == "data":
+            raise DataError("config.fault: data is at fault; write none")
+
+    def fit(self, config: ExampleConfig, context: Any) -> None:
+        """Go down, from the last checkpoint where there is one."""
+        state = {"epoch": 0, "x": config.x, "y": config.y}
+        checkpoint = context.restore()
+        if checkpoint is not None:
+            state = json.loads((checkpoint / "state.json").read_text())
+        for epoch in range(int(state["epoch"]) + 1, config.epochs + 1):
+            begun = time.perf_counter()
+            time.sleep(config.seconds)
+            if config.fault == "crash" and epoch == 2:
+                raise RuntimeError("the trainable crashed as asked")
+            for _ in range(config.steps):
+                state = {"epoch": epoch, "x": (state["x"] + 1) / 2, "y": (state["y"] - 2) / 2}
+            loss = math.nan if config.fault == "diverge" else (state["x"] - 1) ** 2 + (state["y"] + 2) ** 2
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"train/loss is {loss} in epoch {epoch}")
+            text = json.dumps(state)
+            rate = 1 / (time.perf_counter() - begun + 1e-9)
+            context.report(
+                {"epoch": epoch, "val/score": -loss, "train/loss": loss, "rate": rate},
+                lambda folder, text=text: (folder / "state.json").write_text(text) and None,
+            )
+
+    def evaluate(self, config: ExampleConfig, checkpoint: Path) -> dict[str, float]:
+        """Score the checkpoint."""
+        state = json.loads((checkpoint / "state.json").read_text())
+        return {"test/parabola/score": -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2}
+
+    def export(self, config: ExampleConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
+        """Write a model from code that adds the state's ``x`` to its input."""
+        import numpy
+        from mlflow.models import infer_signature
+
+        state, model = directory / "state.json", directory / "model.py"
+        state.write_text((checkpoint / "state.json").read_text())
+        model.write_text(_MODEL)
+        example = numpy.zeros((1, 2), dtype=numpy.float32)
+        return {
+            "python_model": str(model),
+            "artifacts": {"state": str(state)},
+            "input_example": example,
+            "signature": infer_signature(example, example),
+            "pip_requirements": ["numpy"],
+        }
+
+
+_MODEL = '''"""Adds a constant."""
+
+import json
+
+import mlflow
+
+
+class Model(mlflow.pyfunc.PythonModel):
+    """Adds the x of the exported state."""
+
+    def load_context(self, context):
+        with open(context.artifacts["state"]) as file:
+            self.x = json.load(file)["x"]
+
+    def predict(self, context, model_input, params=None):
+        return (model_input + self.x).astype("float32")
+
+
+mlflow.models.set_model(Model())
+'''

@@ -1,0 +1,157 @@
+"""The study tells Optuna the truth about every trial, and a new driver continues from it alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator import config
+from orchestrator.config import Sweep
+from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy
+from orchestrator.trial import FAILURE
+
+SWEEP = """
+name: study
+trainable: tests.orchestrator.example_trainable:ExampleTrainable
+config: {epochs: 4}
+search: {x: {uniform: [-3, 3]}, steps: {int: [1, 3]}}
+objective: {metric: val/score}
+sampler: {tpe: {seed: 3, n_startup_trials: 2}}
+scheduler: {asha: {grace: 1, reduction: 2}}
+budget: {trials: 6}
+"""
+
+
+class TuneTrial:
+    """The part of a Ray Tune trial that the scheduler looks at."""
+
+    def __init__(self, point: Any) -> None:
+        self.config = point
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    file = tmp_path / "study.yaml"
+    file.write_text(SWEEP)
+    return config.read(file, [config.Override("storage", str(tmp_path / "store"), "--storage")])
+
+
+def result(epoch: int, score: float) -> dict[str, Any]:
+    return {"epoch": epoch, "val/score": score, "train/loss": -score, "checkpoint_path": f"checkpoint_{epoch}"}
+
+
+def run(study: SweepStudy, scores: list[float]) -> TrialState:
+    """One trial through searcher and scheduler, as Ray Tune calls them; it reports these scores."""
+    searcher, scheduler = StudySearcher(study), StudyScheduler(study)
+    point = searcher.suggest("a")
+    assert isinstance(point, dict)
+    for epoch, score in enumerate(scores, 1):
+        last = result(epoch, score)
+        if scheduler.on_trial_result(None, TuneTrial(point), last) == TrialScheduler.STOP:
+            break
+    searcher.on_trial_complete("a", last)
+    return study.trials[point["number"]].state
+
+
+def test_a_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    assert run(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
+    best = study.best()
+    assert best is not None
+    assert best.values == [0.4]
+    assert best.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+    assert best.user_attrs["checkpoint"] == "checkpoint_4"
+
+
+def test_the_worse_of_two_is_pruned_at_the_first_rung(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    run(study, [0.5, 0.5, 0.5, 0.5])
+    assert run(study, [0.1, 0.9, 0.9, 0.9]) == TrialState.PRUNED
+    assert study.trials[1].intermediate_values == {1: 0.1}
+    assert "after epoch 1" in study.trials[1].user_attrs["reason"]
+
+
+def test_the_last_epoch_is_never_pruned(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    run(study, [0.5, 0.5, 0.5, 0.9])
+    assert run(study, [0.6, 0.6, 0.6, 0.1]) == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_fails_the_trial(sweep: Sweep, tmp_path: Path, score: float) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    assert run(study, [0.5, score]) == TrialState.FAIL
+    assert study.trials[0].user_attrs["reason"] == "val/score is not finite in epoch 2"
+    assert study.best() is None
+
+
+def test_failures_keep_their_reason(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    searcher, scheduler = StudySearcher(study), StudyScheduler(study)
+    for trial_id in "ab":
+        point = searcher.suggest(trial_id)
+    failure = {FAILURE: "RuntimeError: no", "log": "..."}
+    assert scheduler.on_trial_result(None, TuneTrial(point), failure) == TrialScheduler.CONTINUE
+    searcher.on_trial_complete("a", failure)
+    searcher.on_trial_complete("b", error=True)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.FAIL]
+    assert [trial.user_attrs["reason"] for trial in study.trials] == ["RuntimeError: no", "its process died"]
+
+
+def test_a_new_driver_continues_an_interrupted_trial_under_its_number(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    run(study, [0.1, 0.2, 0.3, 0.4])
+    searcher, scheduler = StudySearcher(study), StudyScheduler(study)
+    point = searcher.suggest("b")
+    assert isinstance(point, dict)
+    scheduler.on_trial_result(None, TuneTrial(point), result(1, 0.5))
+    searcher.on_trial_complete("b", result(1, 0.5))  # stopped from outside: neither verdict nor last epoch
+
+    again = SweepStudy(sweep, tmp_path)
+    assert again.left() == sweep.budget.trials - 1
+    assert StudySearcher(again).suggest("c") == point
+    assert again.trials[point["number"]].intermediate_values == {1: 0.5}
+
+
+def test_a_continued_study_suggests_what_the_undisturbed_one_does(sweep: Sweep, tmp_path: Path) -> None:
+    suggested = []
+    for restarts in (False, True):
+        folder = tmp_path / str(restarts)
+        folder.mkdir()
+        study = SweepStudy(sweep, folder)
+        for number in range(sweep.budget.trials):
+            run(study, [float(number)] * 4)
+            if restarts:
+                study = SweepStudy(sweep, folder)
+        suggested.append([trial.params for trial in study.trials])
+    assert suggested[0] == suggested[1]
+    assert len({params["x"] for params in suggested[0]}) == sweep.budget.trials
+
+
+def test_the_budget_ends_the_search(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    for _ in range(sweep.budget.trials):
+        run(study, [0.5] * 4)
+    assert study.left() == 0
+    assert StudySearcher(study).suggest("z") == Searcher.FINISHED
+
+
+def test_trials_without_gain_end_the_search(sweep: Sweep, tmp_path: Path) -> None:
+    patient = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"no_gain_for": 2})})
+    study = SweepStudy(patient, tmp_path)
+    for score in (0.5, 0.4, 0.3):
+        assert not study.gained_nothing()
+        run(study, [score] * 4)
+    assert study.gained_nothing()
+    assert StudySearcher(study).suggest("z") == Searcher.FINISHED
+
+
+def test_what_still_runs_when_the_budget_is_spent_is_pruned(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    study.ask()
+    assert study.close("no time left") == [0]
+    assert study.count() == {"running": 0, "complete": 0, "pruned": 1, "failed": 0}

@@ -1,0 +1,64 @@
+"""Disturbances are shared by the frames of a sequence, and by the frames and their flow."""
+
+import numpy as np
+import pytest
+
+from trainables.data.augmentation import Augmentation, AugmentationConfig
+
+STILL = np.random.default_rng(0).integers(0, 255, (16, 12, 3), dtype=np.uint8)
+FRAMES = np.repeat(STILL[None], 5, axis=0)
+EVERYTHING = AugmentationConfig(crop=0.25, flip=True, erase=1.0)
+
+
+def disturbed(number, *, config=EVERYTHING, frames=FRAMES, flow=None, seed=(0, 1)):
+    return Augmentation(config, seed)(frames, flow, number)
+
+
+def test_every_frame_of_a_sequence_gets_the_same_draw():
+    for number in range(20):
+        frames, _ = disturbed(number)
+        assert frames.shape == FRAMES.shape and frames.dtype == np.uint8
+        assert (frames == frames[:1]).all()
+
+
+def test_the_draw_depends_on_seed_and_number_alone():
+    augmentation = Augmentation(EVERYTHING, (0, 1))
+    augmentation(FRAMES, None, 3)
+    np.testing.assert_array_equal(augmentation(FRAMES, None, 7)[0], disturbed(7)[0])
+    assert (disturbed(7)[0] != disturbed(8)[0]).any()
+    assert (disturbed(7)[0] != disturbed(7, seed=(0, 2))[0]).any()
+
+
+def test_nothing_is_disturbed_when_everything_is_off():
+    off = AugmentationConfig(crop=0, flip=False, erase=0)
+    np.testing.assert_array_equal(disturbed(0, config=off)[0], FRAMES)
+
+
+def test_shift_stays_in_reach_and_repeats_the_border():
+    columns = np.broadcast_to(np.arange(12, dtype=np.uint8)[:, None], (1, 16, 12, 3))
+    config = AugmentationConfig(crop=0.5, flip=False)
+    seen = set()
+    for number in range(200):
+        row = disturbed(number, config=config, frames=columns)[0][0, 0, :, 0].astype(int)
+        shift = next(s for s in range(-3, 4) if (np.clip(np.arange(12) + s, 0, 11) == row).all())
+        seen.add(shift)
+    assert seen == set(range(-3, 4))
+
+
+@pytest.mark.parametrize("erase", [0.0, 1.0])
+def test_a_flip_mirrors_frames_and_flow_and_the_sign_of_horizontal_flow(erase):
+    config = AugmentationConfig(crop=0, flip=True, erase=erase)
+    flow = np.random.default_rng(1).normal(size=(5, 16, 12, 2)).astype(np.float32)
+    original, mirrored = flow.copy(), 0
+    for number in range(40):
+        frames, moved = disturbed(number, config=config, flow=flow)
+        kept = moved.any(axis=(0, 3))  # the pixels that no rectangle blanked
+        if (frames[:, kept] == FRAMES[:, kept]).all():
+            np.testing.assert_array_equal(moved[:, kept], original[:, kept])
+        else:
+            mirrored += 1
+            np.testing.assert_array_equal(frames[:, kept], FRAMES[:, :, ::-1][:, kept])
+            np.testing.assert_array_equal(moved[:, kept], (original[:, :, ::-1] * [-1, 1])[:, kept])
+        assert kept.all() == (erase == 0)
+    assert 5 < mirrored < 35
+    np.testing.assert_array_equal(flow, original)

@@ -1,0 +1,97 @@
+"""Batches: balanced, repeatable, and the same however many workers share them."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainables.data.sampling import IdentitySampler, share
+from trainables.data.tracklet import DataError
+
+SIDES = [(str(identity), str(camera)) for identity in range(10) for camera in range(3) for _ in range(2)]
+IDENTITIES, CAMERAS = (np.asarray(column) for column in zip(*SIDES, strict=True))
+TRACKLETS = np.arange(len(SIDES)) + 100
+
+
+def sampler(lengths=20, per_batch=4, per_identity=2, frames=8, seed=(0,)):
+    return IdentitySampler(
+        TRACKLETS,
+        IDENTITIES,
+        CAMERAS,
+        np.broadcast_to(lengths, len(SIDES)),
+        per_batch=per_batch,
+        per_identity=per_identity,
+        frames=frames,
+        seed=seed,
+    )
+
+
+def identity(clip):
+    return IDENTITIES[clip.tracklet - 100]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 10), st.integers(1, 7), st.integers(1, 12), st.integers(0, 50))
+def test_every_batch_holds_p_identities_with_k_clips_of_different_cameras(p, k, batches, epoch):
+    for clips in sampler(per_batch=p, per_identity=k).epoch(epoch, batches):
+        counts = Counter(map(identity, clips))
+        assert len(counts) == p
+        assert set(counts.values()) == {k}
+        for person in counts:
+            drawn = [clip.tracklet - 100 for clip in clips if identity(clip) == person]
+            assert len({CAMERAS[position] for position in drawn}) == min(k, 3)
+            assert len(set(drawn)) == min(k, 6)
+
+
+def test_one_pass_shows_every_identity_once():
+    drawn = sampler(per_batch=5)
+    assert drawn.batches_per_pass() == 2
+    assert Counter(identity(c) for clips in drawn.epoch(3, 2) for c in clips) == {i: 2 for i in set(IDENTITIES)}
+    ragged = sampler(per_batch=4)
+    assert ragged.batches_per_pass() == 3
+    assert {identity(c) for clips in ragged.epoch(3, 3) for c in clips} == set(IDENTITIES)
+
+
+def test_windows_are_consecutive_inside_the_tracklet_and_start_everywhere():
+    starts = set()
+    for clips in sampler(lengths=11).epoch(0, 20):
+        for clip in clips:
+            assert clip.frames.tolist() == list(range(clip.frames[0], clip.frames[0] + 8))
+            starts.add(int(clip.frames[0]))
+    assert starts == {0, 1, 2, 3}
+
+
+def test_short_tracklets_are_played_round_and_round():
+    assert sampler(lengths=3).epoch(0, 1)[0][0].frames.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert sampler(lengths=1).epoch(0, 1)[0][0].frames.tolist() == [0] * 8
+
+
+def plain(plan):
+    return [[(clip.tracklet, clip.frames.tolist(), clip.number) for clip in clips] for clips in plan]
+
+
+def test_the_plan_is_a_function_of_seed_and_epoch():
+    drawn = sampler()
+    drawn.epoch(1, 3)
+    assert plain(drawn.epoch(2, 3)) == plain(sampler().epoch(2, 3))
+    assert plain(drawn.epoch(2, 3)) != plain(drawn.epoch(3, 3))
+    assert plain(drawn.epoch(2, 3)) != plain(sampler(seed=(1,)).epoch(2, 3))
+
+
+def test_clips_are_numbered_through_the_epoch():
+    numbers = [clip.number for clips in sampler().epoch(0, 4) for clip in clips]
+    assert numbers == list(range(4 * 4 * 2))
+
+
+def test_workers_share_a_batch_without_overlap():
+    clips = sampler().epoch(0, 1)[0]
+    assert plain([share(clips, 0, 2) + share(clips, 1, 2)]) == plain([clips])
+    with pytest.raises(ValueError, match="batch of 8 does not divide into equal parts for 3 workers"):
+        share(clips, 0, 3)
+
+
+def test_too_few_identities_are_refused_with_both_numbers():
+    with pytest.raises(DataError, match="batch of 11 identities needs as many to train on: there are 10"):
+        sampler(per_batch=11)

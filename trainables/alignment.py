@@ -1,0 +1,181 @@
+"""The trainable: sweeps, finals and the registry see this package through `AlignmentTrainable` alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from trainables.config import AlignmentConfig
+from trainables.data import sources
+from trainables.data.loading import Batches, Part
+from trainables.data.packing import Pack
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
+from trainables.embedding import retrieve
+from trainables.export import export
+from trainables.loop import WEIGHTS, Context, Training
+from trainables.methods import build_method
+from trainables.network.embedder import SequenceEmbedder
+
+_VALIDATION_SEED = 0
+"""Not the config's seed: every seed of a sweep is judged on the same validation identities of a split."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSetRecord:
+    """One data set in one role, as it was used."""
+
+    name: str
+    role: str
+    source: str
+    digest: str
+    counts: dict[str, int]
+
+
+class AlignmentTrainable:
+    """Multi-shot person re-identification; what is trained, and how, is the config's ``method``."""
+
+    Config = AlignmentConfig
+    InputError = DataError
+    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = {
+        "val/rank1": "max",
+        "val/rank5": "max",
+        "val/mAP": "max",
+        "train/loss": "min",
+        "train/video": "min",
+        "frames_per_second": "max",
+    }
+    throughput = "frames_per_second"
+
+    def prepare(self, config: AlignmentConfig, say: Callable[[str], None]) -> list[DataSetRecord]:
+        """Generate, read and pack every set that is used; raises ``DataError`` where training could not begin."""
+        data = config.data
+        packs = _packs(config, say)
+        _batches(config, packs, rank=0, workers=1)
+        roles = [("train", data.sequences), *(("target", name) for name in data.targets)]
+        if config.trains_on_images:
+            roles += [("images", name) for name in data.images]
+        return [_record(config, role, packs[name]) for role, name in roles]
+
+    def check(self, config: AlignmentConfig) -> None:
+        """Check the data cheaply; raises ``DataError``, writes nothing."""
+        sources.check(config.data)
+
+    def fit(self, config: AlignmentConfig, context: Context) -> None:
+        """Train on one worker; raises ``FloatingPointError`` when the loss or a gradient is not finite."""
+        packs = _packs(config, _silent)
+        batches = _batches(config, packs, context.rank, context.world_size)
+        torch.manual_seed(config.seed)
+        method = build_method(
+            config.of_method, batches.sequences.identities, batches.images.identities if batches.images else 0
+        )
+        training = Training(
+            method,
+            batches,
+            _validation(config, packs[config.data.sequences]),
+            config.optimizer,
+            context,
+            epochs=config.epochs,
+            seed=config.seed,
+        )
+        training.run()
+
+    def evaluate(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, float]:
+        """Score a checkpoint on the test part of every target: ``test/<set>/rank1`` ... ``test/<set>/mAP``.
+
+        mAP takes the precision at each hit; ``test/<set>/mAP_trapezoid`` is the official one of MARS.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        embedder = _embedder(config, checkpoint).to(device)
+        scores: dict[str, float] = {}
+        for name in config.data.targets:
+            pack = sources.resolve(config.data, name, _silent)
+            split = sources.split_of(pack, config.data.split)
+            found = retrieve(embedder, _part(pack, split.query), _part(pack, split.gallery), device)
+            scores |= found.metrics(f"test/{name}/") | {f"test/{name}/mAP_trapezoid": found.trapezoid}
+        return scores
+
+    def export(self, config: AlignmentConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
+        """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
+        return export(_embedder(config, checkpoint), directory)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _packs(config: AlignmentConfig, say: Callable[[str], None]) -> dict[str, Pack]:
+    data = config.data
+    names = {data.sequences, *data.targets, *(data.images if config.trains_on_images else ())}
+    return {name: sources.resolve(data, name, say) for name in sorted(names)}
+
+
+def _part(pack: Pack, tracklets: Any) -> Part:
+    return Part(pack, np.asarray(tracklets, np.int64))
+
+
+def _training_part(config: AlignmentConfig, pack: Pack) -> Part:
+    """The sequences trained on: neither validation nor test identities."""
+    data = config.data
+    return _part(pack, sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED)[0])
+
+
+def _validation(config: AlignmentConfig, pack: Pack) -> tuple[Part, Part]:
+    """Query and gallery of the validation identities."""
+    data = config.data
+    _, query, gallery = sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED)
+    return _part(pack, query), _part(pack, gallery)
+
+
+def _image_part(config: AlignmentConfig, pack: Pack, targets: set[str]) -> Part:
+    """The images trained on: everybody, or the train part where the same images (by digest) are a target too."""
+    chosen = np.arange(len(pack))
+    if pack.digest in targets:
+        chosen = np.asarray(sources.split_of(pack, config.data.split).train, np.int64)
+    return _part(pack, chosen[~np.isin(pack.identities[chosen], (JUNK, DISTRACTOR))])
+
+
+def _batches(config: AlignmentConfig, packs: Mapping[str, Pack], rank: int, workers: int) -> Batches:
+    data = config.data
+    targets = {packs[name].digest for name in data.targets}
+    images = data.images if config.trains_on_images else ()
+    return Batches(
+        [_training_part(config, packs[data.sequences])],
+        [_image_part(config, packs[name], targets) for name in images],
+        config.batch,
+        config.augmentation,
+        seed=config.seed,
+        rank=rank,
+        workers=workers,
+    )
+
+
+def _embedder(config: AlignmentConfig, checkpoint: Path) -> SequenceEmbedder:
+    """The network of a checkpoint, without what only training needs."""
+    embedder = SequenceEmbedder(config.network)
+    prefix = "embedder."
+    stored = load_file(checkpoint / WEIGHTS)
+    embedder.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    )
+    return embedder.eval()
+
+
+def _record(config: AlignmentConfig, role: str, pack: Pack) -> DataSetRecord:
+    chosen = config.data.sets[pack.name]
+    source = str(chosen.folder) if chosen.generate is None else f"generated: {chosen.generate.model_dump_json()}"
+    return DataSetRecord(
+        name=pack.name,
+        role=role,
+        source=f"{chosen.layout}, {source}",
+        digest=pack.digest,
+        counts={
+            "identities": len(np.unique(pack.identities)),
+            "cameras": len(np.unique(pack.cameras)),
+            "tracklets": len(pack),
+            "frames": int(pack.lengths.sum()),
+        },
+    )

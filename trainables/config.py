@@ -1,0 +1,76 @@
+"""The whole config of one training, as written under ``config:`` in a sweep file."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainables.data.augmentation import AugmentationConfig
+from trainables.data.sampling import BatchConfig
+from trainables.data.sources import DataConfig
+from trainables.methods import CrossModalityConfig, LossConfig, MethodConfig, MethodName
+from trainables.network.embedder import NetworkConfig
+from trainables.network.encoders import EncoderConfig
+from trainables.network.pooling import PoolingName
+from trainables.network.recurrence import RecurrenceConfig
+from trainables.optimizer import OptimizerConfig
+
+
+class AlignmentConfig(BaseModel):
+    """One training: data, network, method, optimisation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, description="seed of weights, batches, augmentation and dropout")
+    epochs: int = Field(12, ge=1, description="epochs, each followed by validation and a checkpoint")
+    method: MethodName = Field("alignment", description="training method")
+    data: DataConfig = Field(description="data sets and what each is for")
+    batch: BatchConfig = Field(default_factory=BatchConfig, description="one global batch")
+    augmentation: AugmentationConfig = Field(
+        default_factory=AugmentationConfig, description="disturbance of training sequences and images"
+    )
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="frame encoder")
+    rnn: RecurrenceConfig = Field(default_factory=RecurrenceConfig, description="recurrent cell")
+    pooling: PoolingName = Field("mean", description="pooling over time")
+    loss: LossConfig = Field(default_factory=LossConfig, description="identity losses of either modality")
+    alignment: CrossModalityConfig = Field(
+        default_factory=CrossModalityConfig, description="from still images to pseudo sequences"
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="optimisation")
+
+    @property
+    def trains_on_images(self) -> bool:
+        """Whether the method uses the sets of ``data.images``."""
+        return self.method != "sequence"
+
+    @property
+    def network(self) -> NetworkConfig:
+        """Everything that fixes the shape of the embedder."""
+        return NetworkConfig(
+            encoder=self.encoder,
+            rnn=self.rnn,
+            pooling=self.pooling,
+            height=self.data.height,
+            width=self.data.width,
+            flow=self.data.flow,
+        )
+
+    @property
+    def of_method(self) -> MethodConfig:
+        """What builds the method."""
+        return MethodConfig(name=self.method, network=self.network, loss=self.loss, alignment=self.alignment)
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        if self.trains_on_images and not self.data.images:
+            raise ValueError(f"method {self.method} trains on images: name sets in data.images, or use sequence")
+        if self.method == "alignment" and self.alignment.length > self.batch.frames:
+            raise ValueError(
+                f"alignment.length is {self.alignment.length}, which needs as many frames of real sequences: "
+                f"batch.frames is {self.batch.frames}"
+            )
+        if self.optimizer.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs}: at most {self.epochs - 1} for "
+                f"epochs {self.epochs}"
+            )
+        return self

@@ -1,0 +1,119 @@
+"""MARS (Zheng et al., ECCV 2016): six cameras, several tracklets each, cut by a detector and a tracker."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from trainables.data.readers.folders import Layout, Options, differences, matlab_integers, some
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Frame, Split, Tracklet
+
+EXPECTED = (
+    "expected bbox_train/0001/0001C1T0001F001.jpg, the same under bbox_test, and info/ with train_name.txt,"
+    " test_name.txt, tracks_train_info.mat, tracks_test_info.mat and query_IDX.mat"
+)
+NAME = re.compile(r"(?P<identity>\d{4}|00-1)C(?P<camera>\d)T\d{4}F\d{3,}\.\w+")
+SPECIAL = {"00-1": JUNK, "0000": DISTRACTOR}
+PUBLISHED = {"training identities": 625, "training tracklets": 8298, "test tracklets": 12180, "queries": 1980}
+
+
+def recognise(folder: Path) -> bool:
+    """Whether a folder shows a mark of MARS."""
+    marks = ("bbox_train", "bbox_test", "info/tracks_train_info.mat", "info/query_IDX.mat")
+    return any((folder / mark).exists() for mark in marks)
+
+
+def read(folder: Path, name: str, options: Options) -> DataSet:
+    """Read every track of both parts.
+
+    The gallery of the one split is the official one: all test tracks, with queries, junk and distractors;
+    which of them count is for the scoring convention to say.
+    """
+    info = folder / "info"
+    for needed in ("bbox_train", "bbox_test", "info"):
+        if not (folder / needed).is_dir():
+            raise DataError(f"{folder}: no folder {needed}; {EXPECTED}")
+    train = read_part(folder / "bbox_train", info, "train")
+    test = read_part(folder / "bbox_test", info, "test")
+
+    rows = matlab_integers(info / "query_IDX.mat", "query_IDX").ravel()
+    if not rows.size or rows.min() < 1 or rows.max() > len(test):
+        span = f"runs from {rows.min()} to {rows.max()}" if rows.size else "is empty"
+        raise DataError(
+            f"{info / 'query_IDX.mat'}: query_IDX {span}; expected 1 to {len(test)}, the test tracks"
+        )
+    queries = tuple(len(train) + row - 1 for row in rows.tolist())
+    split = Split(
+        train=tuple(range(len(train))),
+        query=queries,
+        gallery=tuple(range(len(train), len(train) + len(test))),
+    )
+    found = {
+        "training identities": len({tracklet.identity for tracklet in train}),
+        "training tracklets": len(train),
+        "test tracklets": len(test),
+        "queries": len(queries),
+    }
+    return DataSet(name, "sequence", (*train, *test), (split,), differences(found, PUBLISHED))
+
+
+def read_part(boxes: Path, info: Path, part: str) -> list[Tracklet]:
+    """The tracks of ``part``: rows (first, last, identity, camera), 1-based inclusive in the names."""
+    names_path = info / f"{part}_name.txt"
+    if not names_path.is_file():
+        raise DataError(f"{names_path}: no such file; {EXPECTED}")
+    names = names_path.read_text(encoding="utf-8", errors="replace").split()
+    check_files(boxes, names, names_path)
+
+    path = info / f"tracks_{part}_info.mat"
+    rows = matlab_integers(path, f"track_{part}_info")
+    if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
+        raise DataError(
+            f"{path}: shape {list(rows.shape)}; expected [tracks, 4]: first, last, identity, camera"
+        )
+    return [
+        read_track(boxes, names, row, f"{path}, track {position + 1}")
+        for position, row in enumerate(rows.tolist())
+    ]
+
+
+def read_track(boxes: Path, names: list[str], row: list[int], where: str) -> Tracklet:
+    """One track, its frames in name order; the names must agree with the row."""
+    first, last, identity, camera = row
+    if not 1 <= first <= last <= len(names):
+        raise DataError(
+            f"{where}: frames {first} to {last}; expected within 1 to {len(names)}, the listed names"
+        )
+    folder = "00-1" if identity == -1 else f"{identity:04d}"
+    frames = sorted(names[first - 1 : last])
+    stranger = next((frame for frame in frames if not frame.startswith(f"{folder}C{camera}")), None)
+    if stranger is not None:
+        raise DataError(
+            f"{where}: identity {identity}, camera {camera}, but frame {stranger}; expected the same"
+        )
+    return Tracklet(
+        SPECIAL.get(folder, folder), str(camera), tuple(Frame(boxes / folder / frame) for frame in frames)
+    )
+
+
+def check_files(boxes: Path, names: list[str], names_path: Path) -> None:
+    """Refuse names that do not parse or have no file; one listing per identity: there are a million files."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for number, name in enumerate(names, start=1):
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise DataError(f"{names_path}, line {number}: {name!r}; expected a name as 0001C1T0001F001.jpg")
+        by_folder[match["identity"]].append(name)
+    if not names:
+        raise DataError(f"{names_path}: no name in it; {EXPECTED}")
+    absent: list[str] = []
+    for folder, listed in by_folder.items():
+        there = {child.name for child in (boxes / folder).iterdir()} if (boxes / folder).is_dir() else set()
+        absent += [f"{folder}/{name}" for name in listed if name not in there]
+    if absent:
+        raise DataError(
+            f"{boxes}: {some(absent)} not there; expected all {len(names):,} frames of {names_path.name}"
+            " (half unpacked?)"
+        )
+
+
+LAYOUT = Layout("mars", "sequence", EXPECTED, Options, recognise, read)

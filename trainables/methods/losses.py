@@ -1,0 +1,90 @@
+"""Identity losses of one modality: verification on pairs or triplets, and identification."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LossConfig(BaseModel):
+    """What tells identities apart; the same for sequences and for pseudo sequences."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verification: Literal["hinge", "triplet", "soft_triplet"] = Field(
+        "hinge",
+        description="hinge on pairs (McLaughlin et al., 2016), or batch-hard triplets (Hermans et al., 2017)",
+    )
+    margin: float = Field(2.0, gt=0, le=100, description="L2 distance wanted; soft_triplet has no margin")
+    identity: float = Field(1.0, ge=0, le=100, description="weight of identification beside verification")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all identities")
+
+
+def distances(features: Tensor) -> Tensor:
+    """L2 distances between all features ``[item, dimension]``: ``[item, item]``; at 0 the gradient is 0."""
+    return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def hinge_verification(features: Tensor, identities: Tensor, margin: float) -> Tensor:
+    """Hinge embedding loss over all pairs: d if positive, ``max(0, margin - d)`` if negative; d is L2.
+
+    ``features [item, dimension]``, ``identities [item]``. The form of McLaughlin et al.'s released code
+    (known; their paper prints halved squares). They alternate positive and negative pairs, so here both
+    means count half.
+    """
+    distance = distances(features)
+    same = identities[:, None] == identities
+    positive = same.triu(1)
+    negative = (~same).triu(1)
+    pull = (distance * positive).sum() / positive.sum().clamp_min(1)
+    push = ((margin - distance).clamp_min(0) * negative).sum() / negative.sum().clamp_min(1)
+    return (pull + push) / 2
+
+
+def triplet_verification(features: Tensor, identities: Tensor, margin: float | None) -> Tensor:
+    """Batch-hard triplet loss of Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
+
+    ``features [item, dimension]``, ``identities [item]``; a margin of None is their soft margin. Mean over
+    the anchors that have a positive and a negative.
+    """
+    distance = distances(features)
+    same = identities[:, None] == identities
+    positive = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+    anchors = positive.any(dim=1) & ~same.all(dim=1)
+    farthest = distance.masked_fill(~positive, -torch.inf).amax(dim=1)[anchors]
+    nearest = distance.masked_fill(same, torch.inf).amin(dim=1)[anchors]
+    gap = farthest - nearest
+    losses = functional.softplus(gap) if margin is None else (gap + margin).clamp_min(0)
+    return losses.sum() / anchors.sum().clamp_min(1)
+
+
+class ModalityLoss(nn.Module):
+    """Verification plus weighted identification; each modality has its own classifier (our reading).
+
+    Identification is the mean over items. McLaughlin et al. add it once per branch of a pair, which is
+    ``identity: 2`` here; a weight of 0 makes no classifier.
+    """
+
+    def __init__(self, dimension: int, identities: int, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classifier = nn.Linear(dimension, identities) if config.identity > 0 else None
+
+    def forward(self, features: Tensor, identities: Tensor) -> Tensor:
+        """Return the scalar loss of ``features [item, dimension]`` with ``identities [item]``."""
+        config = self.config
+        match config.verification:
+            case "hinge":
+                loss = hinge_verification(features, identities, config.margin)
+            case "triplet":
+                loss = triplet_verification(features, identities, config.margin)
+            case "soft_triplet":
+                loss = triplet_verification(features, identities, None)
+        if self.classifier is None:
+            return loss
+        logits = self.classifier(features)
+        return loss + config.identity * functional.cross_entropy(
+            logits, identities, label_smoothing=config.label_smoothing
+        )

@@ -1,0 +1,1 @@
+"""Sequence embedding networks, which travel with an exported model: no import from outside this folder."""

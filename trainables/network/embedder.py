@@ -1,0 +1,73 @@
+"""The whole network: frames to one feature per sequence."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .encoders import ENCODERS, Encoder, EncoderConfig
+from .pooling import POOLINGS, PoolingName
+from .preprocess import resize
+from .recurrence import RecurrenceConfig, build_recurrence
+
+
+class NetworkConfig(BaseModel):
+    """Everything that fixes the shape of a `SequenceEmbedder`; stored with an exported model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="frame encoder")
+    rnn: RecurrenceConfig = Field(default_factory=RecurrenceConfig, description="recurrent cell")
+    pooling: PoolingName = Field("mean", description="pooling over time")
+    height: int = Field(64, ge=16, le=1024, description="rows of the frames the encoder sees, pixels")
+    width: int = Field(48, ge=16, le=1024, description="columns of the frames the encoder sees, pixels")
+    flow: Literal["none", "dis"] = Field("none", description="optical flow as two more channels")
+
+    @property
+    def channels(self) -> int:
+        """3, or 5 with optical flow."""
+        return 3 if self.flow == "none" else 5
+
+
+class SequenceEmbedder(nn.Module):
+    """CNN on every frame, recurrence over the frames, pooling over time (both papers, known).
+
+    Takes raw RGB in 0..1 of any size, with optical flow in pixels per frame as channels 4 and 5 where the
+    config has flow; frames without those channels count as motionless. Sequences may have length 1.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dimension = config.rnn.hidden_size
+        encoder = ENCODERS[config.encoder.name]
+        self.encoder: Encoder = encoder(config.encoder, config.channels, config.height, config.width)
+        self.recurrence = build_recurrence(config.encoder.features, config.rnn)
+        self.pooling = POOLINGS[config.pooling]()
+
+    def spatial(self, frames: Tensor) -> Tensor:
+        """Map frames ``[frame, channel, height, width]`` to maps ``[frame, channel, rows, columns]``.
+
+        Raises ValueError when the channels are neither RGB nor what the config asks for.
+        """
+        channels = self.config.channels
+        if frames.shape[1] not in (3, channels):
+            raise ValueError(
+                f"frames have {frames.shape[1]} channels; this network takes 3 (RGB) or {channels}"
+            )
+        frames = functional.pad(frames, (0, 0, 0, 0, 0, channels - frames.shape[1]))
+        return self.encoder.spatial(resize(frames, self.config.height, self.config.width))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Map frames ``[frame, channel, height, width]`` to features ``[frame, features]``."""
+        return self.encoder.project(self.spatial(frames))
+
+    def aggregate(self, steps: Tensor) -> Tensor:
+        """Map frame features ``[batch, time, features]`` to sequence features ``[batch, dimension]``."""
+        feature: Tensor = self.pooling(self.recurrence(steps))
+        return feature
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map ``[batch, time, channel, height, width]`` to ``[batch, dimension]``, not normalised."""
+        return self.aggregate(self.encode(frames.flatten(0, 1)).view(*frames.shape[:2], -1))

@@ -1,0 +1,98 @@
+"""Batch norm over the global batch, on any backend, and control over whose statistics it keeps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with the mean and variance of the global batch; `torch.nn.SyncBatchNorm` knows GPUs only.
+
+    With one worker, and in evaluation, it is plain batch norm. Workers may hold different numbers of items.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise ``[item, channel, ...]`` per channel."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(values)
+        self._check_input_dim(values)  # type: ignore[no-untyped-call]
+        others = [dim for dim in range(values.dim()) if dim != 1]
+        shape = [1, -1] + [1] * (values.dim() - 2)
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = _SumOverWorkers.apply(torch.cat([values.sum(others), count]))  # type: ignore[no-untyped-call]
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        # A second sum, of centred squares: E[x^2] - E[x]^2 would lose the digits that make workers agree.
+        centred = values - mean.view(shape)
+        variance = _SumOverWorkers.apply(centred.square().sum(others)) / count  # type: ignore[no-untyped-call]
+        if self.track_running_stats:
+            self._update(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        normalised: Tensor = centred * scale.view(shape) + self.bias.view(shape)
+        return normalised
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+
+class GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` over all workers."""
+
+
+class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` over all workers."""
+
+
+def convert_batch_norm(module: nn.Module) -> None:
+    """Replace every `torch.nn.BatchNorm1d` and ``2d`` inside ``module``; the state dict stays the same."""
+    replacements: dict[type[nn.Module], type[_GlobalBatchNorm]] = {
+        nn.BatchNorm1d: GlobalBatchNorm1d,
+        nn.BatchNorm2d: GlobalBatchNorm2d,
+    }
+    for name, child in module.named_children():
+        replacement = replacements.get(type(child))
+        if replacement is None:
+            convert_batch_norm(child)
+            continue
+        assert isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d)
+        norm = replacement(child.num_features, child.eps, child.momentum)
+        norm.load_state_dict(child.state_dict())
+        module.add_module(name, norm.train(child.training))
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norm normalises by the batch as ever but leaves its running statistics alone."""
+    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

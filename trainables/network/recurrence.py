@@ -1,0 +1,90 @@
+"""Recurrent cells over the frames of a sequence. A new cell is one class, listed below."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class RecurrenceConfig(BaseModel):
+    """What carries information from frame to frame."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cell: Literal["rnn", "gru", "lstm"] = Field(
+        "rnn", description="rnn is the cell of McLaughlin et al., 2016"
+    )
+    hidden_size: int = Field(128, ge=8, le=4096, description="length of the output of a step")
+    layers: int = Field(1, ge=1, le=3, description="cells stacked on each other")
+    dropout: float = Field(
+        0.6, ge=0, lt=1, description="rnn: on the feedback path; gru, lstm: between layers"
+    )
+
+
+class McLaughlinLayer(nn.Module):
+    """``o_t = W_i x_t + W_s dropout(tanh(o_{t-1}))``, McLaughlin et al., CVPR 2016 (known).
+
+    As in their code the first step has no feedback but a learnt start bias. W_i of the first layer is the
+    last layer of their encoder, so it is left out when the lengths agree.
+    """
+
+    def __init__(self, inputs: int, hidden_size: int, dropout: float, project: bool) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, hidden_size) if project else nn.Identity()
+        self.feedback = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        bound = hidden_size**-0.5
+        self.start = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound))
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Map ``[batch, time, inputs]`` to ``[batch, time, hidden_size]``."""
+        projected = self.input(steps)
+        output = projected[:, 0] + self.start
+        outputs = [output]
+        for step in range(1, projected.shape[1]):
+            output = projected[:, step] + self.feedback(self.dropout(torch.tanh(output)))
+            outputs.append(output)
+        return torch.stack(outputs, dim=1)
+
+
+class McLaughlinRecurrence(nn.Sequential):
+    """One `McLaughlinLayer` as published; more of them, each with its own W_i, are our reading."""
+
+    def __init__(self, features: int, config: RecurrenceConfig) -> None:
+        size = config.hidden_size
+        super().__init__(
+            McLaughlinLayer(features, size, config.dropout, project=features != size),
+            *(McLaughlinLayer(size, size, config.dropout, project=True) for _ in range(config.layers - 1)),
+        )
+
+
+class GatedRecurrence(nn.Module):
+    """GRU or LSTM with a linear path around it: ``o_t = W x_t + cell(x_1..x_t)``.
+
+    Our reading, after the linear output of McLaughlin's cell: the gated cell adds to the frame's feature,
+    whose range it cannot clip. W is the identity when the lengths agree.
+    """
+
+    def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], features: int, config: RecurrenceConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        dropout = config.dropout if config.layers > 1 else 0.0
+        self.cell = cell(features, size, config.layers, dropout=dropout, batch_first=True)
+        self.around = nn.Identity() if features == size else nn.Linear(features, size, bias=False)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Map ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+        output: Tensor = self.around(steps) + self.cell(steps)[0]
+        return output
+
+
+def build_recurrence(features: int, config: RecurrenceConfig) -> nn.Module:
+    """Build the cell of ``rnn.cell``: ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+    match config.cell:
+        case "rnn":
+            return McLaughlinRecurrence(features, config)
+        case "gru":
+            return GatedRecurrence(nn.GRU, features, config)
+        case "lstm":
+            return GatedRecurrence(nn.LSTM, features, config)

@@ -1,0 +1,79 @@
+"""The exported model: MLflow runs this file where the model is loaded, and this project need not be there.
+
+Beside it travel the network's code (package ``multi_shot_reid_network``), its weights and its config.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+_FRAMES_AT_ONCE = 512
+"""Frames embedded in one go: bounds memory."""
+
+
+class EmbeddingModel(PythonModel):  # type: ignore[misc]
+    """Sequences to features; the smaller their Euclidean distance, the likelier the same identity."""
+
+    def load_context(self, context: Any) -> None:
+        """Build the network from the model's own files."""
+        from multi_shot_reid_network.embedder import NetworkConfig, SequenceEmbedder
+
+        stored = json.loads(Path(context.artifacts["network"]).read_text(encoding="utf-8"))
+        self.config = NetworkConfig.model_validate(stored)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.embedder = SequenceEmbedder(self.config)
+        self.embedder.load_state_dict(load_file(context.artifacts["weights"]))
+        self.embedder.to(self.device).eval()
+
+    @torch.inference_mode()
+    def predict(
+        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
+    ) -> NDArray[np.float32]:
+        """Map RGB ``[batch, time, height, width, 3]``, 0..255, to ``[batch, feature]`` of L2 norm 1.
+
+        Batch, time and the size of a frame are free. Raises ``ValueError`` for any other shape or type.
+        """
+        frames = np.asarray(model_input)
+        if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
+            raise ValueError(
+                "the input must be uint8 RGB [batch, time, height, width, 3] and not empty; "
+                f"it is {frames.dtype} {list(frames.shape)}"
+            )
+        together = max(1, _FRAMES_AT_ONCE // frames.shape[1])
+        parts = [frames[start : start + together] for start in range(0, len(frames), together)]
+        features = torch.cat([self._embed(self._prepare(part)) for part in parts])
+        return normalize(features).cpu().numpy()
+
+    def _prepare(self, frames: NDArray[np.uint8]) -> Tensor:
+        """``[batch, time, height, width, 3]`` to what the network takes, ``[batch, time, 3 or 5, height, width]``."""
+        from multi_shot_reid_network.preprocess import resize
+
+        height, width = self.config.height, self.config.width
+        colours = torch.from_numpy(frames).movedim(-1, 2).flatten(0, 1) / 255
+        colours = resize(colours, height, width).unflatten(0, frames.shape[:2])
+        if self.config.flow == "none":
+            return colours
+        from multi_shot_reid_network.flow import optical_flow
+
+        small = (colours * 255).round().byte().movedim(2, -1).contiguous().numpy()
+        flow = torch.from_numpy(np.stack([optical_flow(sequence) for sequence in small]))
+        return torch.cat([colours, flow.movedim(-1, 2)], dim=2)
+
+    def _embed(self, sequences: Tensor) -> Tensor:
+        """``[batch, time, channel, height, width]`` to ``[batch, feature]``, a bounded number of frames at a time."""
+        parts = sequences.flatten(0, 1).split(_FRAMES_AT_ONCE)
+        steps = torch.cat([self.embedder.encode(part.to(self.device)) for part in parts])
+        features: Tensor = self.embedder.aggregate(steps.unflatten(0, sequences.shape[:2]))
+        return features
+
+
+set_model(EmbeddingModel())
