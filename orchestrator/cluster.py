@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ TRIAL_SLOT = "trial_slot"
 
 _SLOTS = 1024
 _DRIVER_CPUS = 0.05
+_ANSWER_SECONDS = 5.0
 
 _ENVIRONMENT = {
     # A worker group notices the end of its workers at this interval, and a trial waits for it.
@@ -84,6 +86,8 @@ def start(address: str | None) -> Cluster:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _check_address(address)
     # Ray writes its token file readable to everyone unless told otherwise.
     mask = os.umask(0o077)
     own = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True} if address is None else {}
@@ -107,3 +111,16 @@ def start(address: str | None) -> Cluster:
         token_file=token if token.exists() else None,
         nodes=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]),
     )
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would try to reach for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise InputError(f"--address {address}: write HOST:PORT of the cluster's head node, such as 10.0.0.5:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: nothing answers there ({error})") from error

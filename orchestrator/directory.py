@@ -84,7 +84,9 @@ class SweepDirectory:
         try:
             content: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read ({error}); it belongs to a sweep that was damaged") from error
+            raise InputError(
+                f"{file} cannot be read ({error}); it belongs to a sweep that was damaged"
+            ) from error
         return content
 
     def _write(self, file: Path, content: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """From a checked sweep file to a registered model, step by step."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from collections.abc import Sequence
@@ -51,34 +52,44 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         return _run(sweep, directory, joined, progress, fresh)
     except sweep.implementation.InputError as error:
         raise InputError(str(error)) from error
+    except tracking.TrackingError as error:
+        progress.say(f"{error}; the same command tries again")
+        return FAILED
 
 
 def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Progress, fresh: bool) -> int:
+    with progress.doing("preparing the data"):
+        data_sets = sweep.implementation.prepare(sweep.trial_config({}), progress.say)
     with directory.open(fresh) as sweep_id:
-        with progress.doing("preparing the data"):
-            data_sets = sweep.implementation.prepare(sweep.trial_config({}), progress.say)
         with progress.doing(f"opening the tracking store {sweep.tracking.uri}"):
             study = SweepStudy(sweep, directory.path)
             tracker = Tracker(sweep.tracking.uri, sweep.tracking.experiment, sweep.name, sweep_id)
         with tracker:
-            tracker.log_sweep(
-                sweep.resolved(), {"trainable": sweep.trainable, "trials": sweep.budget.trials}, data_sets
-            )
+            columns = {"trainable": sweep.trainable, "trials": sweep.budget.trials}
+            tracker.log_sweep(sweep.resolved(), columns, data_sets)
             if study.trials:
                 progress.say(f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run")
-            if not search(sweep, study, joined, directory, tracker, progress):
-                progress.say("interrupted; the same command continues the sweep")
-                return INTERRUPTED
+            finished = search(sweep, study, joined, directory, tracker, progress)
             best = study.best()
-            if best is None:
-                reasons = {trial.user_attrs.get("reason", "unknown") for trial in study.trials}
-                progress.say(f"no trial of {len(study.trials)} succeeded: {'; '.join(sorted(reasons))}")
+            if not finished:
+                code = INTERRUPTED
+                progress.say("interrupted; the same command continues the sweep")
+                tracker.finish("KILLED")
+            elif best is None:
+                code = FAILED
+                reasons = sorted({trial.user_attrs.get("reason", "unknown") for trial in study.trials})
+                progress.say(f"no trial of {len(study.trials)} succeeded: {'; '.join(reasons)}")
                 tracker.finish("FAILED")
-                return FAILED
-            outcome = _conclude(sweep, directory, study, best, data_sets, tracker, progress)
-        directory.finish(outcome)
-    _summarise(outcome, progress)
-    return 0
+            else:
+                code = 0
+                outcome = _conclude(sweep, directory, study, best, data_sets, tracker, progress)
+                directory.finish(outcome)
+                _summarise(outcome, progress)
+            with progress.doing("handing the last records to MLflow"):
+                undelivered = tracker.flush()
+            if undelivered:
+                progress.say(undelivered)
+    return code
 
 
 def _conclude(
@@ -122,13 +133,18 @@ def _conclude(
                 sweep.implementation.export(config, checkpoint, Path(folder)),
                 model=sweep.registry.model,
                 alias=sweep.registry.alias,
-                evaluation=scores | outcome["objective"],
+                evaluation=scores,
                 record={
                     "parameters": best.params,
                     "data": {record.name: record.digest for record in data_sets},
                 },
             )
-        outcome["model"] = {"name": model.name, "version": model.version, "alias": model.alias, "uri": model.uri}
+        outcome["model"] = {
+            "name": model.name,
+            "version": model.version,
+            "alias": model.alias,
+            "uri": model.uri,
+        }
     with progress.doing("writing the report"):
         report.write_report(study.study, _for_report(outcome, data_sets, study, tracker), directory.report)
         tracker.log_report(directory.report)
@@ -153,8 +169,17 @@ def _for_report(
         "data_sets": data_sets,
         "model": _model(outcome) if model else "not registered",
         "commands": _commands(outcome),
-        "reasons": {t.number: t.user_attrs["reason"] for t in study.trials if "reason" in t.user_attrs},
+        "runs": _runs(study, tracker),
     }
+
+
+def _runs(study: SweepStudy, tracker: Tracker) -> dict[int, str]:
+    """The MLflow run of each trial; one that was refused before it started has none."""
+    runs = {}
+    for trial in study.trials:
+        with contextlib.suppress(LookupError):
+            runs[trial.number] = tracker.run_id(trial.number)
+    return runs
 
 
 def _note(outcome: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def register(
         model: name in the registry.
         alias: what users load it by, such as `champion`.
         evaluation: scores on the targets.
-        record: what to keep of how it came about; `record["params"]` are the trial's parameters,
+        record: what to keep of how it came about; `record["parameters"]` are the trial's parameters,
             `record["data"]` maps data set names to digests: only versions scored on the same data compare.
 
     Raises:
@@ -174,11 +174,7 @@ def _description(
         *(f"| {name} | {value:.4g} |" for name, value in scores.items()),
         "",
     ]
-    params = record.get("params", {})
-    if params:
-        lines += [
-            "| parameter | value |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in params.items()),
-        ]
+    if parameters := record.get("parameters"):
+        lines += ["", "| parameter | value |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in parameters.items()]
     return "\n".join(lines)

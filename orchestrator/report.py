@@ -48,18 +48,19 @@ _NOTHING: dict[str, Any] = {
 
 
 def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) -> Path:
-    """Write the report of a single-objective study to `path` and return it.
+    """Write the report of a study to `path` and return it.
 
     Args:
-        study: at any stage, also without a complete trial.
+        study: at any stage, also without a complete trial; of several objectives the first is shown.
         summary: what the study does not know, every key optional: `name`, `metric`, `sweep_id`,
-            `started` (text), `duration` (seconds), `scores` (`test/<set>/<score>`: value), `data_sets` (objects
+            `started` (text), `duration` (seconds), `scores` (`test/<set>/<score>`: value), `data_sets` (each
             with name, role, source, digest, counts), `model` (text), `commands` (what it does: command),
             `reasons` (trial number: why it ended, else its user attribute `reason`), `runs` (trial number:
             MLflow run id), `notes` (lines of text).
         path: the HTML file; its folder is made.
     """
     summary = {**_NOTHING, **summary}
+    study = _first_objective(study)
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     best = study.best_trial if complete else None
@@ -85,6 +86,17 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def _first_objective(study: optuna.Study) -> optuna.Study:
+    """The study itself, or a copy in memory that knows the first of its objectives only."""
+    if len(study.directions) == 1:
+        return study
+    view = optuna.create_study(direction=study.directions[0], study_name=study.study_name)
+    for trial in study.get_trials():
+        trial.values = trial.values and trial.values[:1]
+        view.add_trial(trial)
+    return view
 
 
 def _best_params(best: FrozenTrial) -> list[tuple[str, str, str]]:
@@ -311,7 +323,8 @@ def _finish_importances(figure: Figure) -> None:
 
 def _finish_parallel(figure: Figure, labels: Sequence[str]) -> None:
     axes = figure.axes[0]
-    axes.set_xticks(range(len(labels)), labels, rotation=0, fontsize=10, color=_INK)
+    stacked = [label.replace(".", "\n") for label in labels]
+    axes.set_xticks(range(len(labels)), stacked, rotation=0, fontsize=9, color=_INK)
     for each in figure.axes:
         each.grid(visible=False)
         for spine in each.spines.values():

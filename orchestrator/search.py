@@ -1,12 +1,14 @@
 """The search itself: Ray Tune runs what the study suggests, and everyone who watches is told."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
-from ray.tune import Callback
+from ray.tune import Callback, Trainable
+from ray.tune.trainable.function_trainable import wrap_function
 from ray.util.metrics import Gauge
 
 from orchestrator.cluster import Cluster
@@ -33,7 +35,7 @@ def search(
     tracker: Tracker,
     progress: Progress,
 ) -> bool:
-    """Run the trials that the study has left; returns whether all of them ended (False: interrupted)."""
+    """Run the trials that the study has left; returns False when it was interrupted."""
     monitor = Monitor(sweep, study, tracker, progress)
     spec = TrialSpec(
         trainable=sweep.trainable,
@@ -43,11 +45,8 @@ def search(
         gpus=sweep.resources.gpus,
     )
 
-    def run_trial(point: dict[str, Any]) -> None:
-        run(point, spec)
-
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, cluster.driver_bundle()),
+        tune.with_resources(_named_trial(spec), cluster.driver_bundle()),
         tune_config=tune.TuneConfig(
             num_samples=study.left(),
             search_alg=StudySearcher(study),
@@ -64,6 +63,8 @@ def search(
             verbose=0,
         ),
     )
+    # Tune would print the traceback of every failed trial: it stands in the trial's MLflow run.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     begin = time.monotonic()
     with progress.doing(monitor.status):
         tuner.fit()
@@ -71,7 +72,18 @@ def search(
         progress.say(f"the wall budget of {clock(sweep.budget.wall)} is spent")
         for number in study.close("the wall budget was spent"):
             monitor.ended(number, None)
+        return True
     return study.left() == 0 or study.gained_nothing()
+
+
+def _named_trial(spec: TrialSpec) -> type[Trainable]:
+    """The Tune trainable of the sweep's trials, whose actors are called after their trial on the dashboard."""
+
+    class Trial(wrap_function(lambda point: run(point, spec))):  # type: ignore[misc]
+        def __repr__(self) -> str:
+            return str(self.trial_name)
+
+    return Trial
 
 
 class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
@@ -176,12 +188,15 @@ class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
             self._trials.set(count, {"sweep": self._sweep.name, "state": state})
         best = self._study.best()
         if best is not None:
-            self._best.set(best.values[0], {"sweep": self._sweep.name, "metric": self._sweep.objective[0].metric})
+            self._best.set(
+                best.values[0], {"sweep": self._sweep.name, "metric": self._sweep.objective[0].metric}
+            )
         self._throughput.set(sum(self._rates.values()), {"sweep": self._sweep.name})
 
 
 def describe(values: Mapping[str, Any]) -> str:
     """Searched values in one line, numbers to three digits."""
     return ", ".join(
-        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}" for path, value in values.items()
+        f"{path}={value:.3g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in values.items()
     )

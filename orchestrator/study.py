@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.search import Searcher
 
 from orchestrator.config import Sweep
+from orchestrator.errors import InputError
 from orchestrator.trial import FAILURE
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,8 +70,8 @@ class SweepStudy:
         return counts
 
     def left(self) -> int:
-        """How many trials this driver still has to run: interrupted ones and those not suggested yet."""
-        return len(self._interrupted) + max(0, self.sweep.budget.trials - len(self.trials))
+        """How many trials are still to end: those that run or were interrupted, and those not suggested yet."""
+        return self.count()["running"] + max(0, self.sweep.budget.trials - len(self.trials))
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the best value of the first objective, or None when none is complete."""
@@ -93,13 +94,19 @@ class SweepStudy:
         if self._interrupted:
             number = self._interrupted.pop(0)
             return Suggestion(number, dict(self.trials[number].params))
-        if len(self.trials) >= self.sweep.budget.trials or self.gained_nothing():
-            return None
-        # A sampler of its own for each trial makes a suggestion a function of the study alone, so that a
-        # continued sweep suggests what the undisturbed one would have.
-        self.study.sampler = self.sweep.sampler.build(offset=len(self.trials))
-        trial = self.study.ask()
-        return Suggestion(trial.number, self.sweep.space.suggest(trial))
+        while len(self.trials) < self.sweep.budget.trials and not self.gained_nothing():
+            # A sampler of its own for each trial makes a suggestion a function of the study alone, so that a
+            # continued sweep suggests what the undisturbed one would have.
+            self.study.sampler = self.sweep.sampler.build(offset=len(self.trials))
+            trial = self.study.ask()
+            values = self.sweep.space.suggest(trial)
+            try:
+                self.sweep.trial_config(values)
+            except InputError as error:  # values that are valid one by one, but not together
+                self._tell(trial.number, TrialState.FAIL, str(error))
+            else:
+                return Suggestion(trial.number, values)
+        return None
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Record one epoch of a trial; returns whether the trial has to stop now.
@@ -177,7 +184,12 @@ class StudySearcher(NotSnapshotted, Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = suggestion.number
         config = self._study.sweep.trial_config(suggestion.values).model_dump(mode="json")
-        return {"number": suggestion.number, "values": suggestion.values, "config": config}
+        return {
+            "number": suggestion.number,
+            "values": suggestion.values,
+            "config": config,
+            "known_epoch": max(self._study.trials[suggestion.number].intermediate_values, default=0),
+        }
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

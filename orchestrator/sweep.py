@@ -42,7 +42,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, metavar="N", help="short for --set budget.trials=N")
     parser.add_argument("--storage", metavar="FOLDER", help="short for --set storage=FOLDER")
     parser.add_argument(
-        "--address", metavar="HOST:PORT", help="Ray cluster to run on (default: RAY_ADDRESS, or one of its own)"
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to run on (default: RAY_ADDRESS, or one of its own)",
     )
     parser.add_argument(
         "--fresh", action="store_true", help="start over; what lies there is kept under another name"
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Progress()
     try:
         with progress.doing(f"reading {parsed.file}"):
-            from orchestrator import config, driver  # seconds of imports, so that --help does not wait for them
+            from orchestrator import (
+                config,
+                driver,
+            )  # seconds of imports, so that --help does not wait for them
 
             given = [config.Override.parse(text) for text in parsed.set]
             if parsed.trials is not None:
@@ -64,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.storage is not None:
                 given.append(config.Override("storage", parsed.storage, f"--storage {parsed.storage}"))
             sweep = config.read(parsed.file, given)
-        return driver.run(
-            sweep, progress, address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh
-        )
+        return driver.run(sweep, progress, address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """One trial: a Ray Tune function that runs the trainable on a group of Ray Train workers."""
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import ray.train
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from orchestrator import trainable
 
@@ -18,6 +19,9 @@ FAILURE = "failure"
 
 LOG = "log"
 """Key under which a failed trial reports the traceback."""
+
+_REPORTED = "reported.json"
+"""File of a checkpoint with every report up to it."""
 
 
 def name(number: int) -> str:
@@ -41,49 +45,67 @@ class TrialSpec:
 
 
 class WorkerContext:
-    """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`)."""
+    """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`).
 
-    def __init__(self) -> None:
+    A checkpoint carries every report up to it: what a dying driver did not hear is reported again on resume.
+    """
+
+    def __init__(self, known_epoch: int) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
+        self._known_epoch = known_epoch
+        self._reported: list[dict[str, float]] = []
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; rank 0 uploads what ``save`` writes as the trial's checkpoint."""
+        self._reported.append(metrics)
         if save is None or self.rank != 0:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
+            (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def restore(self) -> Path | None:
         """A folder with the trial's last checkpoint, or None when it starts from the beginning."""
         checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory())
+        if checkpoint is None:
+            return None
+        folder = Path(checkpoint.to_directory())
+        self._reported = json.loads((folder / _REPORTED).read_text())
+        for metrics in self._reported:
+            if metrics["epoch"] > self._known_epoch:
+                ray.train.report({**metrics, CHECKPOINT_PATH_KEY: checkpoint.path})
+        return folder
 
 
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
-    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext())
+    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(job["known_epoch"]))
 
 
 def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
     """Train one suggested point on a worker group of its own; resumes from its last checkpoint.
 
     Args:
-        point: ``number`` of the trial in the study and its whole ``config``.
+        point: ``number`` of the trial, its whole ``config``, and the last epoch that the study knows of.
         spec: what every trial of the sweep shares.
     """
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         work,
-        train_loop_config={"trainable": spec.trainable, "config": point["config"]},
+        train_loop_config={
+            "trainable": spec.trainable,
+            "config": point["config"],
+            "known_epoch": point["known_epoch"],
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
             use_gpu=spec.gpus > 0,

@@ -15,7 +15,6 @@ from trainables.data.loading import Batches, Part
 from trainables.data.packing import Pack
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
 from trainables.embedding import retrieve
-from trainables.export import export
 from trainables.loop import WEIGHTS, Context, Training
 from trainables.methods import build_method
 from trainables.network.embedder import SequenceEmbedder
@@ -51,7 +50,7 @@ class AlignmentTrainable:
     throughput = "frames_per_second"
 
     def prepare(self, config: AlignmentConfig, say: Callable[[str], None]) -> list[DataSetRecord]:
-        """Generate, read and pack every set that is used; raises ``DataError`` where training could not begin."""
+        """Generate, read and pack every set that is used; raises ``DataError`` where none could train."""
         data = config.data
         packs = _packs(config, say)
         _batches(config, packs, rank=0, workers=1)
@@ -66,14 +65,16 @@ class AlignmentTrainable:
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
         """Train on one worker; raises ``FloatingPointError`` when the loss or a gradient is not finite."""
+        self.training(config, context).run()
+
+    def training(self, config: AlignmentConfig, context: Context) -> Training:
+        """The training of one worker, at its start."""
         packs = _packs(config, _silent)
         batches = _batches(config, packs, context.rank, context.world_size)
+        of_images = batches.images.identities if batches.images else 0
         torch.manual_seed(config.seed)
-        method = build_method(
-            config.of_method, batches.sequences.identities, batches.images.identities if batches.images else 0
-        )
-        training = Training(
-            method,
+        return Training(
+            build_method(config.of_method, batches.sequences.identities, of_images),
             batches,
             _validation(config, packs[config.data.sequences]),
             config.optimizer,
@@ -81,7 +82,6 @@ class AlignmentTrainable:
             epochs=config.epochs,
             seed=config.seed,
         )
-        training.run()
 
     def evaluate(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, float]:
         """Score a checkpoint on the test part of every target: ``test/<set>/rank1`` ... ``test/<set>/mAP``.
@@ -100,6 +100,8 @@ class AlignmentTrainable:
 
     def export(self, config: AlignmentConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
+        from trainables.export import export  # brings MLflow, which no worker needs
+
         return export(_embedder(config, checkpoint), directory)
 
 
@@ -131,7 +133,7 @@ def _validation(config: AlignmentConfig, pack: Pack) -> tuple[Part, Part]:
 
 
 def _image_part(config: AlignmentConfig, pack: Pack, targets: set[str]) -> Part:
-    """The images trained on: everybody, or the train part where the same images (by digest) are a target too."""
+    """The images trained on: everybody, or the train part where the same pack is a target too."""
     chosen = np.arange(len(pack))
     if pack.digest in targets:
         chosen = np.asarray(sources.split_of(pack, config.data.split).train, np.int64)
@@ -166,7 +168,7 @@ def _embedder(config: AlignmentConfig, checkpoint: Path) -> SequenceEmbedder:
 
 def _record(config: AlignmentConfig, role: str, pack: Pack) -> DataSetRecord:
     chosen = config.data.sets[pack.name]
-    source = str(chosen.folder) if chosen.generate is None else f"generated: {chosen.generate.model_dump_json()}"
+    source = f"generated {chosen.generate.model_dump_json()}" if chosen.generate else str(chosen.folder)
     return DataSetRecord(
         name=pack.name,
         role=role,

@@ -62,7 +62,9 @@ class AlignmentConfig(BaseModel):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         if self.trains_on_images and not self.data.images:
-            raise ValueError(f"method {self.method} trains on images: name sets in data.images, or use sequence")
+            raise ValueError(
+                f"method {self.method} trains on images: name sets in data.images, or write method: sequence"
+            )
         if self.method == "alignment" and self.alignment.length > self.batch.frames:
             raise ValueError(
                 f"alignment.length is {self.alignment.length}, which needs as many frames of real sequences: "

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import distributed
+from torch.nn.functional import normalize
 
 from trainables.data.loading import Part, as_tensor
 from trainables.network.embedder import SequenceEmbedder
@@ -25,7 +25,7 @@ def embed(
 ) -> NDArray[np.float32]:
     """Features ``[tracklet, feature]`` of ``part``, each of length 1, in the order of its tracklets.
 
-    The embedder is left in evaluation mode. With several ``workers`` each computes its share and all get the whole.
+    The embedder is left in evaluation mode. Several ``workers`` share the work; each gets the whole result.
     Raises ``FloatingPointError`` when a feature is not finite.
     """
     embedder.eval()
@@ -36,7 +36,7 @@ def embed(
         flow = np.stack([pack.flow(t, slice(length)) for t in chosen]) if pack.has_flow else None
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             pooled = embedder(as_tensor(frames, flow).to(device))
-        features[torch.from_numpy(positions).to(device)] = F.normalize(pooled.float())
+        features[torch.from_numpy(positions).to(device)] = normalize(pooled.float())
     if workers > 1:
         distributed.all_reduce(features)  # rows of other workers are zero: the sum is the union
     if not bool(features.isfinite().all()):
@@ -53,7 +53,7 @@ def retrieve(
     rank: int = 0,
     workers: int = 1,
 ) -> Score:
-    """Embed two parts of one pack and rank the gallery for every query; a tracklet in both is embedded once."""
+    """Embed two parts of one pack, a tracklet in both only once, and rank the gallery for every query."""
     everything = np.union1d(query.tracklets, gallery.tracklets)
     features = embed(embedder, Part(query.pack, everything), device, rank=rank, workers=workers)
     return score(

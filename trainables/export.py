@@ -18,9 +18,9 @@ PACKAGE = "multi_shot_reid_network"
 
 
 def export(embedder: SequenceEmbedder, directory: Path) -> dict[str, Any]:
-    """Write the model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``, less its name.
+    """Write the model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``.
 
-    The model takes uint8 RGB ``[batch, time, height, width, 3]`` of any size and gives float32 ``[batch, feature]``.
+    The model maps uint8 RGB ``[batch, time, height, width, 3]`` of any size to float32 ``[batch, feature]``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     package = directory / PACKAGE

@@ -46,9 +46,9 @@ class Context(Protocol):
 class Training:
     """A method in training, with everything that changes on the way.
 
-    Batches, augmentation and dropout are drawn from (seed, epoch, place in the epoch), and the learning rate is a
-    function of the step: weights, optimizer, epoch and step are therefore the whole state, and an epoch after
-    `restore` equals that of an uninterrupted run.
+    Batches, augmentation and dropout are drawn from the seed and the place in the training, and the learning
+    rate is a function of the step: weights, optimizer, epoch and step are therefore the whole state, and an
+    epoch after `restore` equals that of an uninterrupted run.
     """
 
     def __init__(
@@ -91,8 +91,9 @@ class Training:
     def train_epoch(self) -> dict[str, float]:
         """Take every step of the next epoch; gives the mean of each loss, the speed and the learning rate."""
         self.epoch += 1
+        # Dropout differs between workers and repeats after a resume.
         seed = np.random.SeedSequence([self.seed, self.epoch, self.context.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout: differs between workers, repeats on resume
+        torch.manual_seed(int(seed.generate_state(1)[0]))
         self.model.train()
         started, steps = time.perf_counter(), self.batches.per_epoch
         totals: dict[str, Tensor] = {}

@@ -20,7 +20,7 @@ class OptimizerConfig(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd; first-moment decay of adamw")
     clip: float = Field(5.0, gt=0, description="largest L2 norm of the gradient")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up to the peak learning rate")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up: to zero, or flat")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up: to zero, or flat")
 
     def build(self, model: "torch.nn.Module") -> "torch.optim.Optimizer":
         """The optimizer of ``model``'s parameters; those of fewer than two dimensions are not decayed."""

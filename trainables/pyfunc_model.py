@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,12 +20,15 @@ _FRAMES_AT_ONCE = 512
 """Frames embedded in one go: bounds memory."""
 
 
-class EmbeddingModel(PythonModel):  # type: ignore[misc]
+class EmbeddingModel(PythonModel):
     """Sequences to features; the smaller their Euclidean distance, the likelier the same identity."""
 
     def load_context(self, context: Any) -> None:
         """Build the network from the model's own files."""
-        from multi_shot_reid_network.embedder import NetworkConfig, SequenceEmbedder
+        from multi_shot_reid_network.embedder import (  # type: ignore[import-not-found]
+            NetworkConfig,
+            SequenceEmbedder,
+        )
 
         stored = json.loads(Path(context.artifacts["network"]).read_text(encoding="utf-8"))
         self.config = NetworkConfig.model_validate(stored)
@@ -36,7 +39,7 @@ class EmbeddingModel(PythonModel):  # type: ignore[misc]
 
     @torch.inference_mode()
     def predict(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
         """Map RGB ``[batch, time, height, width, 3]``, 0..255, to ``[batch, feature]`` of L2 norm 1.
 
@@ -54,25 +57,26 @@ class EmbeddingModel(PythonModel):  # type: ignore[misc]
         return normalize(features).cpu().numpy()
 
     def _prepare(self, frames: NDArray[np.uint8]) -> Tensor:
-        """``[batch, time, height, width, 3]`` to what the network takes, ``[batch, time, 3 or 5, height, width]``."""
-        from multi_shot_reid_network.preprocess import resize
+        """``[batch, time, height, width, 3]`` to the network's ``[batch, time, 3 or 5, height, width]``."""
+        from multi_shot_reid_network.preprocess import resize  # type: ignore[import-not-found]
 
         height, width = self.config.height, self.config.width
-        colours = torch.from_numpy(frames).movedim(-1, 2).flatten(0, 1) / 255
-        colours = resize(colours, height, width).unflatten(0, frames.shape[:2])
+        colours: Tensor = torch.from_numpy(frames).movedim(-1, 2).flatten(0, 1) / 255
+        colours = resize(colours, height, width).reshape(*frames.shape[:2], 3, height, width)
         if self.config.flow == "none":
             return colours
-        from multi_shot_reid_network.flow import optical_flow
+        from multi_shot_reid_network.flow import optical_flow  # type: ignore[import-not-found]
 
         small = (colours * 255).round().byte().movedim(2, -1).contiguous().numpy()
         flow = torch.from_numpy(np.stack([optical_flow(sequence) for sequence in small]))
         return torch.cat([colours, flow.movedim(-1, 2)], dim=2)
 
     def _embed(self, sequences: Tensor) -> Tensor:
-        """``[batch, time, channel, height, width]`` to ``[batch, feature]``, a bounded number of frames at a time."""
-        parts = sequences.flatten(0, 1).split(_FRAMES_AT_ONCE)
+        """``[batch, time, channel, height, width]`` to ``[batch, feature]``, in bounded memory."""
+        frames = sequences.flatten(0, 1)
+        parts = [frames[start : start + _FRAMES_AT_ONCE] for start in range(0, len(frames), _FRAMES_AT_ONCE)]
         steps = torch.cat([self.embedder.encode(part.to(self.device)) for part in parts])
-        features: Tensor = self.embedder.aggregate(steps.unflatten(0, sequences.shape[:2]))
+        features: Tensor = self.embedder.aggregate(steps.reshape(*sequences.shape[:2], -1))
         return features
 
 

@@ -47,7 +47,7 @@ def score(
     *,
     block: int | None = None,
 ) -> Score:
-    """Rank the gallery ``[gallery, feature]`` for every row of ``query`` ``[query, feature]`` by Euclidean distance.
+    """Rank ``gallery [item, feature]`` for every row of ``query [query, feature]`` by Euclidean distance.
 
     Per query, gallery items of the same identity in the same camera are ignored; junk is ignored for all;
     distractors stay and match nobody. Ties count against us: a wrong item at the same distance as a match
@@ -103,7 +103,7 @@ def score(
 def _distances(
     queries: NDArray[np.float64], items: NDArray[np.float64], block: int
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Each query's index with its squared distances to all ``items``, computed ``block`` queries at a time."""
+    """Each query's index with its squared distances to all ``items``; ``block`` queries at a time."""
     lengths = np.square(items).sum(axis=1)
     for start in range(0, len(queries), block):
         part = queries[start : start + block]

@@ -1,4 +1,4 @@
-"""Train one config in one process, without a sweep: ``python -m trainables.train CONFIG.yaml [--output DIR]``.
+"""Train one config in one process: ``python -m trainables.train CONFIG.yaml [--output DIR]``.
 
 CONFIG.yaml holds what a sweep file holds under ``config:``; a whole sweep file will do as well.
 """
@@ -20,7 +20,7 @@ from trainables.data.tracklet import DataError
 
 @dataclass
 class Alone:
-    """The only worker: prints a line per epoch, and keeps the last checkpoint where an output folder is given."""
+    """The only worker: prints a line per epoch, and keeps the last checkpoint if there is a folder."""
 
     output: Path | None
     rank: int = 0

@@ -119,6 +119,7 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
     assert line_of(file) == f"{file}:5: search.x: should be less than or equal to 10, not 50.0"
     file.write_text(SWEEP.replace("/tmp/sweeps", "${REID_ROOM}/sweeps"))
     assert line_of(file).startswith(f"{file}:13: storage: the environment variable REID_ROOM is not set")
+    file.write_text(SWEEP)
     with pytest.raises(
         InputError, match=r"^--trials 0: budget\.trials: should be greater than or equal to 1"
     ):

@@ -62,7 +62,7 @@ def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> Reg
         model=f"reid-{tracker.sweep_id.split('-')[0]}",
         alias="champion",
         evaluation={"test/walkers/rank1": rank1},
-        record={"data": {"walkers": "d1"}, "params": {"rnn.cell": "gru"}},
+        record={"data": {"walkers": "d1"}, "parameters": {"rnn.cell": "gru"}},
     )
 
 

@@ -41,7 +41,12 @@ def sweep(tmp_path: Path) -> Sweep:
 
 
 def result(epoch: int, score: float) -> dict[str, Any]:
-    return {"epoch": epoch, "val/score": score, "train/loss": -score, "checkpoint_path": f"checkpoint_{epoch}"}
+    return {
+        "epoch": epoch,
+        "val/score": score,
+        "train/loss": -score,
+        "checkpoint_path": f"checkpoint_{epoch}",
+    }
 
 
 def run(study: SweepStudy, scores: list[float]) -> TrialState:
@@ -113,7 +118,7 @@ def test_a_new_driver_continues_an_interrupted_trial_under_its_number(sweep: Swe
 
     again = SweepStudy(sweep, tmp_path)
     assert again.left() == sweep.budget.trials - 1
-    assert StudySearcher(again).suggest("c") == point
+    assert StudySearcher(again).suggest("c") == {**point, "known_epoch": 1}
     assert again.trials[point["number"]].intermediate_values == {1: 0.5}
 
 

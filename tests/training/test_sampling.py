@@ -48,7 +48,8 @@ def test_every_batch_holds_p_identities_with_k_clips_of_different_cameras(p, k, 
 def test_one_pass_shows_every_identity_once():
     drawn = sampler(per_batch=5)
     assert drawn.batches_per_pass() == 2
-    assert Counter(identity(c) for clips in drawn.epoch(3, 2) for c in clips) == {i: 2 for i in set(IDENTITIES)}
+    shown = Counter(identity(clip) for clips in drawn.epoch(3, 2) for clip in clips)
+    assert shown == {person: 2 for person in IDENTITIES}
     ragged = sampler(per_batch=4)
     assert ragged.batches_per_pass() == 3
     assert {identity(c) for clips in ragged.epoch(3, 3) for c in clips} == set(IDENTITIES)
@@ -88,8 +89,6 @@ def test_clips_are_numbered_through_the_epoch():
 def test_workers_share_a_batch_without_overlap():
     clips = sampler().epoch(0, 1)[0]
     assert plain([share(clips, 0, 2) + share(clips, 1, 2)]) == plain([clips])
-    with pytest.raises(ValueError, match="batch of 8 does not divide into equal parts for 3 workers"):
-        share(clips, 0, 3)
 
 
 def test_too_few_identities_are_refused_with_both_numbers():

@@ -10,7 +10,7 @@ from trainables.scoring import RANKS, score
 
 
 def naive(query, gallery, query_labels, labels, query_views, views):
-    """The protocol word by word, one query at a time: rank-k hits, mAP and trapezoid mAP, queries that counted."""
+    """The protocol word by word, one query at a time: CMC, mAP, trapezoid mAP, queries that counted."""
     hits, precisions, areas = [], [], []
     for feature, label, view in zip(query, query_labels, query_views, strict=True):
         if label in (JUNK, DISTRACTOR):
@@ -43,17 +43,18 @@ def naive(query, gallery, query_labels, labels, query_views, views):
 
 @st.composite
 def retrievals(draw):
-    """Small sets with few distinct features, so that ties, junk, distractors and missing matches all occur."""
+    """Small sets with few distinct features, so that ties, junk and missing matches occur."""
     labels = st.sampled_from(["1", "2", "3", "4", JUNK, DISTRACTOR])
     views = st.sampled_from(["a", "b", "c"][: draw(st.integers(1, 3))])
     reach = draw(st.sampled_from([1, 3, 1000]))  # whole numbers: distances are exact, so ties are ties
     values = st.integers(-reach, reach)
 
     def side(smallest, largest):
-        size, width = draw(st.integers(smallest, largest)), 2
-        features = draw(st.lists(st.lists(values, min_size=width, max_size=width), min_size=size, max_size=size))
+        size = draw(st.integers(smallest, largest))
+        features = draw(st.lists(st.tuples(values, values), min_size=size, max_size=size))
         sides = draw(st.lists(st.tuples(labels, views), min_size=size, max_size=size))
-        return np.asarray(features, np.float64).reshape(size, width), [s[0] for s in sides], [s[1] for s in sides]
+        names, cameras = [side[0] for side in sides], [side[1] for side in sides]
+        return np.asarray(features, np.float64).reshape(size, 2), names, cameras
 
     return side(1, 8), side(0, 40), draw(st.integers(1, 5))
 

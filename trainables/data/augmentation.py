@@ -29,9 +29,9 @@ class Augmentation:
     def __call__(
         self, frames: NDArray[np.uint8], flow: NDArray[np.float32] | None, number: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Disturb ``frames`` ``[time, height, width, 3]`` and ``flow`` ``[time, height, width, 2]`` (pixels) alike.
+        """Disturb ``frames [time, height, width, 3]`` and ``flow [time, height, width, 2]`` (pixels) alike.
 
-        Shifting repeats the border pixels and keeps the size. A flip also changes the sign of horizontal flow.
+        A shift repeats the border and keeps the size. A flip also changes the sign of horizontal flow.
         """
         rng = np.random.default_rng([*self._seed, number])
         height, width = frames.shape[1:3]
@@ -53,12 +53,13 @@ class Augmentation:
 
     def _shifted(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Source index of each of ``size`` rows or columns under a random shift."""
-        reach = int(round(self._config.crop * size / 2))
-        return np.clip(np.arange(size) + rng.integers(-reach, reach + 1), 0, size - 1)
+        reach = round(self._config.crop * size / 2)
+        shifted = np.arange(size) + rng.integers(-reach, reach + 1)
+        return shifted.clip(0, size - 1)
 
 
 def _rectangle(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of a rectangle of 2-33 % of the frame (Zhong et al., "Random Erasing", AAAI 2020)."""
+    """Top, left, bottom and right of 2-33 % of the frame (Zhong et al., Random Erasing, AAAI 2020)."""
     area, ratio = rng.uniform(0.02, 0.33) * height * width, np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
     tall = min(height, max(1, round(float(np.sqrt(area * ratio)))))
     wide = min(width, max(1, round(float(np.sqrt(area / ratio)))))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from trainables.data.augmentation import Augmentation, AugmentationConfig
 from trainables.data.packing import Pack
 from trainables.data.sampling import BatchConfig, Clip, IdentitySampler, share
+from trainables.data.tracklet import DataError
 from trainables.methods.batch import Batch
 
 
@@ -39,9 +40,9 @@ class Part:
 
 
 def as_tensor(frames: NDArray[np.uint8], flow: NDArray[np.float32] | None) -> Tensor:
-    """RGB ``[..., height, width, 3]`` in 0..255 and flow ``[..., height, width, 2]`` to ``[..., 3 or 5, height, width]``.
+    """RGB ``[..., height, width, 3]`` and flow ``[..., height, width, 2]`` as one tensor.
 
-    The result is float32: RGB in 0..1, flow in pixels per frame.
+    The result is float32 ``[..., 3 or 5, height, width]``: RGB in 0..1, flow in pixels per frame.
     """
     colours = torch.from_numpy(frames).movedim(-1, -3) / 255
     if flow is None:
@@ -92,18 +93,20 @@ class Modality:
         for clip in clips:
             pack, tracklet = self._items[clip.tracklet]
             flow = pack.flow(tracklet, clip.frames) if pack.has_flow else None
-            shown, flow = augmentation(pack.frames(tracklet, clip.frames), flow, clip.number)
-            frames.append(shown)
+            disturbed, flow = augmentation(pack.frames(tracklet, clip.frames), flow, clip.number)
+            frames.append(disturbed)
             flows += [] if flow is None else [flow]
         drawn = [clip.tracklet for clip in clips]
-        identities, cameras = (torch.from_numpy(column[drawn]) for column in (self._identities, self._cameras))
-        return as_tensor(np.stack(frames), np.stack(flows) if flows else None), identities, cameras
+        shown = as_tensor(np.stack(frames), np.stack(flows) if flows else None)
+        identities, cameras = self._identities[drawn], self._cameras[drawn]
+        return shown, torch.from_numpy(identities), torch.from_numpy(cameras)
 
 
 class Batches(Dataset[Batch]):
     """Worker ``rank``'s share of every global batch; the key is (epoch, batch), so any place can be gone to.
 
-    One epoch is ``passes`` over the identities of the sequences. Raises ``ValueError`` when the sizes do not divide by ``workers``.
+    An epoch shows every identity of the sequences ``batch.passes`` times. Raises ``DataError`` when there are
+    fewer identities than a batch takes, or a batch does not divide into equal shares.
     """
 
     def __init__(
@@ -117,6 +120,12 @@ class Batches(Dataset[Batch]):
         rank: int,
         workers: int,
     ) -> None:
+        sizes = {"identities x sequences": batch.identities * batch.sequences}
+        if images:
+            sizes["image_identities x images"] = batch.image_identities * batch.images
+        for field, size in sizes.items():
+            if size % workers:
+                raise DataError(f"batch.{field} is {size}: no equal shares for {workers} workers")
         self._rank, self._workers = rank, workers
         self.sequences = Modality(
             sequences,
@@ -137,8 +146,8 @@ class Batches(Dataset[Batch]):
                 seed=(seed, 1),
             )
         self.per_epoch = batch.passes * self.sequences.sampler.batches_per_pass()
-        self.frames_per_batch = batch.identities * batch.sequences * batch.frames
-        self.frames_per_batch += batch.image_identities * batch.images if images else 0
+        self.frames_per_batch = sizes["identities x sequences"] * batch.frames
+        self.frames_per_batch += sizes.get("image_identities x images", 0)
         self._planned: tuple[int, list[list[Clip]], list[list[Clip]]] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
@@ -147,12 +156,13 @@ class Batches(Dataset[Batch]):
         if self._planned is None or self._planned[0] != epoch:
             images = self.images.sampler.epoch(epoch, self.per_epoch) if self.images else []
             self._planned = epoch, self.sequences.sampler.epoch(epoch, self.per_epoch), images
-        frames, identities, cameras = self.sequences.load(
-            share(self._planned[1][number], self._rank, self._workers), epoch
-        )
+        _, sequences, images = self._planned
+        own = share(sequences[number], self._rank, self._workers)
+        frames, identities, cameras = self.sequences.load(own, epoch)
         if self.images is None:
             return Batch(frames, identities, cameras)
-        stills, people, views = self.images.load(share(self._planned[2][number], self._rank, self._workers), epoch)
+        own = share(images[number], self._rank, self._workers)
+        stills, people, views = self.images.load(own, epoch)
         return Batch(frames, identities, cameras, stills[:, 0, :3], people, views)
 
 

@@ -293,7 +293,7 @@ def _one_opencv_thread() -> Iterator[None]:
 
 def _in_order(prepare: Callable[[Tracklet], _Rows], tracklets: Iterable[Tracklet]) -> Iterator[_Rows]:
     """Apply ``prepare`` in threads, in order, never more than a few tracklets ahead of the consumer."""
-    workers = len(os.sched_getaffinity(0))
+    workers = min(16, os.cpu_count() or 1)
     ahead: deque[Future[_Rows]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="packing") as executor:
         try:

@@ -16,10 +16,10 @@ class BatchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     identities: int = Field(8, ge=2, description="identities whose sequences make up a batch (P)")
-    sequences: int = Field(2, ge=2, description="sequences per identity, of different cameras if possible (K)")
+    sequences: int = Field(2, ge=2, description="sequences per identity, from different cameras (K)")
     frames: int = Field(8, ge=1, description="consecutive frames per sequence (T)")
     image_identities: int = Field(16, ge=2, description="identities whose images make up a batch")
-    images: int = Field(2, ge=2, description="images per identity, of different cameras if possible")
+    images: int = Field(2, ge=2, description="images per identity, from different cameras")
     passes: int = Field(1, ge=1, le=1000, description="times an epoch shows every identity of the sequences")
 
 
@@ -36,9 +36,9 @@ class Clip:
 class IdentitySampler:
     """P x K batches: P identities, K clips each, with every camera of an identity taken before any repeats.
 
-    ``identities``, ``cameras`` and ``lengths`` (frames) describe the tracklets that may be drawn; ``tracklets``
-    holds their indices in the pack. One pass shows every identity once, in random order. A pass that does not
-    fill its last batch is filled from the next; no identity stands twice in a batch.
+    ``identities``, ``cameras`` and ``lengths`` (frames) describe the ``tracklets`` that may be drawn.
+    One pass shows every identity once, in random order; the batch that a pass does not fill is filled from
+    the next. No identity stands twice in a batch.
 
     Raises ``DataError`` when there are fewer identities than ``per_batch``.
     """
@@ -59,7 +59,9 @@ class IdentitySampler:
         for position, (identity, camera) in enumerate(zip(identities, cameras, strict=True)):
             by_identity.setdefault(str(identity), {}).setdefault(str(camera), []).append(position)
         if len(by_identity) < per_batch:
-            raise DataError(f"a batch of {per_batch} identities needs as many to train on: there are {len(by_identity)}")
+            raise DataError(
+                f"a batch of {per_batch} identities needs as many to train on: there are {len(by_identity)}"
+            )
         self._views = [list(by_identity[identity].values()) for identity in sorted(by_identity)]
         self._tracklets = np.asarray(tracklets)
         self._lengths = lengths
@@ -71,7 +73,7 @@ class IdentitySampler:
         return -(-len(self._views) // self._per_batch)
 
     def epoch(self, epoch: int, batches: int) -> list[list[Clip]]:
-        """The ``batches`` global batches of ``epoch``, each ``per_batch * per_identity`` clips, identity by identity."""
+        """The global batches of ``epoch``, each ``per_batch * per_identity`` clips, identity by identity."""
         rng = np.random.default_rng([*self._seed, epoch])
         stream: list[int] = []
         plan: list[list[Clip]] = []
@@ -94,7 +96,7 @@ class IdentitySampler:
         return plan
 
     def _draw(self, identity: int, rng: np.random.Generator) -> list[int]:
-        """K tracklets of ``identity``: round after round over its cameras, repeating only when they run out."""
+        """K tracklets of ``identity``, round after round over its cameras; they repeat when they run out."""
         drawn: list[int] = []
         while len(drawn) < self._per_identity:
             left = [rng.permutation(tracklets).tolist() for tracklets in self._views[identity]]
@@ -111,11 +113,6 @@ class IdentitySampler:
 
 
 def share(clips: list[Clip], rank: int, workers: int) -> list[Clip]:
-    """The clips of a global batch that worker ``rank`` computes: an equal, contiguous slice.
-
-    Raises ``ValueError`` when the batch does not divide into ``workers`` equal parts.
-    """
-    if len(clips) % workers:
-        raise ValueError(f"a batch of {len(clips)} does not divide into equal parts for {workers} workers")
+    """The clips of a global batch that worker ``rank`` computes: an equal, contiguous slice."""
     size = len(clips) // workers
     return clips[rank * size : (rank + 1) * size]

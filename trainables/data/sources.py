@@ -76,8 +76,8 @@ def resolve(config: DataConfig, name: str, say: Say = print) -> Pack:
     """Generate, read and pack one set of ``config.sets``, or reuse the pack of an earlier call.
 
     A pack is reused while layout, options, packing parameters and what the reader lists (labels, splits, the
-    name, size and time of every file) are the same. Of several processes that ask for it at once one builds, the
-    others wait for it.
+    name, size and time of every file) are the same. Of several processes that ask for it at once one builds,
+    the others wait for it.
 
     Raises:
         DataError: the set cannot be read, generated or packed; the line begins with the config field.

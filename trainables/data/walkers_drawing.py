@@ -5,8 +5,9 @@ texture wrapped round the torso, so that a back print or a backpack is seen from
 Everything is drawn from a ``numpy`` generator that the caller seeds: equal seeds give equal pixels.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -127,59 +128,23 @@ def draw_figure(
         across, depth = x * cos + z * sin + sway, z * cos - x * sin
         return np.array([feet[0] + scale * across, feet[1] - scale * (y * level - depth * lower)]), depth
 
-    shadow = (int(feet[0]), int(feet[1])), (int(0.17 * scale), int(0.03 * scale))
-    dark = canvas.copy()
-    cv2.ellipse(dark, *shadow, 0, 0, 360, (30.0, 30.0, 32.0), -1, cv2.LINE_AA)
-    cv2.addWeighted(dark, 0.45, canvas, 0.55, 0, dst=canvas)
-
-    parts: list[tuple[float, Callable[[], None]]] = []
-    side_light = math.copysign(1.0, light)
+    _shadow(canvas, feet, scale)
     at = {name: project(point) for name, point in joints.items()}
-
-    def limb(
-        a: str, b: str, radii: tuple[float, float], colour: Colour, reach: float = 1.0, lift: float = 0.0
-    ) -> None:
-        (start, near), (end, far) = at[a], at[b]
-        stop = start + (end - start) * reach
+    size, side_light = scale * walker.stature, math.copysign(1.0, light)
+    parts: list[tuple[float, Callable[[], None]]] = []
+    for limb in _limbs(walker):
+        (start, near), (end, far) = at[limb.start], at[limb.end]
         depth = (near + far) / 2
-        tint = _shade(colour, 1.0 if depth > -0.02 else 0.84)
-        thick = (size * radii[0], size * radii[1])
-        parts.append((depth + lift, lambda: _capsule(canvas, start, stop, thick, tint, side_light)))
-
-    size = scale * walker.stature
-    broad = walker.build**0.7
-    bare = walker.lower != "trousers"
-    for side in "lr":
-        limb(
-            f"hip_{side}",
-            f"knee_{side}",
-            (0.052 * broad, 0.036 * broad),
-            walker.skin if bare else walker.lower_colour,
+        stroke = functools.partial(
+            _capsule,
+            canvas,
+            start,
+            start + (end - start) * limb.reach,
+            (size * limb.radii[0], size * limb.radii[1]),
+            _shade(limb.colour, 1.0 if depth > -0.02 else 0.84),
+            side_light,
         )
-        limb(
-            f"knee_{side}",
-            f"ankle_{side}",
-            (0.034 * broad, 0.024),
-            walker.skin if bare else walker.lower_colour,
-        )
-        limb(f"ankle_{side}", f"toe_{side}", (0.026, 0.02), walker.shoe_colour, lift=0.002)
-        if walker.lower == "shorts":
-            limb(
-                f"hip_{side}", f"knee_{side}", (0.056 * broad, 0.05 * broad), walker.lower_colour, 0.85, 0.004
-            )
-        limb(f"shoulder_{side}", f"elbow_{side}", (0.033 * broad, 0.026 * broad), walker.skin)
-        limb(f"elbow_{side}", f"hand_{side}", (0.025 * broad, 0.019), walker.skin)
-        cover = min(1.0, walker.sleeve * 2)
-        limb(
-            f"shoulder_{side}",
-            f"elbow_{side}",
-            (0.037 * broad, 0.031 * broad),
-            walker.sleeve_colour,
-            cover,
-            0.003,
-        )
-        if walker.sleeve > 0.5:
-            limb(f"elbow_{side}", f"hand_{side}", (0.03 * broad, 0.024), walker.sleeve_colour, 0.88, 0.003)
+        parts.append((depth + limb.lift, stroke))
     if walker.bag != "none":
         corners = [project(corner) for corner in _bag_corners(walker, joints)]
         outline = np.array([corner[0] for corner in corners])
@@ -189,6 +154,45 @@ def draw_figure(
     parts.append((0.015 if cos > -0.2 else 0.03, lambda: _head(canvas, walker, at, (sin, cos), scale)))
     for _, draw in sorted(parts, key=lambda part: part[0]):
         draw()
+
+
+@dataclass(frozen=True, slots=True)
+class _Limb:
+    """A limb or its clothing: from one joint as far as ``reach`` towards another, ``lift`` above the skin."""
+
+    start: str
+    end: str
+    radii: tuple[float, float]
+    colour: Colour
+    reach: float = 1.0
+    lift: float = 0.0
+
+
+def _limbs(walker: Walker) -> Iterator[_Limb]:
+    broad = walker.build**0.7
+    leg = walker.lower_colour if walker.lower == "trousers" else walker.skin
+    cover = min(1.0, walker.sleeve * 2)
+    for side in "lr":
+        hip, knee, ankle, toe, shoulder, elbow, hand = (
+            f"{joint}_{side}" for joint in ("hip", "knee", "ankle", "toe", "shoulder", "elbow", "hand")
+        )
+        yield _Limb(hip, knee, (0.052 * broad, 0.036 * broad), leg)
+        yield _Limb(knee, ankle, (0.034 * broad, 0.024), leg)
+        yield _Limb(ankle, toe, (0.026, 0.02), walker.shoe_colour, lift=0.002)
+        if walker.lower == "shorts":
+            yield _Limb(hip, knee, (0.056 * broad, 0.05 * broad), walker.lower_colour, 0.85, 0.004)
+        yield _Limb(shoulder, elbow, (0.033 * broad, 0.026 * broad), walker.skin)
+        yield _Limb(elbow, hand, (0.025 * broad, 0.019), walker.skin)
+        yield _Limb(shoulder, elbow, (0.037 * broad, 0.031 * broad), walker.sleeve_colour, cover, 0.003)
+        if walker.sleeve > 0.5:
+            yield _Limb(elbow, hand, (0.03 * broad, 0.024), walker.sleeve_colour, 0.88, 0.003)
+
+
+def _shadow(canvas: Image, feet: tuple[float, float], scale: float) -> None:
+    dark = canvas.copy()
+    place, size = (int(feet[0]), int(feet[1])), (int(0.17 * scale), int(0.03 * scale))
+    cv2.ellipse(dark, place, size, 0, 0, 360, (30.0, 30.0, 32.0), -1, cv2.LINE_AA)
+    cv2.addWeighted(dark, 0.45, canvas, 0.55, 0, dst=canvas)
 
 
 def _pose(walker: Walker, phase: float) -> dict[str, Point]:

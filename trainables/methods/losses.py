@@ -19,6 +19,7 @@ class LossConfig(BaseModel):
     )
     margin: float = Field(2.0, gt=0, le=100, description="L2 distance wanted; soft_triplet has no margin")
     identity: float = Field(1.0, ge=0, le=100, description="weight of identification beside verification")
+    neck: bool = Field(False, description="batch norm between the feature and the identity classifier")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all identities")
 
 
@@ -60,17 +61,30 @@ def triplet_verification(features: Tensor, identities: Tensor, margin: float | N
     return losses.sum() / anchors.sum().clamp_min(1)
 
 
+class Neck(nn.BatchNorm1d):
+    """Batch norm without a shift, so that the classifier's hyperplanes pass through the origin."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension)
+        self.bias.requires_grad_(False)
+
+
 class ModalityLoss(nn.Module):
     """Verification plus weighted identification; each modality has its own classifier (our reading).
 
     Identification is the mean over items. McLaughlin et al. add it once per branch of a pair, which is
-    ``identity: 2`` here; a weight of 0 makes no classifier.
+    ``identity: 2`` here; a weight of 0 makes no classifier. With ``neck`` verification sees the feature and
+    identification its normalised form (BNNeck, Luo et al., CVPR Workshops 2019), each modality its own: the two
+    losses want the feature in different shapes.
     """
 
     def __init__(self, dimension: int, identities: int, config: LossConfig) -> None:
         super().__init__()
         self.config = config
-        self.classifier = nn.Linear(dimension, identities) if config.identity > 0 else None
+        self.classifier: nn.Module | None = None
+        if config.identity > 0:
+            linear = nn.Linear(dimension, identities, bias=not config.neck)
+            self.classifier = nn.Sequential(Neck(dimension), linear) if config.neck else linear
 
     def forward(self, features: Tensor, identities: Tensor) -> Tensor:
         """Return the scalar loss of ``features [item, dimension]`` with ``identities [item]``."""

@@ -1,0 +1,176 @@
+"""The command as a user runs it: a real Ray cluster, a real SQLite MLflow, the smallest trainable."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+FILE = """
+name: parabola
+trainable: example_trainable:ExampleTrainable
+config: {epochs: 6}
+search:
+  x: {uniform: [-3, 3]}
+  steps: {int: [1, 3]}
+  fault: {choice: [none, diverge, crash]}
+objective: {metric: val/score}
+sampler: {random: {seed: 4}}
+scheduler: {asha: {grace: 1, reduction: 2}}
+budget: {trials: 6}
+registry: {model: parabola}
+"""
+
+
+def command(file: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator.sweep", str(file), *options]
+
+
+def environment() -> dict[str, str]:
+    here = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY_ADDRESS"))}
+    return here | {"PYTHONPATH": str(Path(__file__).parent)}
+
+
+def sweep(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(file, *options), env=environment(), capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "parabola.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def refused(file: Path, *options: str) -> str:
+    """The one line that a refusal prints."""
+    done = sweep(file, *options)
+    assert done.returncode == 2, done.stderr + done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.sweep
+def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = sweep(file, "--storage", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "parabola version 1, alias champion" in done.stdout
+
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{store}/parabola/study.db")
+    states = {trial.number: trial.state.name for trial in study.trials}
+    assert len(states) == 6
+    assert set(states.values()) == {"COMPLETE", "PRUNED", "FAIL"}
+    reasons = [t.user_attrs["reason"] for t in study.trials if t.state.name == "FAIL"]
+    assert any("FloatingPointError: train/loss is nan" in reason for reason in reasons)
+
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    trials = {int(run.data.tags["trial.number"]): run for run in runs if "trial.number" in run.data.tags}
+    assert len(runs) == 7
+    assert {number: run.data.tags["trial.state"] for number, run in trials.items()} == states
+    for trial in study.trials:
+        points = client.get_metric_history(trials[trial.number].info.run_id, "val/score")
+        assert {point.step: point.value for point in points} == trial.intermediate_values
+
+    again = sweep(file, "--storage", str(store))
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    assert "parabola version 1, alias champion" in again.stdout
+    assert len(client.search_runs([client.get_experiment_by_name("parabola").experiment_id])) == 7
+
+    changed = refused(file, "--storage", str(store), "--set", "search.steps={int: [1, 2]}")
+    assert "search.steps: int [1, 3] → int [1, 2]" in changed
+
+
+@pytest.mark.sweep
+def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
+    options += ["--set", "search.fault={choice: [none]}", "--set", "config.seconds=1.5", "--set", "scheduler=none"]
+    with subprocess.Popen(
+        command(file, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as first:
+        assert first.stdout is not None
+        seen = []
+        for line in first.stdout:
+            seen.append(line)
+            epochs = re.search(r"\| (\d+) epochs \|", line)
+            if epochs and int(epochs[1]) >= 2:
+                break
+        first.send_signal(signal.SIGINT)
+        seen.append(first.stdout.read())
+    assert first.returncode == 130, "".join(seen)
+    assert "the same command continues" in seen[-1]
+
+    second = sweep(file, *options)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "continuing: 2 trials" in second.stdout
+    outcome = json.loads((tmp_path / "store" / "parabola" / "outcome.json").read_text())
+    assert outcome["trials"] == {"running": 0, "complete": 2, "pruned": 0, "failed": 0}
+    client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    assert len(runs) == 3
+    for run in runs:
+        if "trial.number" in run.data.tags:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/score")]
+            assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.sweep
+def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = sweep(file, "--storage", str(store), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for expected in ("-3 to 3", "after epoch 1, 2, 4", "6 trials of at most 6 epochs", "sqlite:///", "http://"):
+        assert expected in done.stdout
+    assert not store.exists()
+
+
+@pytest.mark.sweep
+def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: Path) -> None:
+    line = refused(file, "--storage", str(tmp_path / "store"), "--set", "resources.workers=4096")
+    assert "resources.workers: 4096 workers of 1 CPUs do not fit" in line
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--set", "config.fault=data"], "fault is searched"),
+        (["--set", "search.fault={choice: [data]}", "--set", "config.epochs=0"], "epochs"),
+        (["--trials", "0"], "trials"),
+        (["--trials", "many"], "invalid int value: 'many'"),
+        (["--trails", "3"], "--trails"),
+        (["--set", "tracking.uri=http://127.0.0.1:9"], "127.0.0.1:9"),
+        (["--storage", "/dev/null/x"], "/dev/null is a file, not a folder"),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9"),
+    ],
+)
+def test_bad_input_is_one_line(file: Path, tmp_path: Path, options: list[str], expected: str) -> None:
+    given = options if "--storage" in options else [*options, "--storage", str(tmp_path / "store")]
+    assert expected in refused(file, *given)
+    assert not (tmp_path / "store").exists()
+
+
+def test_data_at_fault_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "parabola.yaml"
+    file.write_text(FILE.replace("  fault: {choice: [none, diverge, crash]}\n", "").replace("6}", "6, fault: data}", 1))
+    assert "config.fault: data is at fault" in refused(file, "--storage", str(tmp_path / "store"))
+
+
+def test_help_shows_examples() -> None:
+    done = sweep(Path("--help"))
+    assert done.returncode == 0
+    assert "python -m orchestrator.sweep search_spaces/alignment.yaml" in done.stdout
+

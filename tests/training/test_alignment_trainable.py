@@ -1,0 +1,160 @@
+"""What the trainable trains and tests on, how it is driven, and the one line it gives for bad input."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from recorder import Recorder
+
+from trainables import train
+from trainables.data.sources import resolve
+from trainables.data.tracklet import DataError
+from trainables.embedding import embed
+from trainables.network.embedder import SequenceEmbedder
+from trainables.scoring import score
+
+
+def drawn(modality):
+    """(pack name, identity) of everything a modality may draw."""
+    return {(pack.name, str(pack.identities[tracklet])) for pack, tracklet in modality._items}
+
+
+def identities_tested(config, name):
+    pack = resolve(config.data, name, lambda line: None)
+    split = pack.splits[min(config.data.split, len(pack.splits) - 1)]
+    return {(name, str(pack.identities[tracklet])) for tracklet in (*split.query, *split.gallery)}
+
+
+def test_no_identity_is_in_two_of_training_validation_and_test(tiny, prepared, tmp_path):
+    config = tiny(data={"targets": ["walkers", "stills"]})
+    training = prepared.training(config, Recorder(tmp_path))
+    query, gallery = training.validation
+    validating = {("walkers", str(identity)) for identity in (*query.identities, *gallery.identities)}
+    sequences, images = drawn(training.batches.sequences), drawn(training.batches.images)
+    assert len(validating) == 8
+    assert not validating & sequences
+    assert not identities_tested(config, "walkers") & (sequences | validating)
+    assert images and not identities_tested(config, "stills") & images
+
+
+def test_every_image_is_trained_on_when_its_set_is_no_target(tiny, prepared, tmp_path):
+    images = prepared.training(tiny(), Recorder(tmp_path)).batches.images
+    assert images.identities == 20
+
+
+def test_the_validation_identities_are_the_same_for_every_seed(tiny, prepared, tmp_path):
+    parts = [
+        prepared.training(tiny(seed=seed), Recorder(tmp_path)).validation[0].tracklets for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*parts)
+
+
+def test_the_data_sets_are_recorded_in_every_role(tiny, prepared):
+    records = prepared.prepare(tiny(), lambda line: None)
+    roles = {(record.role, record.name) for record in records}
+    assert roles == {("train", "walkers"), ("images", "stills"), ("target", "walkers"), ("target", "others")}
+    assert records[0].counts == {"identities": 40, "cameras": 2, "tracklets": 80, "frames": 480}
+    assert len({record.digest for record in records}) == 3
+
+
+def test_a_checkpoint_is_scored_on_every_target_and_exported(tiny, prepared, tmp_path):
+    config = tiny(epochs=1)
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(config, recorder)
+    checkpoint = recorder.restore()
+    assert {path.suffix for path in checkpoint.iterdir()} == {".safetensors", ".pt"}
+    scores = prepared.evaluate(config, checkpoint)
+    kinds = ("rank1", "rank5", "rank10", "rank20", "mAP", "mAP_trapezoid")
+    assert set(scores) == {f"test/{name}/{kind}" for name in ("walkers", "others") for kind in kinds}
+    assert all(0 <= value <= 1 for value in scores.values())
+    arguments = prepared.export(config, checkpoint, tmp_path / "model")
+    assert set(arguments["artifacts"]) == {"weights", "network"}
+
+
+def test_validation_scores_are_those_of_the_validation_part(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(), Recorder(tmp_path))
+    query, gallery = training.validation
+    features = [embed(training.method.embedder, part, torch.device("cpu")) for part in (query, gallery)]
+    expected = score(*features, query.identities, gallery.identities, query.cameras, gallery.cameras).metrics(
+        "val/", ranks=(1, 5)
+    )
+    assert training.validate() == pytest.approx(expected)
+
+
+def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(), Recorder(tmp_path))
+    part = training.validation[0]
+    embedder: SequenceEmbedder = training.method.embedder
+    together = embed(embedder, part, torch.device("cpu"))
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    alone = embed(embedder, type(part)(part.pack, part.tracklets[2:3]), torch.device("cpu"))
+    np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"data": {"images": []}}, "method alignment trains on images: name sets in data.images"),
+        ({"alignment": {"length": 5}}, "alignment.length is 5, .* batch.frames is 4"),
+        ({"optimizer": {"warmup_epochs": 3}}, "optimizer.warmup_epochs is 3: at most 2 for epochs 3"),
+    ],
+    ids=["images", "length", "warmup"],
+)
+def test_fields_that_do_not_fit_together_are_refused(changes, line, tiny):
+    with pytest.raises(ValidationError, match=line):
+        tiny(**changes)
+
+
+def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):
+    with pytest.raises(DataError, match="batch of 13 identities needs as many to train on: there are 12"):
+        prepared.prepare(tiny(batch={"identities": 13}), lambda line: None)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tiny, prepared, tmp_path):
+    with pytest.raises(DataError, match="identities x sequences is 8: no equal shares for 3 workers"):
+        prepared.training(tiny(), Recorder(tmp_path, world_size=3))
+
+
+@pytest.fixture
+def written(tiny, tmp_path):
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"name": "tiny", "config": tiny(**changes).model_dump(mode="json")}))
+        return path
+
+    return write
+
+
+def test_the_command_trains_and_scores(written, prepared, tmp_path, capsys):
+    assert train.main([str(written(epochs=2)), "--output", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
+    assert any(line.startswith("test/others/mAP ") for line in lines)
+
+
+BROKEN = {
+    "no file": (None, "nothing.yaml: No such file or directory"),
+    "no yaml": ("method: [", "nothing.yaml: not YAML"),
+    "a list": ("[1]", "nothing.yaml: config: "),
+    "wrong type": ("method: sequences", "nothing.yaml: method: "),
+    "unknown field": ("epoch: 3", "nothing.yaml: "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_bad_input_gets_one_line_and_status_2(case, tmp_path, capsys):
+    content, line = BROKEN[case]
+    path = tmp_path / "nothing.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert train.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert line in error
+
+
+def test_a_missing_set_gets_one_line_and_status_2(written, capsys):
+    assert train.main([str(written(data={"sequences": "wakers"}))]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "walkers" in error[0]
