@@ -1,0 +1,1 @@
+"""The control plane: searches, tracks and registers any trainable; knows nothing of re-identification."""

@@ -5,6 +5,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -70,8 +71,8 @@ class Cluster:
             needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
             raise InputError(
                 f"resources.workers: {resources.workers} workers of {needs} do not fit on this cluster of "
-                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs in "
-                f"all; at most {workers} fit"
+                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
+                f"in all; at most {workers} fit"
             )
         fitting = workers // resources.workers
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
@@ -90,26 +91,27 @@ def start(address: str | None) -> Cluster:
         _check_address(address)
     # Ray writes its token file readable to everyone unless told otherwise.
     mask = os.umask(0o077)
-    own = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True} if address is None else {}
+    own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
     try:
         context = ray.init(
             address=address or "local",
             runtime_env={"worker_process_setup_hook": "orchestrator.worker_setup.find_own_cluster"},
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **own,
+            **(own if address is None else {}),
         )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         line = str(error).strip().splitlines()[0]
         raise InputError(f"--address {address}: no Ray cluster answers there ({line})") from error
     finally:
         os.umask(mask)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     return Cluster(
-        address=context.address_info["address"],
+        address=ray.get_runtime_context().gcs_address,
         dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
         token_file=token if token.exists() else None,
-        nodes=tuple(node["Resources"] for node in ray.nodes() if node["Alive"]),
+        nodes=tuple(node["Resources"] for node in nodes if node["Alive"]),
     )
 
 
@@ -119,7 +121,7 @@ def _check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"--address {address}: write HOST:PORT of the cluster's head node, such as 10.0.0.5:6379")
+        raise InputError(f"--address {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:

@@ -44,7 +44,7 @@ class SweepDirectory:
         if changed:
             raise InputError(
                 f"{self.path} holds a sweep of the same name with other settings: {'; '.join(changed)}; "
-                "change 'name' in the file, or start over with --fresh (the old folder is kept under another name)"
+                "change 'name' in the file, or start over with --fresh (which keeps the old folder)"
             )
 
     @contextmanager

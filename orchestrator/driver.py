@@ -2,8 +2,8 @@
 
 import contextlib
 import tempfile
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -68,7 +68,9 @@ def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Pro
             columns = {"trainable": sweep.trainable, "trials": sweep.budget.trials}
             tracker.log_sweep(sweep.resolved(), columns, data_sets)
             if study.trials:
-                progress.say(f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run")
+                progress.say(
+                    f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run"
+                )
             finished = search(sweep, study, joined, directory, tracker, progress)
             best = study.best()
             if not finished:

@@ -45,8 +45,8 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
         "budget": "; ".join(limits),
         "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
-        "at once": f"{min(cluster.concurrency(resources), budget.trials)} trial(s) on {len(cluster.nodes)} node(s) with "
-        f"{cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
+        "at once": f"{min(cluster.concurrency(resources), budget.trials)} trial(s) on "
+        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
         "storage": str(sweep.directory),
         "tracking": f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",

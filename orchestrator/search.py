@@ -16,9 +16,14 @@ from orchestrator.config import Sweep
 from orchestrator.directory import SweepDirectory
 from orchestrator.progress import Progress, clock
 from orchestrator.study import NotSnapshotted, StudyScheduler, StudySearcher, SweepStudy
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import State, Tracker
 from orchestrator.trial import FAILURE, LOG, TrialSpec, name, run
 
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAIL",
+}
 _WORDS = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
@@ -77,7 +82,7 @@ def search(
 
 
 def _named_trial(spec: TrialSpec) -> type[Trainable]:
-    """The Tune trainable of the sweep's trials, whose actors are called after their trial on the dashboard."""
+    """The Tune trainable of a sweep, whose actors are called after their trial on the dashboard."""
 
     class Trial(wrap_function(lambda point: run(point, spec))):  # type: ignore[misc]
         def __repr__(self) -> str:
@@ -86,7 +91,7 @@ def _named_trial(spec: TrialSpec) -> type[Trainable]:
     return Trial
 
 
-class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
+class Monitor(NotSnapshotted, Callback):
     """Tells the terminal, MLflow and the Ray metrics endpoint what the trials do."""
 
     def __init__(self, sweep: Sweep, study: SweepStudy, tracker: Tracker, progress: Progress) -> None:
@@ -154,10 +159,10 @@ class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
         """Tell the end of one trial as the study has it."""
         ended = self._study.trials[number]
         self._rates.pop(number, None)
-        if ended.state != TrialState.RUNNING:
+        if ended.state in _STATES:
             self._tracker.end_trial(
                 number,
-                ended.state.name,
+                _STATES[ended.state],
                 value=ended.values[0] if ended.state == TrialState.COMPLETE else None,
                 reason=ended.user_attrs.get("reason", ""),
                 log_tail=log or "",
@@ -179,7 +184,7 @@ class Monitor(NotSnapshotted, Callback):  # type: ignore[misc]
             values = zip(self._sweep.objective, ended.values, strict=True)
             return ", ".join(f"{objective.metric} {value:.4g}" for objective, value in values)
         reason = ended.user_attrs.get("reason", "it will go on when the sweep is continued")
-        if ended.intermediate_values:
+        if ended.last_step is not None:
             return f"{reason}, {self._objective(ended.intermediate_values[ended.last_step])}"
         return str(reason)
 

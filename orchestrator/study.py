@@ -13,8 +13,8 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.config import Sweep
@@ -70,7 +70,7 @@ class SweepStudy:
         return counts
 
     def left(self) -> int:
-        """How many trials are still to end: those that run or were interrupted, and those not suggested yet."""
+        """How many trials are still to end: running, interrupted and not suggested yet."""
         return self.count()["running"] + max(0, self.sweep.budget.trials - len(self.trials))
 
     def best(self) -> FrozenTrial | None:
@@ -84,13 +84,12 @@ class SweepStudy:
         patience, best = self.sweep.budget.no_gain_for, self.best()
         if patience is None or best is None:
             return False
-        ended = sorted(
-            (t for t in self.trials if t.state.is_finished()), key=lambda trial: trial.datetime_complete
-        )
-        return len(ended) - 1 - [trial.number for trial in ended].index(best.number) >= patience
+        ended = [trial for trial in self.trials if trial.datetime_complete is not None]
+        later = [t for t in ended if t.datetime_complete > best.datetime_complete]  # type: ignore[operator]
+        return len(later) >= patience
 
     def ask(self) -> Suggestion | None:
-        """The next trial: an interrupted one first, then a new suggestion, or None when the budget is spent."""
+        """The next trial, interrupted ones first, or None when the budget is spent."""
         if self._interrupted:
             number = self._interrupted.pop(0)
             return Suggestion(number, dict(self.trials[number].params))
@@ -109,18 +108,17 @@ class SweepStudy:
         return None
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Record one epoch of a trial; returns whether the trial has to stop now.
-
-        Raises:
-            KeyError: the trainable did not report an objective metric.
-        """
+        """Record one epoch of a trial; returns whether the trial has to stop now."""
         epoch = int(result["epoch"])
-        values = [float(result[objective.metric]) for objective in self.sweep.objective]
         trial = self._trial(number)
-        if not all(map(math.isfinite, values)):
-            names = ", ".join(objective.metric for objective in self.sweep.objective)
-            self._verdicts[number] = (TrialState.FAIL, f"{names} is not finite in epoch {epoch}")
-            return True
+        values = []
+        for objective in self.sweep.objective:
+            value = result.get(objective.metric)
+            if value is None or not math.isfinite(value):
+                fault = "missing" if value is None else "not finite"
+                self._verdicts[number] = (TrialState.FAIL, f"{objective.metric} is {fault} in epoch {epoch}")
+                return True
+            values.append(float(value))
         if len(values) > 1 or epoch in self.trials[number].intermediate_values:
             return False  # Optuna keeps no intermediate values for several objectives.
         trial.report(values[0], step=epoch)
@@ -170,7 +168,7 @@ class NotSnapshotted:
         return {}
 
 
-class StudySearcher(NotSnapshotted, Searcher):  # type: ignore[misc]
+class StudySearcher(NotSnapshotted, Searcher):
     """Hands the study's suggestions to Ray Tune and tells the study how each trial ended."""
 
     def __init__(self, study: SweepStudy) -> None:
@@ -178,7 +176,8 @@ class StudySearcher(NotSnapshotted, Searcher):  # type: ignore[misc]
         self._study = study
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next point, as the config of a Tune trial, or that there is none."""
         suggestion = self._study.ask()
         if suggestion is None:
             return str(Searcher.FINISHED)
@@ -194,6 +193,7 @@ class StudySearcher(NotSnapshotted, Searcher):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        """Tell the study how a trial ended."""
         self._study.end(self._numbers.pop(trial_id), result, died=error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -203,14 +203,15 @@ class StudySearcher(NotSnapshotted, Searcher):  # type: ignore[misc]
         """Nothing to restore: the study is persistent."""
 
 
-class StudyScheduler(NotSnapshotted, FIFOScheduler):  # type: ignore[misc]
+class StudyScheduler(NotSnapshotted, FIFOScheduler):
     """Starts trials in the order of the study and stops those that its pruner gives up."""
 
     def __init__(self, study: SweepStudy) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Record one report and decide whether the trial goes on."""
         if FAILURE in result or not self._study.report(trial.config["number"], result):
             return str(TrialScheduler.CONTINUE)
         return str(TrialScheduler.STOP)

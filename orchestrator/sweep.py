@@ -13,7 +13,7 @@ examples:
   python -m orchestrator.sweep search_spaces/alignment.yaml
   python -m orchestrator.sweep search_spaces/alignment.yaml --dry-run
   python -m orchestrator.sweep search_spaces/alignment.yaml --trials 50 --set resources.workers=2
-  python -m orchestrator.sweep search_spaces/alignment.yaml --set 'search.rnn.hidden_size={int: [64, 512], log: true}'
+  python -m orchestrator.sweep search_spaces/alignment.yaml --set 'search.rnn.hidden_size={int: [64, 512]}'
   REID_DATA=/data python -m orchestrator.sweep search_spaces/real.yaml --address ray-head:6379
 
 Running the same command again continues the sweep, or shows its summary when it is finished.
@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(
         prog="python -m orchestrator.sweep",
-        description="Search the hyper-parameters of a trainable on a Ray cluster and register the best model.",
+        description="Search the parameters of a trainable on a Ray cluster and register the best model.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -67,7 +67,7 @@ class Trainable(Protocol):
 
     ``Config`` forbids extra keys and has the int fields ``epochs`` (how many reports ``fit`` makes at most)
     and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear line.
-    ``metrics`` names every metric that ``fit`` reports and which way it improves; ``throughput`` is the one
+    ``metrics`` names every metric that ``fit`` may report and which way it improves; ``throughput`` is the one
     that counts work per second, if any.
     """
 

@@ -116,7 +116,7 @@ def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
             name=name(point["number"]),
             storage_path=spec.folder,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
         ),
     )
     try:
@@ -131,8 +131,8 @@ def _explain(error: ray.train.TrainingFailedError) -> tuple[str, str]:
     cause: BaseException = error
     if isinstance(error, ray.train.WorkerGroupError) and error.worker_failures:
         cause = error.worker_failures[min(error.worker_failures)]
-    while isinstance(cause, RayError) and isinstance(getattr(cause, "cause", None), BaseException):
-        cause = cause.cause
+    while isinstance(inner := getattr(cause, "cause", None), BaseException):  # Ray wraps what its tasks raise
+        cause = inner
     lines = [line for line in str(cause).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if isinstance(cause, RayError) else f"{type(cause).__name__}: {lines[0]}"
     return line[:500], str(error)

@@ -45,6 +45,10 @@ class AlignmentTrainable:
         "val/mAP": "max",
         "train/loss": "min",
         "train/video": "min",
+        "train/pseudo": "min",
+        "train/motion": "min",
+        "train/content": "min",
+        "train/distribution": "min",
         "frames_per_second": "max",
     }
     throughput = "frames_per_second"

@@ -94,6 +94,16 @@ def test_a_score_that_is_not_finite_fails_the_trial(sweep: Sweep, tmp_path: Path
     assert study.best() is None
 
 
+def test_a_score_that_is_not_reported_fails_the_trial(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    searcher, scheduler = StudySearcher(study), StudyScheduler(study)
+    point = searcher.suggest("a")
+    last = {"epoch": 1, "train/loss": 1.0}
+    assert scheduler.on_trial_result(None, TuneTrial(point), last) == TrialScheduler.STOP
+    searcher.on_trial_complete("a", last)
+    assert study.trials[0].user_attrs["reason"] == "val/score is missing in epoch 1"
+
+
 def test_failures_keep_their_reason(sweep: Sweep, tmp_path: Path) -> None:
     study = SweepStudy(sweep, tmp_path)
     searcher, scheduler = StudySearcher(study), StudyScheduler(study)

@@ -33,7 +33,9 @@ def command(file: Path, *options: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    here = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY_ADDRESS"))}
+    here = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY_ADDRESS"))
+    }
     return here | {"PYTHONPATH": str(Path(__file__).parent)}
 
 
@@ -97,9 +99,20 @@ def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, t
 @pytest.mark.sweep
 def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
-    options += ["--set", "search.fault={choice: [none]}", "--set", "config.seconds=1.5", "--set", "scheduler=none"]
+    options += [
+        "--set",
+        "search.fault={choice: [none]}",
+        "--set",
+        "config.seconds=1.5",
+        "--set",
+        "scheduler=none",
+    ]
     with subprocess.Popen(
-        command(file, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(file, *options),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as first:
         assert first.stdout is not None
         seen = []
@@ -132,7 +145,13 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path)
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store), "--dry-run")
     assert done.returncode == 0, done.stderr
-    for expected in ("-3 to 3", "after epoch 1, 2, 4", "6 trials of at most 6 epochs", "sqlite:///", "http://"):
+    for expected in (
+        "-3 to 3",
+        "after epoch 1, 2, 4",
+        "6 trials of at most 6 epochs",
+        "sqlite:///",
+        "http://",
+    ):
         assert expected in done.stdout
     assert not store.exists()
 
@@ -165,7 +184,9 @@ def test_bad_input_is_one_line(file: Path, tmp_path: Path, options: list[str], e
 
 def test_data_at_fault_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "parabola.yaml"
-    file.write_text(FILE.replace("  fault: {choice: [none, diverge, crash]}\n", "").replace("6}", "6, fault: data}", 1))
+    file.write_text(
+        FILE.replace("  fault: {choice: [none, diverge, crash]}\n", "").replace("6}", "6, fault: data}", 1)
+    )
     assert "config.fault: data is at fault" in refused(file, "--storage", str(tmp_path / "store"))
 
 
@@ -173,4 +194,3 @@ def test_help_shows_examples() -> None:
     done = sweep(Path("--help"))
     assert done.returncode == 0
     assert "python -m orchestrator.sweep search_spaces/alignment.yaml" in done.stdout
-

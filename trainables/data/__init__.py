@@ -1,0 +1,1 @@
+"""Data sets: reading, generating, packing, sampling and augmenting tracklets."""

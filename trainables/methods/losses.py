@@ -74,8 +74,8 @@ class ModalityLoss(nn.Module):
 
     Identification is the mean over items. McLaughlin et al. add it once per branch of a pair, which is
     ``identity: 2`` here; a weight of 0 makes no classifier. With ``neck`` verification sees the feature and
-    identification its normalised form (BNNeck, Luo et al., CVPR Workshops 2019), each modality its own: the two
-    losses want the feature in different shapes.
+    identification its normalised form (BNNeck, Luo et al., CVPR Workshops 2019), each modality its own:
+    the two losses want the feature in different shapes.
     """
 
     def __init__(self, dimension: int, identities: int, config: LossConfig) -> None:
