@@ -167,7 +167,7 @@ class Scheduler(Section):
     def rungs(self, epochs: int) -> list[int]:
         """List the epochs after which a trial that would report ``epochs`` times may be stopped."""
         if self.median:
-            return list(range(self.median.warmup + 1, epochs))
+            return list(range(max(1, self.median.warmup), epochs))
         halving = self.asha or self.hyperband
         rungs = []
         rung = halving.grace if halving else epochs

@@ -95,14 +95,17 @@ def start(address: str | None) -> Cluster:
     try:
         context = ray.init(
             address=address or "local",
-            runtime_env={"worker_process_setup_hook": "orchestrator.worker_setup.find_own_cluster"},
+            runtime_env={
+                "worker_process_setup_hook": "orchestrator.worker_setup.find_own_cluster",
+                "env_vars": {name: os.environ[name] for name in _ENVIRONMENT if name.startswith("RAY_TRAIN")},
+            },
             log_to_driver=False,
             logging_level=logging.ERROR,
             **(own if address is None else {}),
         )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise InputError(f"--address {address}: no Ray cluster answers there ({line})") from error
+        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start here"
+        raise InputError(f"{what}: {error}") from error
     finally:
         os.umask(mask)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

@@ -1,12 +1,11 @@
 """The sweep file: what it may say, and its reading with every fault in one line."""
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -48,7 +47,9 @@ class Budget(Section):
     """When the sweep ends: whatever comes first."""
 
     trials: Annotated[Integer, Field(ge=1)] = Field(description="trials in all")
-    wall: float | None = Field(None, description="seconds after which no trial is started: 90s, 30m, 2h, 1d")
+    wall: float | None = Field(
+        None, description="time after which trials are stopped, in each run of the command: 90s, 30m, 2h, 1d"
+    )
     no_gain_for: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="finished trials in a row without a better one"
     )
@@ -72,7 +73,7 @@ class Resources(Section):
     workers: Annotated[Integer, Field(ge=1)] = Field(1, description="workers of a trial (data parallel)")
     cpus: Annotated[Integer, Field(ge=1)] = Field(1, description="CPUs of a worker")
     gpus: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="GPUs of a worker; below 1, workers share one"
+        0.0, description="GPUs of a worker; below 1, trials share one"
     )
     concurrent: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
         "auto", description="trials at once; auto: as many as fit"
@@ -84,6 +85,14 @@ class Resources(Section):
         if value > 1 and value != int(value):
             raise ValueError(f"should be a whole number or a share below 1, not {value:g}")
         return value
+
+    @model_validator(mode="after")
+    def _one_worker_a_gpu(self) -> Self:
+        if 0 < self.gpus < 1 and self.workers > 1:  # NCCL knows one rank a device
+            raise ValueError(
+                f"{self.workers} workers cannot train together on shares of a GPU; write gpus: 1"
+            )
+        return self
 
     @field_validator("concurrent", mode="before")
     @classmethod
@@ -145,7 +154,6 @@ class Sweep(Section):
     tracking: Tracking = Tracking()
     _space: Space = PrivateAttr()
     _implementation: Trainable = PrivateAttr()
-    _source: Path = PrivateAttr()
 
     @field_validator("name")
     @classmethod
@@ -193,11 +201,6 @@ class Sweep(Section):
         return Path(os.path.abspath(expanded))
 
     @property
-    def source(self) -> Path:
-        """The file that was read."""
-        return self._source
-
-    @property
     def space(self) -> Space:
         """The searched paths, checked against the trainable's config."""
         return self._space
@@ -239,11 +242,6 @@ class Sweep(Section):
             },
         }
 
-    def digest(self) -> str:
-        """Hash of what must stay the same for a sweep directory to be continued."""
-        kept = {key: value for key, value in self.resolved().items() if key not in _MAY_CHANGE}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
 
 def read(
     path: Path | str, overrides: Sequence[Override] = (), *, environment: Mapping[str, str] | None = None
@@ -263,7 +261,6 @@ def read(
         _refuse_idle(sweep, overrides)
     except FieldError as error:
         raise InputError(f"{document.place(error.fault.path)}: {error}") from error
-    sweep._source = Path(path)
     return sweep
 
 

@@ -3,24 +3,24 @@
 import contextlib
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
-from optuna.trial import FrozenTrial
 
 from orchestrator import cluster, registry, report, tracking, trainable
 from orchestrator.cluster import Cluster
 from orchestrator.config import Sweep
 from orchestrator.directory import SweepDirectory
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.plan import pairs, plan
 from orchestrator.progress import Progress
 from orchestrator.search import search
 from orchestrator.study import SweepStudy
 from orchestrator.tracking import Tracker
 from orchestrator.trainable import DataSetRecord
-from orchestrator.trial import name
+from orchestrator.trial import explain, name
 
 INTERRUPTED = 130
 FAILED = 1
@@ -33,16 +33,16 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         InputError: the user's input is at fault; nothing was written.
     """
     directory = SweepDirectory(sweep)
+    directory.check(fresh)
+    outcome = None if fresh else directory.outcome()
+    if outcome is not None and outcome["budget"] == sweep.budget.model_dump():
+        progress.say(f"the sweep {sweep.name} is finished; --fresh starts it over")
+        _summarise(outcome, progress)
+        return 0
     try:
-        directory.check(fresh)
         tracking.check(sweep.tracking.uri)
         with progress.doing("checking the data"):
-            sweep.implementation.check(sweep.trial_config({}))
-        outcome = None if fresh else directory.outcome()
-        if outcome is not None and outcome["budget"] == sweep.budget.model_dump():
-            progress.say(f"the sweep {sweep.name} is finished; --fresh starts it over")
-            _summarise(outcome, progress)
-            return 0
+            sweep.implementation.check(sweep.trial_config({}), sweep.resources.workers)
         with progress.doing("starting Ray" if address is None else f"joining the Ray cluster at {address}"):
             joined = cluster.start(address)
         progress.show(plan(sweep, joined))
@@ -52,7 +52,7 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         return _run(sweep, directory, joined, progress, fresh)
     except sweep.implementation.InputError as error:
         raise InputError(str(error)) from error
-    except tracking.TrackingError as error:
+    except SweepError as error:
         progress.say(f"{error}; the same command tries again")
         return FAILED
 
@@ -65,54 +65,80 @@ def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Pro
             study = SweepStudy(sweep, directory.path)
             tracker = Tracker(sweep.tracking.uri, sweep.tracking.experiment, sweep.name, sweep_id)
         with tracker:
-            columns = {"trainable": sweep.trainable, "trials": sweep.budget.trials}
-            tracker.log_sweep(sweep.resolved(), columns, data_sets)
-            if study.trials:
-                progress.say(
-                    f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run"
-                )
-            finished = search(sweep, study, joined, directory, tracker, progress)
-            best = study.best()
-            if not finished:
-                code = INTERRUPTED
-                progress.say("interrupted; the same command continues the sweep")
-                tracker.finish("KILLED")
-            elif best is None:
-                code = FAILED
-                reasons = sorted({trial.user_attrs.get("reason", "unknown") for trial in study.trials})
-                progress.say(f"no trial of {len(study.trials)} succeeded: {'; '.join(reasons)}")
-                tracker.finish("FAILED")
-            else:
-                code = 0
-                outcome = _conclude(sweep, directory, study, best, data_sets, tracker, progress)
-                directory.finish(outcome)
-                _summarise(outcome, progress)
-            with progress.doing("handing the last records to MLflow"):
-                undelivered = tracker.flush()
-            if undelivered:
-                progress.say(undelivered)
+            status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+            metrics: dict[str, float] = {}
+            note = ""
+            try:
+                columns = {"trainable": sweep.trainable, "trials": sweep.budget.trials}
+                tracker.log_sweep(sweep.resolved(), columns, data_sets)
+                code = _search(sweep, study, joined, directory, tracker, progress)
+                if code == 0:
+                    outcome = _conclude(sweep, directory, study, data_sets, tracker, progress)
+                    directory.finish(outcome)
+                    _summarise(outcome, progress)
+                    status, metrics, note = (
+                        "FINISHED",
+                        outcome["scores"] | outcome["objective"],
+                        _note(outcome),
+                    )
+                elif code == INTERRUPTED:
+                    status = "KILLED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                tracker.finish(status, metrics, note)
+                with progress.doing("handing the last records to MLflow"):
+                    undelivered = tracker.flush()
+                if undelivered:
+                    progress.say(undelivered)
     return code
+
+
+def _search(
+    sweep: Sweep,
+    study: SweepStudy,
+    joined: Cluster,
+    directory: SweepDirectory,
+    tracker: Tracker,
+    progress: Progress,
+) -> int:
+    """Run the trials that are left; returns the exit code, 0 when there is a best one."""
+    if study.trials:
+        progress.say(f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run")
+    if not search(sweep, study, joined, directory, tracker, progress):
+        progress.say("interrupted; the same command continues the sweep")
+        return INTERRUPTED
+    if study.best() is None:
+        reasons = sorted({trial.user_attrs.get("reason", "unknown") for trial in study.trials})
+        progress.say(f"no trial of {len(study.trials)} succeeded: {'; '.join(reasons)}")
+        return FAILED
+    return 0
 
 
 def _conclude(
     sweep: Sweep,
     directory: SweepDirectory,
     study: SweepStudy,
-    best: FrozenTrial,
     data_sets: Sequence[DataSetRecord],
     tracker: Tracker,
     progress: Progress,
 ) -> dict[str, Any]:
     """Score the best trial's model on the targets, register it, and write the report."""
+    best = study.best()
+    assert best is not None, "the search found one"
     config = sweep.trial_config(best.params)
-    checkpoint = Path(best.user_attrs["checkpoint"])
+    checkpoint = study.checkpoint(best.number)
     with progress.doing(f"scoring {name(best.number)} on the targets"):
         score = ray.remote(_evaluate).options(
             num_cpus=sweep.resources.cpus, num_gpus=sweep.resources.gpus, name=f"score {name(best.number)}"
         )
-        scores: dict[str, float] = ray.get(
-            score.remote(sweep.trainable, config.model_dump(mode="json"), str(checkpoint))
-        )
+        try:
+            scores: dict[str, float] = ray.get(
+                score.remote(sweep.trainable, config.model_dump(mode="json"), str(checkpoint))
+            )
+        except ray.exceptions.RayError as error:
+            raise SweepError(f"{name(best.number)} could not be scored: {explain(error)}") from error
     outcome: dict[str, Any] = {
         "budget": sweep.budget.model_dump(),
         "sweep": sweep.name,
@@ -150,7 +176,6 @@ def _conclude(
     with progress.doing("writing the report"):
         report.write_report(study.study, _for_report(outcome, data_sets, study, tracker), directory.report)
         tracker.log_report(directory.report)
-        tracker.finish("FINISHED", scores | outcome["objective"], _note(outcome))
     return outcome
 
 
@@ -162,14 +187,16 @@ def _evaluate(dotted: str, config: dict[str, Any], checkpoint: str) -> dict[str,
 def _for_report(
     outcome: dict[str, Any], data_sets: Sequence[DataSetRecord], study: SweepStudy, tracker: Tracker
 ) -> dict[str, Any]:
-    model = outcome["model"]
+    begun = [trial.datetime_start for trial in study.trials if trial.datetime_start is not None]
     return {
         "name": outcome["sweep"],
+        "started": f"{min(begun):%Y-%m-%d %H:%M}",
+        "duration": (datetime.now() - min(begun)).total_seconds(),
         "metric": next(iter(outcome["objective"])),
         "sweep_id": tracker.sweep_id,
         "scores": outcome["scores"],
         "data_sets": data_sets,
-        "model": _model(outcome) if model else "not registered",
+        "model": _model(outcome) if outcome["model"] else "not registered",
         "commands": _commands(outcome),
         "runs": _runs(study, tracker),
     }
@@ -179,7 +206,7 @@ def _runs(study: SweepStudy, tracker: Tracker) -> dict[int, str]:
     """The MLflow run of each trial; one that was refused before it started has none."""
     runs = {}
     for trial in study.trials:
-        with contextlib.suppress(LookupError):
+        with contextlib.suppress(tracking.TrackingError):
             runs[trial.number] = tracker.run_id(trial.number)
     return runs
 

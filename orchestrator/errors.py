@@ -24,6 +24,10 @@ Path = tuple[str | int, ...]
 """Keys and indices that lead from the top of a document to one value."""
 
 
+class SweepError(RuntimeError):
+    """The sweep cannot go on. ``str()`` is one line; what was done is kept, the same command tries again."""
+
+
 class InputError(ValueError):
     """The user's input is at fault. ``str()`` is one line: where, what is wrong, and what would be right."""
 

@@ -92,7 +92,9 @@ class Outbox:
             what, job = head
             try:
                 job()
-            except (MlflowException, OSError) as error:
+            except (
+                Exception
+            ) as error:  # whatever a store's client raises must not end the deliveries after it
                 if _is_temporary(error):
                     with self._lock:
                         self._trouble, self._delivery = one_line(error), None
@@ -111,8 +113,10 @@ class Outbox:
             return self._jobs[0]
 
 
-def _is_temporary(error: MlflowException | OSError) -> bool:
-    return isinstance(error, OSError) or error.error_code not in _FINAL
+def _is_temporary(error: Exception) -> bool:
+    return isinstance(error, OSError) or (
+        isinstance(error, MlflowException) and error.error_code not in _FINAL
+    )
 
 
 def one_line(error: Exception, limit: int = 200) -> str:

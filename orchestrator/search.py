@@ -1,6 +1,7 @@
 """The search itself: Ray Tune runs what the study suggests, and everyone who watches is told."""
 
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from orchestrator.directory import SweepDirectory
 from orchestrator.progress import Progress, clock
 from orchestrator.study import NotSnapshotted, StudyScheduler, StudySearcher, SweepStudy
 from orchestrator.tracking import State, Tracker
-from orchestrator.trial import FAILURE, LOG, TrialSpec, name, run
+from orchestrator.trial import FAILURE, LOG, NAMES, TrialSpec, name, run
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
@@ -71,8 +72,12 @@ def search(
     # Tune would print the traceback of every failed trial: it stands in the trial's MLflow run.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     begin = time.monotonic()
-    with progress.doing(monitor.status):
-        tuner.fit()
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with progress.doing(monitor.status):
+            tuner.fit()
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own behind
     if sweep.budget.wall is not None and time.monotonic() - begin >= sweep.budget.wall:
         progress.say(f"the wall budget of {clock(sweep.budget.wall)} is spent")
         for number in study.close("the wall budget was spent"):
@@ -98,7 +103,7 @@ class Monitor(NotSnapshotted, Callback):
         self._sweep, self._study, self._tracker, self._progress = sweep, study, tracker, progress
         self._begin = time.monotonic()
         self._ended_before = len(study.trials) - study.count()["running"]
-        self._epochs = 0
+        self._epochs: dict[int, int] = {}
         self._rates: dict[int, float] = {}
         self._trials = Gauge("sweep_trials", "Trials of the sweep by state", ("sweep", "state"))
         self._best = Gauge("sweep_best_objective", "Best objective of a complete trial", ("sweep", "metric"))
@@ -115,9 +120,10 @@ class Monitor(NotSnapshotted, Callback):
         total = self._sweep.budget.trials
         ended = len(self._study.trials) - counts["running"]
         elapsed = time.monotonic() - self._begin
+        epochs = sum(self._epochs.values())
         line = (
             f"trials: {counts['running']} running, {counts['complete']} done, {counts['pruned']} pruned, "
-            f"{counts['failed']} failed of {total} | best {self._best_so_far()} | {self._epochs} epochs | "
+            f"{counts['failed']} failed of {total} | best {self._best_so_far()} | {epochs} epochs | "
             f"{clock(elapsed)} gone"
         )
         done_here = ended - self._ended_before
@@ -128,7 +134,8 @@ class Monitor(NotSnapshotted, Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that starts, and open its MLflow run."""
         number, values = trial.config["number"], trial.config["values"]
-        label = " ".join(str(value) for value in values.values() if not isinstance(value, float))
+        short = {path.rpartition(".")[2]: value for path, value in values.items()}
+        label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
         self._tracker.start_trial(number, label, values)
         self._progress.say(f"{name(number)} starts: {describe(values)}")
         self._gauge()
@@ -140,9 +147,10 @@ class Monitor(NotSnapshotted, Callback):
         if FAILURE in result:
             return
         number = trial.config["number"]
-        metrics = {key: float(result[key]) for key in self._sweep.implementation.metrics if key in result}
-        self._tracker.log_epoch(number, int(result["epoch"]), metrics)
-        self._epochs += 1
+        epoch = int(result["epoch"])
+        metrics = {key: float(result[key]) for key in result[NAMES] if key != "epoch"}
+        self._tracker.log_epoch(number, epoch, metrics)
+        self._epochs[number] = epoch
         if self._sweep.implementation.throughput:
             self._rates[number] = metrics.get(self._sweep.implementation.throughput, 0.0)
         self._gauge()

@@ -6,6 +6,7 @@ to persistent storage before Tune goes on, so that a new driver continues from t
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class SweepStudy:
 
     def __init__(self, sweep: Sweep, directory: Path) -> None:
         self.sweep = sweep
+        self._directory = directory
         self.study = optuna.create_study(
             study_name=sweep.name,
             storage=f"sqlite:///{directory / 'study.db'}",
@@ -45,6 +47,7 @@ class SweepStudy:
             pruner=sweep.scheduler.build(sweep.epochs),
             load_if_exists=True,
         )
+        self._live: dict[int, optuna.Trial] = {}
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
         # A trial that a dead driver left RUNNING goes on under its own number, from its last checkpoint.
         self._interrupted = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
@@ -98,6 +101,7 @@ class SweepStudy:
             # continued sweep suggests what the undisturbed one would have.
             self.study.sampler = self.sweep.sampler.build(offset=len(self.trials))
             trial = self.study.ask()
+            self._live[trial.number] = trial
             values = self.sweep.space.suggest(trial)
             try:
                 self.sweep.trial_config(values)
@@ -119,18 +123,23 @@ class SweepStudy:
                 self._verdicts[number] = (TrialState.FAIL, f"{objective.metric} is {fault} in epoch {epoch}")
                 return True
             values.append(float(value))
-        if len(values) > 1 or epoch in self.trials[number].intermediate_values:
+        if len(values) > 1:
             return False  # Optuna keeps no intermediate values for several objectives.
-        trial.report(values[0], step=epoch)
-        if epoch < self._epochs(number) and trial.should_prune():
-            self._verdicts[number] = (TrialState.PRUNED, f"stopped early, after epoch {epoch}")
-            return True
-        return False
+        if epoch > (self.trials[number].last_step or 0):
+            trial.report(values[0], step=epoch)
+            if epoch < self._epochs(number) and trial.should_prune():
+                # A pruner judges an epoch once: what it said has to outlive this driver.
+                trial.set_user_attr("reason", f"stopped early, after epoch {epoch}")
+        reason = self.trials[number].user_attrs.get("reason")
+        if reason is not None:
+            self._verdicts[number] = (TrialState.PRUNED, reason)
+        return reason is not None
 
     def end(self, number: int, result: Mapping[str, Any] | None, died: bool = False) -> None:
-        """Tell how a trial ended: COMPLETE at its last epoch, PRUNED, or FAIL with its reason.
+        """Tell how a trial ended: COMPLETE, PRUNED, or FAIL with its reason.
 
-        A trial stopped from outside before its last epoch stays RUNNING: the next driver continues it.
+        Ray Tune does not call this for a trial that an interruption stops: it stays RUNNING, and the next
+        driver continues it.
         """
         if died:
             self._tell(number, TrialState.FAIL, "its process died")
@@ -138,9 +147,18 @@ class SweepStudy:
             self._tell(number, TrialState.FAIL, result[FAILURE])
         elif number in self._verdicts:
             self._tell(number, *self._verdicts.pop(number))
-        elif result and result.get("epoch") == self._epochs(number):
-            self._trial(number).set_user_attr("checkpoint", result.get(CHECKPOINT_PATH_KEY))
+        elif not result or "epoch" not in result:
+            self._tell(number, TrialState.FAIL, "it ended without a report")
+        elif CHECKPOINT_PATH_KEY not in result:
+            self._tell(number, TrialState.FAIL, "it ended without a checkpoint")
+        else:
+            checkpoint = os.path.relpath(result[CHECKPOINT_PATH_KEY], self._directory)
+            self._trial(number).set_user_attr("checkpoint", checkpoint)
             self.study.tell(number, [float(result[objective.metric]) for objective in self.sweep.objective])
+
+    def checkpoint(self, number: int) -> Path:
+        """The folder of a complete trial's last checkpoint."""
+        return self._directory / str(self.trials[number].user_attrs["checkpoint"])
 
     def close(self, reason: str) -> list[int]:
         """Prune every trial that still runs, since the budget ended it; returns their numbers."""
@@ -152,13 +170,16 @@ class SweepStudy:
     def _tell(self, number: int, state: TrialState, reason: str) -> None:
         self._trial(number).set_user_attr("reason", reason)
         self.study.tell(number, state=state)
+        del self._live[number]
 
     def _epochs(self, number: int) -> int:
         config: Any = self.sweep.trial_config(self.trials[number].params)
         return int(config.epochs)
 
     def _trial(self, number: int) -> optuna.Trial:
-        return optuna.Trial(self.study, self.trials[number]._trial_id)
+        if number not in self._live:  # asked by an earlier driver
+            self._live[number] = optuna.Trial(self.study, self.trials[number]._trial_id)
+        return self._live[number]
 
 
 class NotSnapshotted:
@@ -183,12 +204,7 @@ class StudySearcher(NotSnapshotted, Searcher):
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = suggestion.number
         config = self._study.sweep.trial_config(suggestion.values).model_dump(mode="json")
-        return {
-            "number": suggestion.number,
-            "values": suggestion.values,
-            "config": config,
-            "known_epoch": max(self._study.trials[suggestion.number].intermediate_values, default=0),
-        }
+        return {"number": suggestion.number, "values": suggestion.values, "config": config}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        progress.say("interrupted; the same command continues the sweep")
+        return 130
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from orchestrator import provenance
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.outbox import Outbox, one_line
 from orchestrator.trainable import DataSetRecord
 
@@ -45,7 +45,7 @@ _DIGEST = 36  # characters of a data set's digest that MLflow keeps
 _TAG = 5000  # characters of a tag that every MLflow store keeps
 
 
-class TrackingError(RuntimeError):
+class TrackingError(SweepError):
     """MLflow did not take or have something; `str()` is one line."""
 
 
@@ -287,7 +287,7 @@ class Tracker:
         line = None
         if number not in self._run_ids:
             line = self.flush(timeout)
-        if number not in self._run_ids and line is None and (run := self._find_run(number)) is not None:
+        if number not in self._run_ids and (run := self._find_run(number)) is not None:
             self._run_ids[number] = run.info.run_id
         if number not in self._run_ids:
             raise TrackingError(

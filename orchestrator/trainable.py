@@ -66,9 +66,9 @@ class Trainable(Protocol):
     """Anything that can be searched: a class that is instantiated without arguments.
 
     ``Config`` forbids extra keys and has the int fields ``epochs`` (how many reports ``fit`` makes at most)
-    and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear line.
-    ``metrics`` names every metric that ``fit`` may report and which way it improves; ``throughput`` is the one
-    that counts work per second, if any.
+    and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear
+    line. ``metrics`` names every metric that ``fit`` may report and which way it improves; ``throughput``
+    is the one that counts work per second, if any.
     """
 
     Config: type[BaseModel]
@@ -79,8 +79,8 @@ class Trainable(Protocol):
     def prepare(self, config: Any, say: Callable[[str], None]) -> list[Any]:
         """Check, generate and pack the data once before any trial; gives a ``DataSetRecord`` for each set."""
 
-    def check(self, config: Any) -> None:
-        """Check the data cheaply for ``--dry-run``; raises ``InputError``, writes nothing."""
+    def check(self, config: Any, workers: int) -> None:
+        """Check cheaply that so many workers can train on it; raises ``InputError``, writes nothing."""
 
     def fit(self, config: Any, context: Context) -> None:
         """Train on one worker; raises FloatingPointError when the loss or a gradient is not finite."""

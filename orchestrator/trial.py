@@ -20,6 +20,9 @@ FAILURE = "failure"
 LOG = "log"
 """Key under which a failed trial reports the traceback."""
 
+NAMES = "names"
+"""Key under which a report names the metrics of the trainable, among what Ray adds."""
+
 _REPORTED = "reported.json"
 """File of a checkpoint with every report up to it."""
 
@@ -47,29 +50,30 @@ class TrialSpec:
 class WorkerContext:
     """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`).
 
-    A checkpoint carries every report up to it: what a dying driver did not hear is reported again on resume.
+    A checkpoint carries every report up to it. On resume all are made again, since nobody knows which of
+    them a dying driver still heard; those who listen leave out what they know.
     """
 
-    def __init__(self, known_epoch: int) -> None:
+    def __init__(self) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
-        self._known_epoch = known_epoch
         self._reported: list[dict[str, float]] = []
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; rank 0 uploads what ``save`` writes as the trial's checkpoint."""
         self._reported.append(metrics)
+        report = {**metrics, NAMES: list(metrics)}
         if save is None or self.rank != 0:
-            ray.train.report(metrics)
+            ray.train.report(report)
             return
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
             (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def restore(self) -> Path | None:
         """A folder with the trial's last checkpoint, or None when it starts from the beginning."""
@@ -79,33 +83,28 @@ class WorkerContext:
         folder = Path(checkpoint.to_directory())
         self._reported = json.loads((folder / _REPORTED).read_text())
         for metrics in self._reported:
-            if metrics["epoch"] > self._known_epoch:
-                ray.train.report({**metrics, CHECKPOINT_PATH_KEY: checkpoint.path})
+            ray.train.report({**metrics, NAMES: list(metrics), CHECKPOINT_PATH_KEY: checkpoint.path})
         return folder
 
 
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
-    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(job["known_epoch"]))
+    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext())
 
 
 def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
     """Train one suggested point on a worker group of its own; resumes from its last checkpoint.
 
     Args:
-        point: ``number`` of the trial, its whole ``config``, and the last epoch that the study knows of.
+        point: ``number`` of the trial in the study, and its whole ``config``.
         spec: what every trial of the sweep shares.
     """
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         work,
-        train_loop_config={
-            "trainable": spec.trainable,
-            "config": point["config"],
-            "known_epoch": point["known_epoch"],
-        },
+        train_loop_config={"trainable": spec.trainable, "config": point["config"]},
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
             use_gpu=spec.gpus > 0,
@@ -122,17 +121,15 @@ def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reason, log = _explain(error)
-        tune.report({FAILURE: reason, LOG: log})
+        failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+        reason = explain(failures[min(failures)] if failures else error)
+        tune.report({FAILURE: reason, LOG: str(error)})
 
 
-def _explain(error: ray.train.TrainingFailedError) -> tuple[str, str]:
-    """One line for what the trainable raised, and the whole traceback."""
-    cause: BaseException = error
-    if isinstance(error, ray.train.WorkerGroupError) and error.worker_failures:
-        cause = error.worker_failures[min(error.worker_failures)]
-    while isinstance(inner := getattr(cause, "cause", None), BaseException):  # Ray wraps what its tasks raise
-        cause = inner
-    lines = [line for line in str(cause).splitlines() if line.strip()] or ["no message"]
-    line = lines[-1] if isinstance(cause, RayError) else f"{type(cause).__name__}: {lines[0]}"
-    return line[:500], str(error)
+def explain(error: BaseException) -> str:
+    """One line for what was raised inside a Ray task or actor."""
+    while isinstance(inner := getattr(error, "cause", None), BaseException):  # Ray wraps what its tasks raise
+        error = inner
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
+    line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
+    return line[:500]

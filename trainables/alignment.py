@@ -56,15 +56,16 @@ class AlignmentTrainable:
     def prepare(self, config: AlignmentConfig, say: Callable[[str], None]) -> list[DataSetRecord]:
         """Generate, read and pack every set that is used; raises ``DataError`` where none could train."""
         data = config.data
-        packs = _packs(config, say)
+        packs = _packs(config, {config.data.sequences, *_images(config), *config.data.targets}, say)
         _batches(config, packs, rank=0, workers=1)
         roles = [("train", data.sequences), *(("target", name) for name in data.targets)]
         if config.trains_on_images:
             roles += [("images", name) for name in data.images]
         return [_record(config, role, packs[name]) for role, name in roles]
 
-    def check(self, config: AlignmentConfig) -> None:
-        """Check the data cheaply; raises ``DataError``, writes nothing."""
+    def check(self, config: AlignmentConfig, workers: int) -> None:
+        """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing."""
+        config.batch.check_shares(workers, images=config.trains_on_images)
         sources.check(config.data)
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
@@ -73,7 +74,7 @@ class AlignmentTrainable:
 
     def training(self, config: AlignmentConfig, context: Context) -> Training:
         """The training of one worker, at its start."""
-        packs = _packs(config, _silent)
+        packs = _packs(config, {config.data.sequences, *_images(config)}, _silent)
         batches = _batches(config, packs, context.rank, context.world_size)
         of_images = batches.images.identities if batches.images else 0
         torch.manual_seed(config.seed)
@@ -113,10 +114,12 @@ def _silent(_: str) -> None:
     pass
 
 
-def _packs(config: AlignmentConfig, say: Callable[[str], None]) -> dict[str, Pack]:
-    data = config.data
-    names = {data.sequences, *data.targets, *(data.images if config.trains_on_images else ())}
-    return {name: sources.resolve(data, name, say) for name in sorted(names)}
+def _images(config: AlignmentConfig) -> tuple[str, ...]:
+    return tuple(config.data.images) if config.trains_on_images else ()
+
+
+def _packs(config: AlignmentConfig, names: set[str], say: Callable[[str], None]) -> dict[str, Pack]:
+    return {name: sources.resolve(config.data, name, say) for name in sorted(names)}
 
 
 def _part(pack: Pack, tracklets: Any) -> Part:
@@ -136,21 +139,18 @@ def _validation(config: AlignmentConfig, pack: Pack) -> tuple[Part, Part]:
     return _part(pack, query), _part(pack, gallery)
 
 
-def _image_part(config: AlignmentConfig, pack: Pack, targets: set[str]) -> Part:
-    """The images trained on: everybody, or the train part where the same pack is a target too."""
+def _image_part(config: AlignmentConfig, pack: Pack) -> Part:
+    """The images trained on: everybody, or the train part where the same set is a target too."""
     chosen = np.arange(len(pack))
-    if pack.digest in targets:
+    if pack.name in config.data.targets:
         chosen = np.asarray(sources.split_of(pack, config.data.split).train, np.int64)
     return _part(pack, chosen[~np.isin(pack.identities[chosen], (JUNK, DISTRACTOR))])
 
 
 def _batches(config: AlignmentConfig, packs: Mapping[str, Pack], rank: int, workers: int) -> Batches:
-    data = config.data
-    targets = {packs[name].digest for name in data.targets}
-    images = data.images if config.trains_on_images else ()
     return Batches(
-        [_training_part(config, packs[data.sequences])],
-        [_image_part(config, packs[name], targets) for name in images],
+        [_training_part(config, packs[config.data.sequences])],
+        [_image_part(config, packs[name]) for name in _images(config)],
         config.batch,
         config.augmentation,
         seed=config.seed,

@@ -45,7 +45,7 @@ class EmbeddingModel(PythonModel):
 
         Batch, time and the size of a frame are free. Raises ``ValueError`` for any other shape or type.
         """
-        frames = np.asarray(model_input)
+        frames = np.ascontiguousarray(model_input)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
             raise ValueError(
                 "the input must be uint8 RGB [batch, time, height, width, 3] and not empty; "
@@ -61,8 +61,9 @@ class EmbeddingModel(PythonModel):
         from multi_shot_reid_network.preprocess import resize  # type: ignore[import-not-found]
 
         height, width = self.config.height, self.config.width
-        colours: Tensor = torch.from_numpy(frames).movedim(-1, 2).flatten(0, 1) / 255
-        colours = resize(colours, height, width).reshape(*frames.shape[:2], 3, height, width)
+        raw = torch.from_numpy(frames).movedim(-1, 2).flatten(0, 1)
+        resized = [resize(part / 255, height, width) for part in torch.split(raw, _FRAMES_AT_ONCE)]
+        colours: Tensor = torch.cat(resized).reshape(*frames.shape[:2], 3, height, width)
         if self.config.flow == "none":
             return colours
         from multi_shot_reid_network.flow import optical_flow  # type: ignore[import-not-found]

@@ -1,6 +1,6 @@
 """Train one config in one process: ``python -m trainables.train CONFIG.yaml [--output DIR]``.
 
-CONFIG.yaml holds what a sweep file holds under ``config:``; a whole sweep file will do as well.
+CONFIG.yaml holds what a sweep file holds under ``config:``.
 """
 
 import argparse
@@ -47,8 +47,6 @@ def load(path: Path) -> AlignmentConfig:
         raise DataError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(content, dict) and isinstance(content.get("config"), dict):
-        content = content["config"]
     try:
         return AlignmentConfig.model_validate(content)
     except ValidationError as error:
@@ -66,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     trainable = AlignmentTrainable()
     try:
         config = load(chosen.config)
-        trainable.check(config)
+        trainable.check(config, workers=1)
         trainable.prepare(config, print)
         trainable.fit(config, Alone(chosen.output))
         if chosen.output is not None:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from trainables.data import packing
-from trainables.data.packing import Pack, optical_flow, pack
+from trainables.data.packing import Pack, pack
 from trainables.data.tracklet import DataError, DataSet, Frame, Split, Tracklet
+from trainables.network.flow import optical_flow
 
 
 def quiet(_: str) -> None:

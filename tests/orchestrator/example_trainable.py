@@ -63,11 +63,11 @@ class ExampleTrainable:
 
     def prepare(self, config: ExampleConfig, say: Callable[[str], None]) -> list[Record]:
         """Check the data and name it."""
-        self.check(config)
+        self.check(config, workers=1)
         say("the parabola is ready")
         return [Record()]
 
-    def check(self, config: ExampleConfig) -> None:
+    def check(self, config: ExampleConfig, workers: int) -> None:
         """Refuse the fault that a test asks for."""
         if config.fault == "data":
             raise DataError("config.fault: data is at fault; write none")

@@ -45,7 +45,6 @@ def test_defaults_are_filled_in(file: Path) -> None:
     assert sweep.directory == Path("/tmp/sweeps/parabola")
     assert sweep.tracking.uri == "sqlite:////tmp/sweeps/mlflow.db"
     assert sweep.tracking.experiment == "parabola"
-    assert sweep.source == file
 
 
 def test_environment_fills_strings_and_names_the_tracking_server(file: Path) -> None:
@@ -139,12 +138,10 @@ def test_an_invalid_trial_is_one_line(file: Path) -> None:
         given(file).trial_config({"x": 11})
 
 
-def test_the_digest_holds_what_may_not_change(file: Path) -> None:
-    sweep = given(file)
-    assert (
-        given(file, "budget.trials=9", "resources.cpus=2", "tracking.experiment=e").digest() == sweep.digest()
-    )
-    assert given(file, "search.steps.int=[1, 4]").digest() != sweep.digest()
+def test_workers_cannot_share_a_gpu(file: Path) -> None:
+    assert given(file, "resources.gpus=0.5").resources.gpus == 0.5
+    with pytest.raises(InputError, match="2 workers cannot train together on shares of a GPU"):
+        given(file, "resources.gpus=0.5", "resources.workers=2")
 
 
 def test_differences_are_readable(file: Path) -> None:

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from orchestrator import config
 from orchestrator.config import Sweep
+from orchestrator.errors import InputError
 from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy
 from orchestrator.trial import FAILURE
 
@@ -24,6 +25,9 @@ sampler: {tpe: {seed: 3, n_startup_trials: 2}}
 scheduler: {asha: {grace: 1, reduction: 2}}
 budget: {trials: 6}
 """
+
+
+FOLDER = "/sweeps/study"
 
 
 class TuneTrial:
@@ -45,7 +49,7 @@ def result(epoch: int, score: float) -> dict[str, Any]:
         "epoch": epoch,
         "val/score": score,
         "train/loss": -score,
-        "checkpoint_path": f"checkpoint_{epoch}",
+        "checkpoint_path": f"{FOLDER}/checkpoint_{epoch}",
     }
 
 
@@ -69,7 +73,7 @@ def test_a_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep, tmp_path:
     assert best is not None
     assert best.values == [0.4]
     assert best.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
-    assert best.user_attrs["checkpoint"] == "checkpoint_4"
+    assert study.checkpoint(best.number).resolve() == Path(FOLDER) / "checkpoint_4"
 
 
 def test_the_worse_of_two_is_pruned_at_the_first_rung(sweep: Sweep, tmp_path: Path) -> None:
@@ -120,16 +124,68 @@ def test_failures_keep_their_reason(sweep: Sweep, tmp_path: Path) -> None:
 def test_a_new_driver_continues_an_interrupted_trial_under_its_number(sweep: Sweep, tmp_path: Path) -> None:
     study = SweepStudy(sweep, tmp_path)
     run(study, [0.1, 0.2, 0.3, 0.4])
-    searcher, scheduler = StudySearcher(study), StudyScheduler(study)
-    point = searcher.suggest("b")
+    point = StudySearcher(study).suggest("b")
     assert isinstance(point, dict)
-    scheduler.on_trial_result(None, TuneTrial(point), result(1, 0.5))
-    searcher.on_trial_complete("b", result(1, 0.5))  # stopped from outside: neither verdict nor last epoch
+    StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.5))  # and the driver dies
 
     again = SweepStudy(sweep, tmp_path)
     assert again.left() == sweep.budget.trials - 1
-    assert StudySearcher(again).suggest("c") == {**point, "known_epoch": 1}
+    assert StudySearcher(again).suggest("c") == point
     assert again.trials[point["number"]].intermediate_values == {1: 0.5}
+
+
+@pytest.mark.parametrize("heard", [0, 2, 4])
+def test_reports_made_again_on_resume_count_once(sweep: Sweep, tmp_path: Path, heard: int) -> None:
+    scores = [0.1, 0.2, 0.3, 0.4]
+    point = StudySearcher(first := SweepStudy(sweep, tmp_path)).suggest("a")
+    for epoch in range(1, heard + 1):
+        StudyScheduler(first).on_trial_result(None, TuneTrial(point), result(epoch, scores[epoch - 1]))
+    study = SweepStudy(sweep, tmp_path)
+    assert run(study, scores) == TrialState.COMPLETE
+    assert study.trials[0].intermediate_values == dict(enumerate(scores, 1))
+
+
+def test_a_verdict_that_a_dying_driver_did_not_carry_out_stands(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    run(study, [0.5, 0.5, 0.5, 0.5])
+    point = StudySearcher(study).suggest("b")
+    StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.1))
+    again = SweepStudy(sweep, tmp_path)
+    assert run(again, [0.1, 0.9, 0.9, 0.9]) == TrialState.PRUNED
+
+
+def test_a_trial_that_ends_early_by_itself_is_complete(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    assert run(study, [0.1, 0.2]) == TrialState.COMPLETE
+    assert study.trials[0].values == [0.2]
+
+
+def test_a_trial_without_report_or_checkpoint_fails(sweep: Sweep, tmp_path: Path) -> None:
+    study = SweepStudy(sweep, tmp_path)
+    searcher = StudySearcher(study)
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", {"done": True})
+    searcher.on_trial_complete("b", {"epoch": 4, "val/score": 1.0})
+    reasons = [trial.user_attrs["reason"] for trial in study.trials]
+    assert reasons == ["it ended without a report", "it ended without a checkpoint"]
+
+
+def test_values_that_do_not_go_together_fail_without_a_run(sweep: Sweep, tmp_path: Path) -> None:
+    def refuse(values: dict[str, Any]) -> Any:
+        if values and values["steps"] < 3:
+            raise InputError("config: too few steps")
+        return sweep.trial_config(values)
+
+    picky = sweep.model_copy()
+    object.__setattr__(picky, "trial_config", refuse)
+    study = SweepStudy(picky, tmp_path)
+    while (suggestion := study.ask()) is not None:
+        assert suggestion.values["steps"] == 3
+    states = [(trial.state, trial.params["steps"]) for trial in study.trials]
+    assert len(states) == sweep.budget.trials
+    assert all((state == TrialState.FAIL) == (steps < 3) for state, steps in states)
+    assert {state for state, _ in states} == {TrialState.FAIL, TrialState.RUNNING}
 
 
 def test_a_continued_study_suggests_what_the_undisturbed_one_does(sweep: Sweep, tmp_path: Path) -> None:

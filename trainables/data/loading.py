@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from trainables.data.augmentation import Augmentation, AugmentationConfig
 from trainables.data.packing import Pack
 from trainables.data.sampling import BatchConfig, Clip, IdentitySampler, share
-from trainables.data.tracklet import DataError
 from trainables.methods.batch import Batch
 
 
@@ -120,12 +119,7 @@ class Batches(Dataset[Batch]):
         rank: int,
         workers: int,
     ) -> None:
-        sizes = {"identities x sequences": batch.identities * batch.sequences}
-        if images:
-            sizes["image_identities x images"] = batch.image_identities * batch.images
-        for field, size in sizes.items():
-            if size % workers:
-                raise DataError(f"batch.{field} is {size}: no equal shares for {workers} workers")
+        batch.check_shares(workers, images=bool(images))
         self._rank, self._workers = rank, workers
         self.sequences = Modality(
             sequences,
@@ -146,8 +140,9 @@ class Batches(Dataset[Batch]):
                 seed=(seed, 1),
             )
         self.per_epoch = batch.passes * self.sequences.sampler.batches_per_pass()
-        self.frames_per_batch = sizes["identities x sequences"] * batch.frames
-        self.frames_per_batch += sizes.get("image_identities x images", 0)
+        self.frames_per_batch = batch.identities * batch.sequences * batch.frames
+        if images:
+            self.frames_per_batch += batch.image_identities * batch.images
         self._planned: tuple[int, list[list[Clip]], list[list[Clip]]] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:

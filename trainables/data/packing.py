@@ -24,6 +24,7 @@ from PIL import Image
 
 from trainables.data.decoding import decode
 from trainables.data.tracklet import DataError, DataSet, Split, Tracklet
+from trainables.network.flow import optical_flow
 
 FORMAT = 1
 """Raised whenever the same set packs to other bytes, so that cached packs are built anew."""
@@ -263,21 +264,6 @@ def _prepare(
         frames.append(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)))
     stacked = np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)
     return _Rows(stacked, optical_flow(stacked).astype(np.float16) if with_flow else None, complaints)
-
-
-def optical_flow(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Dense flow (right, down) in pixels, ``[time, height, width, 2]``, of RGB ``[time, height, width, 3]``.
-
-    Step t leads from frame t to frame t + 1; the last repeats the one before, a single frame has zeros.
-    """
-    flow = np.zeros((*frames.shape[:3], 2), np.float32)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    for t in range(len(frames) - 1):
-        flow[t] = search.calc(grey[t], grey[t + 1], flow[t])
-    if len(frames) > 1:
-        flow[-1] = flow[-2]
-    return flow
 
 
 @contextlib.contextmanager

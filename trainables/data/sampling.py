@@ -22,6 +22,15 @@ class BatchConfig(BaseModel):
     images: int = Field(2, ge=2, description="images per identity, from different cameras")
     passes: int = Field(1, ge=1, le=1000, description="times an epoch shows every identity of the sequences")
 
+    def check_shares(self, workers: int, *, images: bool) -> None:
+        """Raise ``DataError`` when a batch does not divide into equal shares for the workers."""
+        sizes = {"identities x sequences": self.identities * self.sequences}
+        if images:
+            sizes["image_identities x images"] = self.image_identities * self.images
+        for field, size in sizes.items():
+            if size % workers:
+                raise DataError(f"batch.{field} is {size}: no equal shares for {workers} workers")
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:

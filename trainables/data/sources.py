@@ -261,15 +261,38 @@ def _check_role(config: DataConfig, role: str, name: str) -> None:
 
 
 def _check_leak(config: DataConfig) -> None:
-    """MARS extends Market-1501: 48 % of its test people are training people there."""
-    published = {name: its.layout for name, its in config.sets.items() if its.generate is None}
-    for name in (config.sequences, *config.images):
-        for target in config.targets:
-            if {published.get(name), published.get(target)} == {"mars", "market1501"}:
+    """Refuse to train on people that validate or test under another name of the same source.
+
+    MARS extends Market-1501: 48 % of its test people are training people there.
+    """
+    if len(set(config.images)) < len(config.images):
+        raise DataError(
+            f"data.images: {', '.join(config.images)} names a set twice; each person would count twice"
+        )
+    trained = (config.sequences, *config.images)
+    for name in trained:
+        for other in dict.fromkeys((config.sequences, *config.targets)):
+            if other == name:
+                continue  # one set: its own split keeps them apart
+            ours, theirs = config.sets[name], config.sets[other]
+            layouts = {its.layout for its in (ours, theirs) if its.generate is None}
+            if layouts == {"mars", "market1501"}:
                 raise DataError(
-                    f"data.targets: {target!r} tests people that {name!r} trains on (MARS and Market-1501"
-                    " share people); drop one of the two"
+                    f"data: {name!r} is trained on and {other!r} holds people back, but MARS and Market-1501"
+                    " share people; drop one of the two"
                 )
+            if _people(ours) == _people(theirs):
+                raise DataError(
+                    f"data: {name!r} is trained on and {other!r} holds people back, but both are"
+                    f" {_people(ours)}; use one set in both places, or people of their own"
+                )
+
+
+def _people(chosen: SetConfig) -> str:
+    """What decides who is in a set."""
+    if chosen.generate is not None:
+        return f"drawn from seed {chosen.generate.seed}"
+    return f"read from {Path(chosen.folder or '').expanduser().resolve()}"
 
 
 def _check_writable(folder: Path) -> None:

@@ -180,6 +180,7 @@ def relative_error(generated: Tensor, real: Tensor, floor: Tensor) -> Tensor:
 
     ``floor`` is the least mean square of an item that is divided by: sequences may stand still.
     """
+    generated, real = generated.float(), real.float()
     error = gather((generated - real).square().flatten(1).sum(dim=1)).mean()
     return error / torch.maximum(gather(real.square().flatten(1).sum(dim=1)).mean(), floor)
 
@@ -255,7 +256,8 @@ class AlignmentMethod(Method):
         if self.pseudo is not None:
             terms["pseudo"] = self.pseudo(pseudo, gather(batch.image_identities))
         if self.distribution is not None:
-            terms["distribution"] = self.distribution(pseudo, sequences)
+            with torch.autocast(pseudo.device.type, enabled=False):
+                terms["distribution"] = self.distribution(pseudo, sequences)
         return terms
 
     def _of_neighbours(self, maps: Tensor, shape: torch.Size) -> dict[str, Tensor]:

@@ -30,8 +30,10 @@ def gather(values: Tensor) -> Tensor:
 
     Every worker must hold the same number of items. The gradient of an item is the sum over all workers'
     losses, so that the mean over workers which DistributedDataParallel takes is the gradient of the loss on
-    the global batch.
+    the global batch. Numbers of lower precision become float32: losses take differences of them.
     """
+    if values.is_floating_point():
+        values = values.float()
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     gathered: Tensor = _Gather.apply(values.contiguous())  # type: ignore[no-untyped-call]

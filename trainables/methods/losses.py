@@ -87,7 +87,11 @@ class ModalityLoss(nn.Module):
             self.classifier = nn.Sequential(Neck(dimension), linear) if config.neck else linear
 
     def forward(self, features: Tensor, identities: Tensor) -> Tensor:
-        """Return the scalar loss of ``features [item, dimension]`` with ``identities [item]``."""
+        """Return the scalar loss of ``features [item, dimension]`` with ``identities [item]``, in float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._loss(features, identities)
+
+    def _loss(self, features: Tensor, identities: Tensor) -> Tensor:
         config = self.config
         match config.verification:
             case "hinge":

@@ -36,6 +36,7 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(values)
         self._check_input_dim(values)  # type: ignore[no-untyped-call]
+        precision, values = values.dtype, values.float()
         others = [dim for dim in range(values.dim()) if dim != 1]
         shape = [1, -1] + [1] * (values.dim() - 2)
         count = values.new_tensor([values.numel() / values.shape[1]])
@@ -48,7 +49,7 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self._update(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
         normalised: Tensor = centred * scale.view(shape) + self.bias.view(shape)
-        return normalised
+        return normalised.to(precision)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:
