@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ TRIAL_SLOT = "trial_slot"
 _SLOTS = 1024
 _DRIVER_CPUS = 0.05
 _ANSWER_SECONDS = 5.0
+_HEALTH_SECONDS = 30.0
 
 _ENVIRONMENT = {
     # A worker group notices the end of its workers at this interval, and a trial waits for it.
@@ -69,8 +72,9 @@ class Cluster:
             workers += fits
         if workers < resources.workers:
             needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
+            field = "gpus" if resources.gpus > self.total("GPU") else "workers"
             raise InputError(
-                f"resources.workers: {resources.workers} workers of {needs} do not fit on this cluster of "
+                f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
                 f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
                 f"in all; at most {workers} fit"
             )
@@ -127,5 +131,8 @@ def _check_address(address: str) -> None:
         raise InputError(f"--address {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: nothing answers there ({error})") from error
+        # Ray itself would wait for minutes for an answer of something else that listens there.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error

@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 from orchestrator.config import Sweep, differences
 from orchestrator.errors import InputError
 
+OUTCOME = ("budget", "sweep", "trials", "best", "objective", "scores", "tracking", "report", "model")
+"""What is recorded of a finished sweep."""
+
 
 class SweepDirectory:
     """``<storage>/<name>``; running the same sweep file again continues what lies there."""
@@ -40,7 +43,7 @@ class SweepDirectory:
             raise InputError(f"storage: {existing} cannot be written")
         if fresh or not self._record.exists():
             return
-        changed = differences(self._read(self._record)["resolved"], self._sweep.resolved())
+        changed = differences(self._read(self._record, "resolved")["resolved"], self._sweep.resolved())
         if changed:
             raise InputError(
                 f"{self.path} holds a sweep of the same name with other settings: {'; '.join(changed)}; "
@@ -66,7 +69,7 @@ class SweepDirectory:
             if fresh and self.path.exists():
                 self.path.rename(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
             self.trials.mkdir(parents=True, exist_ok=True)
-            known = self._read(self._record)["id"] if self._record.exists() else uuid.uuid4().hex
+            known = self._read(self._record, "id")["id"] if self._record.exists() else uuid.uuid4().hex
             self._write(self._record, {"id": known, "resolved": self._sweep.resolved()})
             yield known
         finally:
@@ -74,20 +77,18 @@ class SweepDirectory:
 
     def outcome(self) -> dict[str, Any] | None:
         """What the finished sweep ended with, or None while it is not finished."""
-        return self._read(self._outcome) if self._outcome.exists() else None
+        return self._read(self._outcome, *OUTCOME) if self._outcome.exists() else None
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Record what the sweep ended with."""
         self._write(self._outcome, outcome)
 
-    def _read(self, file: Path) -> dict[str, Any]:
+    def _read(self, file: Path, *keys: str) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{file} cannot be read ({error}); it belongs to a sweep that was damaged"
-            ) from error
-        return content
+            content = json.loads(file.read_text())
+            return {**content, **{key: content[key] for key in keys}}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file} is damaged; move it away, or start over with --fresh") from error
 
     def _write(self, file: Path, content: dict[str, Any]) -> None:
         temporary = file.with_suffix(".tmp")

@@ -33,7 +33,10 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         InputError: the user's input is at fault; nothing was written.
     """
     directory = SweepDirectory(sweep)
-    directory.check(fresh)
+    try:
+        directory.check(fresh)
+    except OSError as error:
+        raise InputError(f"storage: {error.filename}: {error.strerror}") from error
     outcome = None if fresh else directory.outcome()
     if outcome is not None and outcome["budget"] == sweep.budget.model_dump():
         progress.say(f"the sweep {sweep.name} is finished; --fresh starts it over")
@@ -42,7 +45,8 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
     try:
         tracking.check(sweep.tracking.uri)
         with progress.doing("checking the data"):
-            sweep.implementation.check(sweep.trial_config({}), sweep.resources.workers)
+            for values in sweep.space.corners():
+                sweep.implementation.check(sweep.trial_config(values), sweep.resources.workers)
         with progress.doing("starting Ray" if address is None else f"joining the Ray cluster at {address}"):
             joined = cluster.start(address)
         progress.show(plan(sweep, joined))
@@ -51,7 +55,7 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
             return 0
         return _run(sweep, directory, joined, progress, fresh)
     except sweep.implementation.InputError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"config.{error}") from error
     except SweepError as error:
         progress.say(f"{error}; the same command tries again")
         return FAILED

@@ -242,6 +242,13 @@ class Space:
             space._check_edges(path, parameter, model)
         return space
 
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """Yield no value at all, then every edge of every parameter alone: what to check beforehand."""
+        yield {}
+        for path, parameter in self.parameters.items():
+            for value in parameter.edges:
+                yield {path: value}
+
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Ask for a value of each path whose condition holds, and give them by path."""
         values: dict[str, Any] = {}

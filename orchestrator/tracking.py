@@ -58,7 +58,14 @@ def check(uri: str) -> None:
     Raises:
         InputError: the folder cannot be written, the file is no database, the server is silent or refuses.
     """
-    scheme = urlsplit(uri).scheme
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"tracking.uri: {uri!r} is no address: {error}") from error
+    scheme = parts.scheme
+    if scheme in ("http", "https") and parts.password:
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise InputError(f"tracking.uri: a password does not belong into the address; set {names}")
     if scheme == "sqlite":
         _check_sqlite(_sqlite_file(uri))
     elif scheme in ("http", "https"):
@@ -90,8 +97,11 @@ def _check_sqlite(file: Path) -> None:
         raise InputError(f"tracking.uri: cannot write in {folder}: {error.strerror}") from None
     if not file.exists():
         return
-    if not os.access(file, os.W_OK):
-        raise InputError(f"tracking.uri: {file} is not writable")
+    if not file.is_file() or not os.access(file, os.W_OK):
+        raise InputError(f"tracking.uri: {file} is not a file that can be written")
+    with file.open("rb") as content:  # SQLite takes any file below 512 bytes for an empty database
+        if content.read(16) not in (b"", b"SQLite format 3\0"):
+            raise InputError(f"tracking.uri: {file} is no SQLite database; name another file")
     try:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)
         try:

@@ -66,9 +66,9 @@ class Trainable(Protocol):
     """Anything that can be searched: a class that is instantiated without arguments.
 
     ``Config`` forbids extra keys and has the int fields ``epochs`` (how many reports ``fit`` makes at most)
-    and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear
-    line. ``metrics`` names every metric that ``fit`` may report and which way it improves; ``throughput``
-    is the one that counts work per second, if any.
+    and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear line
+    that begins with the path in the config. ``metrics`` names every metric that ``fit`` may report and
+    which way it improves; ``throughput`` is the one that counts work per second, if any.
     """
 
     Config: type[BaseModel]

@@ -13,6 +13,7 @@ from trainables.config import AlignmentConfig
 from trainables.data import sources
 from trainables.data.loading import Batches, Part
 from trainables.data.packing import Pack
+from trainables.data.sources import DataConfig
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
 from trainables.embedding import retrieve
 from trainables.loop import WEIGHTS, Context, Training
@@ -53,6 +54,9 @@ class AlignmentTrainable:
     }
     throughput = "frames_per_second"
 
+    def __init__(self) -> None:
+        self._checked: list[tuple[DataConfig, int]] = []
+
     def prepare(self, config: AlignmentConfig, say: Callable[[str], None]) -> list[DataSetRecord]:
         """Generate, read and pack every set that is used; raises ``DataError`` where none could train."""
         data = config.data
@@ -66,7 +70,14 @@ class AlignmentTrainable:
     def check(self, config: AlignmentConfig, workers: int) -> None:
         """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing."""
         config.batch.check_shares(workers, images=config.trains_on_images)
-        sources.check(config.data)
+        if config.data not in [data for data, _ in self._checked]:
+            self._checked.append((config.data, sources.check(config.data)))
+        people = next(people for data, people in self._checked if data == config.data)
+        if config.batch.identities > people:
+            raise DataError(
+                f"batch.identities: {config.batch.identities} make a batch, but {config.data.sequences!r} has"
+                f" {people} identities to train on beside those that validate"
+            )
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
         """Train on one worker; raises ``FloatingPointError`` when the loss or a gradient is not finite."""

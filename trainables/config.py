@@ -20,7 +20,7 @@ class AlignmentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, ge=0, description="seed of weights, batches, augmentation and dropout")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, batches, augmentation and dropout")
     epochs: int = Field(12, ge=1, description="epochs, each followed by validation and a checkpoint")
     method: MethodName = Field("alignment", description="training method")
     data: DataConfig = Field(description="data sets and what each is for")

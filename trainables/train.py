@@ -45,7 +45,7 @@ def load(path: Path) -> AlignmentConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     try:
         return AlignmentConfig.model_validate(content)

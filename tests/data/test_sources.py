@@ -202,7 +202,7 @@ def test_empty_folder_and_lost_camera_are_named(tmp_path: Path, folder: Path) ->
     with pytest.raises(DataError, match=r"^data\.sets\.real\.folder: .*empty: the folder is empty"):
         check(with_set(tmp_path, layout="prid2011", folder=tmp_path / "empty"))
     (folder / "multi_shot/cam_b/person_0003").rename(tmp_path / "person_0003")
-    with pytest.raises(DataError, match=r"^data\.sets\.real\.folder: .*person_0003 listed but only in cam_a"):
+    with pytest.raises(DataError, match=r"^data\.sets\.real\.folder: .*person_0003 are only in cam_a"):
         check(with_set(tmp_path, layout="prid2011", folder=folder))
 
 
@@ -224,7 +224,7 @@ def test_published_sets_that_share_people_are_refused(tmp_path: Path) -> None:
         "market": {"layout": "market1501", "folder": "/x"},
         "mars": {"layout": "mars", "folder": "/y"},
     }
-    with pytest.raises(DataError, match=r"^data\.targets: 'mars' tests people that 'market' trains on"):
+    with pytest.raises(DataError, match=r"^data: 'market' is trained on and 'mars' holds people back"):
         check(config(tmp_path, sets=sets, images=["market"], targets=["mars"]))
 
 
@@ -270,3 +270,26 @@ def test_split_out_of_range_is_refused(tmp_path: Path) -> None:
     for call in (lambda: split_of(pack, 10), lambda: training_part(pack, 10, 0.5, 0)):
         with pytest.raises(DataError, match=r"data\.split: 10 is out of range"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"targets": ["same-folder"]}, "both are read from"),
+        ({"targets": ["same-seed"]}, "both are drawn from seed 5"),
+        ({"images": ["drawn", "drawn"], "targets": ["drawn"]}, "names a set twice"),
+    ],
+)
+def test_people_held_back_are_not_trained_on_under_another_name(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    sets = {
+        **SETS,
+        "folder": {"layout": "prid2011", "folder": str(tmp_path)},
+        "same-folder": {"layout": "prid2011", "folder": str(tmp_path), "options": {"minimum_frames": 2}},
+        "drawn": {"layout": "market1501", "generate": {"identities": 12, "seed": 5}},
+        "same-seed": {"layout": "market1501", "generate": {"identities": 14, "seed": 5}},
+    }
+    given = {"sequences": "folder", "images": ["drawn"]} | change
+    with pytest.raises(DataError, match=expected):
+        check(config(tmp_path, sets=sets, **given))

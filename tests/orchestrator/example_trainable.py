@@ -70,7 +70,7 @@ class ExampleTrainable:
     def check(self, config: ExampleConfig, workers: int) -> None:
         """Refuse the fault that a test asks for."""
         if config.fault == "data":
-            raise DataError("config.fault: data is at fault; write none")
+            raise DataError("fault: data is at fault; write none")
 
     def fit(self, config: ExampleConfig, context: Any) -> None:
         """Go down, from the last checkpoint where there is one."""

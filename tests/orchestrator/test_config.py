@@ -71,7 +71,7 @@ def test_overrides_reach_every_part(file: Path) -> None:
     assert config["sets"]["walkers-b"]["width"] == 1e-3
     assert sweep.search["steps"].integer == (2, 4)
     assert sweep.registry is not None and sweep.registry.alias == "champion"
-    assert sweep.scheduler.rungs(6) == [3, 4, 5]
+    assert sweep.scheduler.rungs(6) == [2, 3, 4, 5]
 
 
 def test_an_override_may_hold_any_text(file: Path) -> None:

@@ -173,7 +173,8 @@ def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: P
         (["--trails", "3"], "--trails"),
         (["--set", "tracking.uri=http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--storage", "/dev/null/x"], "/dev/null is a file, not a folder"),
-        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9"),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
+        (["--address", "nowhere"], "write HOST:PORT"),
     ],
 )
 def test_bad_input_is_one_line(file: Path, tmp_path: Path, options: list[str], expected: str) -> None:

@@ -120,7 +120,7 @@ def test_a_batch_that_workers_cannot_share_is_refused(tiny, prepared, tmp_path):
 def written(tiny, tmp_path):
     def write(**changes):
         path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump({"name": "tiny", "config": tiny(**changes).model_dump(mode="json")}))
+        path.write_text(yaml.safe_dump(tiny(**changes).model_dump(mode="json")))
         return path
 
     return write

@@ -25,6 +25,8 @@ def decode(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _decode_file(frame: Frame) -> NDArray[np.uint8]:
+    if not frame.path.is_file():  # a pipe would be read for ever
+        raise DataError(f"{frame.path}: no such file; expected an image file")
     try:
         encoded = frame.path.read_bytes()
     except OSError as error:

@@ -117,13 +117,18 @@ def resolve(config: DataConfig, name: str, say: Say = print) -> Pack:
     return pack
 
 
-def check(config: DataConfig) -> None:
+def check(config: DataConfig) -> int:
     """Check everything about the data that listing files can tell; writes and decodes nothing.
+
+    Returns how many identities are left to train on, of those whom several cameras have seen.
 
     Raises:
         DataError: one line that begins with the config field at fault.
     """
-    _check_writable(cache_folder(config))
+    try:
+        _check_writable(cache_folder(config))
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user who does not exist
+        raise DataError(f"data.cache: {error}; name another folder here or in $REID_CACHE") from error
     used = {"sequences": (config.sequences,), "images": config.images, "targets": config.targets}
     for role, names in used.items():
         for name in names:
@@ -137,7 +142,8 @@ def check(config: DataConfig) -> None:
     for name in config.targets:
         if extents[name].test == 0:
             raise DataError(f"data.targets: {name!r} has no test part; expected a set with query and gallery")
-    _validation_size(config.sequences, extents[config.sequences].train, config.validation)
+    people = extents[config.sequences].train
+    return people - _validation_size(config.sequences, people, config.validation)
 
 
 def split_of(pack: Pack, split: int) -> Split:
@@ -334,7 +340,10 @@ def _listing(data_set: DataSet) -> str:
 
     @functools.cache
     def stamp(path: Path) -> tuple[str, int, int]:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from error
         return str(path), status.st_size, status.st_mtime_ns
 
     digest = hashlib.blake2b(repr(data_set.splits).encode())

@@ -151,6 +151,7 @@ class FeatureAlignment(nn.Module):
         frame with ``length // 2`` neighbours on both sides takes part. Errors are relative to a motionless
         sequence, which scores 1. Raises ValueError when sequences are shorter than ``length``.
         """
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         time = features.shape[1]
         if time < self.length:
             raise ValueError(
@@ -180,7 +181,6 @@ def relative_error(generated: Tensor, real: Tensor, floor: Tensor) -> Tensor:
 
     ``floor`` is the least mean square of an item that is divided by: sequences may stand still.
     """
-    generated, real = generated.float(), real.float()
     error = gather((generated - real).square().flatten(1).sum(dim=1)).mean()
     return error / torch.maximum(gather(real.square().flatten(1).sum(dim=1)).mean(), floor)
 

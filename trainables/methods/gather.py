@@ -33,7 +33,7 @@ def gather(values: Tensor) -> Tensor:
     the global batch. Numbers of lower precision become float32: losses take differences of them.
     """
     if values.is_floating_point():
-        values = values.float()
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     gathered: Tensor = _Gather.apply(values.contiguous())  # type: ignore[no-untyped-call]

@@ -36,7 +36,8 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(values)
         self._check_input_dim(values)  # type: ignore[no-untyped-call]
-        precision, values = values.dtype, values.float()
+        precision = values.dtype
+        values = values.to(torch.promote_types(precision, torch.float32))
         others = [dim for dim in range(values.dim()) if dim != 1]
         shape = [1, -1] + [1] * (values.dim() - 2)
         count = values.new_tensor([values.numel() / values.shape[1]])

@@ -11,6 +11,7 @@ from trainables.data.readers.folders import (
     image_names,
     random_halves,
     sequence,
+    some,
     split_by_people,
     still,
     subfolders,
@@ -63,6 +64,11 @@ def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
         for identity, camera, path in cameras(root, SEQUENCES)
         for tracklet in subfolders(path, SEQUENCES)
     )
+    alone = sorted(person for person, by in seen(tracklets).items() if len(by) == 1)
+    if alone:
+        raise DataError(
+            f"{root}: {some(alone)} in one camera only; expected every identity in two cameras or more"
+        )
     return DataSet(name, "sequence", tracklets, splits(root, tracklets, options))
 
 
@@ -73,19 +79,25 @@ def cameras(root: Path, expected: str) -> Iterator[tuple[str, str, Path]]:
             yield identity, camera, root / identity / camera
 
 
+def seen(tracklets: Sequence[Tracklet]) -> dict[str, set[str]]:
+    """The cameras of each identity."""
+    by_camera: dict[str, set[str]] = {}
+    for tracklet in tracklets:
+        by_camera.setdefault(tracklet.identity, set()).add(tracklet.camera)
+    return by_camera
+
+
 def splits(root: Path, tracklets: Sequence[Tracklet], options: GenericOptions) -> tuple[Split, ...]:
     """Everything trains, or random halves: a test person's first camera queries, the others are gallery."""
     if not options.random_splits:
         return train_on_all(tracklets)
-    seen: dict[str, set[str]] = {}
-    for tracklet in tracklets:
-        seen.setdefault(tracklet.identity, set()).add(tracklet.camera)
-    people = sorted(person for person, by in seen.items() if len(by) > 1)
+    by_camera = seen(tracklets)
+    people = sorted(person for person, by in by_camera.items() if len(by) > 1)
     if len(people) < 2:
         raise DataError(
             f"{root}: {len(people)} people are in two cameras or more; expected at least 2 for random_splits"
         )
-    first = {person: min(by) for person, by in seen.items()}
+    first = {person: min(by) for person, by in by_camera.items()}
     return tuple(
         split_by_people(tracklets, train, test, lambda t: t.camera == first[t.identity])
         for train, test in random_halves(people, options.random_splits, options.seed)

@@ -55,7 +55,8 @@ def read(folder: Path, name: str, options: Prid2011Options) -> DataSet:
     people = {camera: set(subfolders(root / path, EXPECTED)) for camera, path in CAMERAS.items()}
     path = split_list(folder)
     if path is None:
-        pairs = sorted(person for person in people["a"] & people["b"] if number(person) <= SHARED_PEOPLE)
+        pairs = sorted(person for person in people["a"] | people["b"] if number(person) <= SHARED_PEOPLE)
+        check_people(root, pairs, people)
         splits = None
     else:
         splits = read_split_list(path)
@@ -152,7 +153,7 @@ def check_people(path: Path, listed: list[str], people: dict[str, set[str]]) -> 
         if absent:
             where = "in neither camera" if absent[0] not in people[other] else f"only in {CAMERAS[other]}"
             raise DataError(
-                f"{path}: {some(absent)} listed but {where}; expected a folder of each in"
+                f"{path}: {some(absent)} are {where}; expected a folder of each in"
                 f" {CAMERAS['a']} and {CAMERAS['b']} (half unpacked?)"
             )
 
