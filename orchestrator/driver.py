@@ -1,8 +1,9 @@
 """From a checked sweep file to a registered model, step by step."""
 
 import contextlib
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,10 +34,8 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         InputError: the user's input is at fault; nothing was written.
     """
     directory = SweepDirectory(sweep)
-    try:
+    with _readable("storage"):
         directory.check(fresh)
-    except OSError as error:
-        raise InputError(f"storage: {error.filename}: {error.strerror}") from error
     outcome = None if fresh else directory.outcome()
     if outcome is not None and outcome["budget"] == sweep.budget.model_dump():
         progress.say(f"the sweep {sweep.name} is finished; --fresh starts it over")
@@ -44,7 +43,7 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
         return 0
     try:
         tracking.check(sweep.tracking.uri)
-        with progress.doing("checking the data"):
+        with progress.doing("checking the data"), _readable("config"):
             for values in sweep.space.corners():
                 sweep.implementation.check(sweep.trial_config(values), sweep.resources.workers)
         with progress.doing("starting Ray" if address is None else f"joining the Ray cluster at {address}"):
@@ -59,6 +58,15 @@ def run(sweep: Sweep, progress: Progress, *, address: str | None, dry_run: bool,
     except SweepError as error:
         progress.say(f"{error}; the same command tries again")
         return FAILED
+
+
+@contextlib.contextmanager
+def _readable(field: str) -> Iterator[None]:
+    """Turn what the file system refuses during the checks into the user's one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{field}: {error.filename}: {error.strerror}") from error
 
 
 def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Progress, fresh: bool) -> int:
@@ -80,11 +88,8 @@ def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Pro
                     outcome = _conclude(sweep, directory, study, data_sets, tracker, progress)
                     directory.finish(outcome)
                     _summarise(outcome, progress)
-                    status, metrics, note = (
-                        "FINISHED",
-                        outcome["scores"] | outcome["objective"],
-                        _note(outcome),
-                    )
+                    status, note = "FINISHED", _note(outcome)
+                    metrics = outcome["scores"] | outcome["objective"]
                 elif code == INTERRUPTED:
                     status = "KILLED"
             except KeyboardInterrupt:
@@ -171,12 +176,7 @@ def _conclude(
                     "data": {record.name: record.digest for record in data_sets},
                 },
             )
-        outcome["model"] = {
-            "name": model.name,
-            "version": model.version,
-            "alias": model.alias,
-            "uri": model.uri,
-        }
+        outcome["model"] = dataclasses.asdict(model)
     with progress.doing("writing the report"):
         report.write_report(study.study, _for_report(outcome, data_sets, study, tracker), directory.report)
         tracker.log_report(directory.report)

@@ -42,6 +42,8 @@ def search(
     progress: Progress,
 ) -> bool:
     """Run the trials that the study has left; returns False when it was interrupted."""
+    if study.left() == 0:
+        return True  # a driver before this one came to the end, but not to the outcome
     monitor = Monitor(sweep, study, tracker, progress)
     spec = TrialSpec(
         trainable=sweep.trainable,

@@ -44,7 +44,7 @@ class ExampleConfig(BaseModel):
     y: float = Field(0.0, ge=-10, le=10)
     steps: int = Field(1, ge=1, le=8)
     noise: Noise | None = Noise()
-    fault: Literal["none", "data", "diverge", "crash"] = "none"
+    fault: Literal["none", "data", "diverge", "crash", "score"] = "none"
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
 
@@ -97,6 +97,8 @@ class ExampleTrainable:
 
     def evaluate(self, config: ExampleConfig, checkpoint: Path) -> dict[str, float]:
         """Score the checkpoint."""
+        if config.fault == "score":
+            raise RuntimeError("the targets are out of reach as asked")
         state = json.loads((checkpoint / "state.json").read_text())
         return {"test/parabola/score": -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2}
 

@@ -141,6 +141,20 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
 
 
 @pytest.mark.sweep
+def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "1", "--set", "config.epochs=1"]
+    options += ["--set", "search.fault={choice: [score]}"]
+    for _ in range(2):
+        done = sweep(file, *options)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "could not be scored: RuntimeError: the targets are out of reach as asked" in done.stdout
+        assert "Traceback" not in done.stderr
+    assert "trial-0000 starts" not in done.stdout
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+@pytest.mark.sweep
 def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store), "--dry-run")
