@@ -99,7 +99,8 @@ class Outbox:
                     with self._lock:
                         self._trouble, self._delivery = one_line(error), None
                     return
-                self._refused.append(f"{what}: {one_line(error)}")
+                kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
+                self._refused.append(f"{what}: {kind}{one_line(error)}")
             with self._lock:
                 if self._jobs:
                     self._jobs.popleft()

@@ -103,7 +103,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
         "--set",
         "search.fault={choice: [none]}",
         "--set",
-        "config.seconds=1.5",
+        "config.seconds=2",
         "--set",
         "scheduler=none",
     ]

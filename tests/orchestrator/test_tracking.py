@@ -154,11 +154,13 @@ def test_trial_that_is_unknown(sqlite_uri: str) -> None:
         tracker.run_id(9)
 
 
-def test_error_of_our_own_surfaces_at_flush() -> None:
-    outbox = Outbox("here")
+def test_error_of_our_own_is_named_and_does_not_stop_what_follows() -> None:
+    outbox, arrived = Outbox("here"), []
     outbox.post("a slip", lambda: {}["missing"])  # type: ignore[index]
-    with pytest.raises(KeyError, match="missing"):
-        outbox.flush(5)
+    outbox.post("the next", lambda: arrived.append(1))
+    assert outbox.flush(5) == ("tracking: 1 writes refused by here, the first is a slip: KeyError: 'missing'")
+    assert arrived == [1]
+    outbox.close(5)
 
 
 def test_first_start_is_quiet(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_store_that_cannot_be_used(uri: str, says: str) -> None:
 
 def test_file_that_is_no_database_or_no_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("these are notes, not a database " * 100)
-    with pytest.raises(InputError, match="no usable SQLite database"):
+    with pytest.raises(InputError, match="is no SQLite database"):
         check(f"sqlite:///{tmp_path}/notes.txt")
     with pytest.raises(InputError, match=r"cannot write in .*Not a directory"):
         check(f"sqlite:///{tmp_path}/notes.txt/mlflow.db")
