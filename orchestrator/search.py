@@ -54,7 +54,7 @@ def search(
     )
 
     tuner = tune.Tuner(
-        tune.with_resources(_named_trial(spec), cluster.driver_bundle()),
+        _tune_trainable(spec, cluster.driver_bundle()),
         tune_config=tune.TuneConfig(
             num_samples=study.left(),
             search_alg=StudySearcher(study),
@@ -88,12 +88,16 @@ def search(
     return study.left() == 0 or study.gained_nothing()
 
 
-def _named_trial(spec: TrialSpec) -> type[Trainable]:
-    """The Tune trainable of a sweep, whose actors are called after their trial on the dashboard."""
+def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Trainable]:
+    """What Tune runs for each trial: an actor called after its trial on the dashboard."""
 
     class Trial(wrap_function(lambda point: run(point, spec))):  # type: ignore[misc]
         def __repr__(self) -> str:
             return str(self.trial_name)
+
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return bundle
 
     return Trial
 
