@@ -87,7 +87,6 @@ def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Pro
                 if code == 0:
                     outcome = _conclude(sweep, directory, study, data_sets, tracker, progress)
                     directory.finish(outcome)
-                    _summarise(outcome, progress)
                     status, note = "FINISHED", _note(outcome)
                     metrics = outcome["scores"] | outcome["objective"]
                 elif code == INTERRUPTED:
@@ -101,6 +100,8 @@ def _run(sweep: Sweep, directory: SweepDirectory, joined: Cluster, progress: Pro
                     undelivered = tracker.flush()
                 if undelivered:
                     progress.say(undelivered)
+    if code == 0:
+        _summarise(outcome, progress)
     return code
 
 
