@@ -34,7 +34,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
-        for _ in range(300):
+        for _ in range(900):  # three minutes, on a busy machine
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             try:
                 requests.get(f"{self.uri}/health", timeout=1)
