@@ -61,9 +61,11 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("mlflow"), free_port)
-    server.start()
-    yield server
-    server.kill()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")
