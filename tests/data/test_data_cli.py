@@ -47,6 +47,8 @@ def test_inspect_takes_options(written: Unpacked, capsys: Captured) -> None:
     assert "expected NAME=VALUE" in capsys.readouterr().err
     assert main(["inspect", "images", folder, "--option", "random_splits=x"]) == 2
     assert "option random_splits: Input should be a valid integer" in capsys.readouterr().err
+    assert main(["inspect", "images", folder, "--option", "name=x"]) == 2
+    assert "option name: no such option" in capsys.readouterr().err
 
 
 def test_inspect_draws_a_sheet(written: Unpacked, tmp_path: Path) -> None:

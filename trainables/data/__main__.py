@@ -20,7 +20,7 @@ from trainables.data import walkers
 from trainables.data.contact_sheet import contact_sheet
 from trainables.data.decoding import decode
 from trainables.data.packing import pack
-from trainables.data.readers import LAYOUTS, read
+from trainables.data.readers import LAYOUTS, check_options, find_layout, read
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Tracklet
 
 EXAMPLES = """examples:
@@ -223,6 +223,7 @@ def open_set(chosen: argparse.Namespace) -> DataSet:
         if not equals:
             raise DataError(f"--option {option}: no value; expected NAME=VALUE, as minimum_frames=28")
         options[name] = value
+    check_options(find_layout(chosen.layout), options)
     with busy(f"reading {chosen.folder}"):
         return read(chosen.layout, chosen.folder, name=chosen.folder.absolute().name, **options)
 
