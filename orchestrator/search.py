@@ -85,7 +85,7 @@ def search(
         for number in study.close("the wall budget was spent"):
             monitor.ended(number, None)
         return True
-    return study.left() == 0 or study.gained_nothing()
+    return study.left() == 0 or (study.gained_nothing() and study.count()["running"] == 0)
 
 
 def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Trainable]:

@@ -155,6 +155,17 @@ def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path:
 
 
 @pytest.mark.sweep
+def test_a_trial_that_the_wall_budget_cuts_short_is_not_complete(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=25s"]
+    options += ["--set", "config.epochs=100", "--set", "config.seconds=1", "--set", "scheduler=none"]
+    done = sweep(file, *options, "--set", "search.fault={choice: [none]}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no trial of 2 succeeded: the wall budget was spent" in done.stdout
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
+
+
+@pytest.mark.sweep
 def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store), "--dry-run")
