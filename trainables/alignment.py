@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from trainables.config import AlignmentConfig
@@ -61,11 +62,19 @@ class AlignmentTrainable:
         """Generate, read and pack every set that is used; raises ``DataError`` where none could train."""
         data = config.data
         packs = _packs(config, {config.data.sequences, *_images(config), *config.data.targets}, say)
+        for name in _trained(config):
+            if holders := sources.holders(data, name):
+                lost = packs[name].identities[_dropped(config, packs, name)]
+                what = "images" if packs[name].kind == "image" else "tracklets"
+                say(
+                    f"{name}: dropped {len(np.unique(lost)):,} people with {len(lost):,} {what}, because"
+                    f" {' and '.join(holders)} validates or tests them"
+                )
         _batches(config, packs, rank=0, workers=1)
         roles = [("train", data.sequences), *(("target", name) for name in data.targets)]
         if config.trains_on_images:
             roles += [("images", name) for name in data.images]
-        return [_record(config, role, packs[name]) for role, name in roles]
+        return [_record(config, role, packs, name) for role, name in roles]
 
     def check(self, config: AlignmentConfig, workers: int) -> None:
         """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing."""
@@ -85,18 +94,20 @@ class AlignmentTrainable:
 
     def training(self, config: AlignmentConfig, context: Context) -> Training:
         """The training of one worker, at its start."""
-        packs = _packs(config, {config.data.sequences, *_images(config)}, _silent)
+        needed = {other for name in _trained(config) for other in (name, *sources.holders(config.data, name))}
+        packs = _packs(config, needed, _silent)
         batches = _batches(config, packs, context.rank, context.world_size)
         of_images = batches.images.identities if batches.images else 0
         torch.manual_seed(config.seed)
         return Training(
-            build_method(config.of_method, batches.sequences.identities, of_images),
+            build_method(config.method, config.of_method, batches.sequences.identities, of_images),
             batches,
-            _validation(config, packs[config.data.sequences]),
+            _sequence_parts(config, packs)[1:],
             config.optimizer,
             context,
-            epochs=config.epochs,
+            phases=config.phases,
             seed=config.seed,
+            precision=config.precision,
         )
 
     def evaluate(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, float]:
@@ -129,6 +140,10 @@ def _images(config: AlignmentConfig) -> tuple[str, ...]:
     return tuple(config.data.images) if config.trains_on_images else ()
 
 
+def _trained(config: AlignmentConfig) -> tuple[str, ...]:
+    return config.data.sequences, *_images(config)
+
+
 def _packs(config: AlignmentConfig, names: set[str], say: Callable[[str], None]) -> dict[str, Pack]:
     return {name: sources.resolve(config.data, name, say) for name in sorted(names)}
 
@@ -137,31 +152,44 @@ def _part(pack: Pack, tracklets: Any) -> Part:
     return Part(pack, np.asarray(tracklets, np.int64))
 
 
-def _training_part(config: AlignmentConfig, pack: Pack) -> Part:
-    """The sequences trained on: neither validation nor test identities."""
+def _held_back(config: AlignmentConfig, packs: Mapping[str, Pack], name: str) -> frozenset[str]:
+    """People of a set who validate or test under the same number in another."""
+    return sources.held_back(config.data, name, packs, _VALIDATION_SEED)
+
+
+def _sequence_parts(config: AlignmentConfig, packs: Mapping[str, Pack]) -> tuple[Part, Part, Part]:
+    """The sequences trained on; query and gallery of the validation identities. Test identities are in none."""
     data = config.data
-    return _part(pack, sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED)[0])
+    pack, held = packs[data.sequences], _held_back(config, packs, data.sequences)
+    parts = sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED, held)
+    train, query, gallery = (_part(pack, part) for part in parts)
+    return train, query, gallery
 
 
-def _validation(config: AlignmentConfig, pack: Pack) -> tuple[Part, Part]:
-    """Query and gallery of the validation identities."""
-    data = config.data
-    _, query, gallery = sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED)
-    return _part(pack, query), _part(pack, gallery)
+def _open_to_training(config: AlignmentConfig, pack: Pack) -> NDArray[np.int64]:
+    """Tracklets of everybody, or of the train part where the same set validates or tests too."""
+    if pack.name in (config.data.sequences, *config.data.targets):
+        return np.asarray(sources.split_of(pack, config.data.split).train, np.int64)
+    return np.arange(len(pack))
 
 
-def _image_part(config: AlignmentConfig, pack: Pack) -> Part:
-    """The images trained on: everybody, or the train part where the same set is a target too."""
-    chosen = np.arange(len(pack))
-    if pack.name in config.data.targets:
-        chosen = np.asarray(sources.split_of(pack, config.data.split).train, np.int64)
-    return _part(pack, chosen[~np.isin(pack.identities[chosen], (JUNK, DISTRACTOR))])
+def _image_part(config: AlignmentConfig, packs: Mapping[str, Pack], name: str) -> Part:
+    """The images trained on: nobody whom another set holds back."""
+    pack, out = packs[name], (JUNK, DISTRACTOR, *_held_back(config, packs, name))
+    chosen = _open_to_training(config, pack)
+    return _part(pack, chosen[~np.isin(pack.identities[chosen], out)])
+
+
+def _dropped(config: AlignmentConfig, packs: Mapping[str, Pack], name: str) -> NDArray[np.int64]:
+    """Tracklets that would be trained on, were their people not held back by another set."""
+    chosen = _open_to_training(config, packs[name])
+    return chosen[np.isin(packs[name].identities[chosen], tuple(_held_back(config, packs, name)))]
 
 
 def _batches(config: AlignmentConfig, packs: Mapping[str, Pack], rank: int, workers: int) -> Batches:
     return Batches(
-        [_training_part(config, packs[config.data.sequences])],
-        [_image_part(config, packs[name]) for name in _images(config)],
+        [_sequence_parts(config, packs)[0]],
+        [_image_part(config, packs, name) for name in _images(config)],
         config.batch,
         config.augmentation,
         seed=config.seed,
@@ -181,18 +209,23 @@ def _embedder(config: AlignmentConfig, checkpoint: Path) -> SequenceEmbedder:
     return embedder.eval()
 
 
-def _record(config: AlignmentConfig, role: str, pack: Pack) -> DataSetRecord:
-    chosen = config.data.sets[pack.name]
+def _record(config: AlignmentConfig, role: str, packs: Mapping[str, Pack], name: str) -> DataSetRecord:
+    chosen, pack = config.data.sets[name], packs[name]
     source = f"generated {chosen.generate.model_dump_json()}" if chosen.generate else str(chosen.folder)
+    counts = {
+        "identities": len(np.unique(pack.identities)),
+        "cameras": len(np.unique(pack.cameras)),
+        "tracklets": len(pack),
+        "frames": int(pack.lengths.sum()),
+    }
+    if role != "target" and sources.holders(config.data, name):
+        dropped = _dropped(config, packs, name)
+        counts["dropped identities"] = len(np.unique(pack.identities[dropped]))
+        counts["dropped tracklets"] = len(dropped)
     return DataSetRecord(
-        name=pack.name,
+        name=name,
         role=role,
         source=f"{chosen.layout}, {source}",
         digest=pack.digest,
-        counts={
-            "identities": len(np.unique(pack.identities)),
-            "cameras": len(np.unique(pack.cameras)),
-            "tracklets": len(pack),
-            "frames": int(pack.lengths.sum()),
-        },
+        counts=counts,
     )

@@ -1,13 +1,13 @@
 """The whole config of one training, as written under ``config:`` in a sweep file."""
 
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainables.data.augmentation import AugmentationConfig
 from trainables.data.sampling import BatchConfig
 from trainables.data.sources import DataConfig
-from trainables.methods import CrossModalityConfig, LossConfig, MethodConfig, MethodName
+from trainables.methods import METHODS, CrossModalityConfig, LossConfig, MethodConfig, find_method
 from trainables.network.embedder import NetworkConfig
 from trainables.network.encoders import EncoderConfig
 from trainables.network.pooling import PoolingName
@@ -22,7 +22,15 @@ class AlignmentConfig(BaseModel):
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, batches, augmentation and dropout")
     epochs: int = Field(12, ge=1, description="epochs, each followed by validation and a checkpoint")
-    method: MethodName = Field("alignment", description="training method")
+    method: str = Field(
+        "alignment", description=f"training method: {', '.join(METHODS)}, or package.module:Class"
+    )
+    pretrain_epochs: int = Field(
+        0, ge=0, description="method pretrain: how many of the epochs, the first, are on images alone"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of training; auto: bfloat16 on GPUs, float32 elsewhere"
+    )
     data: DataConfig = Field(description="data sets and what each is for")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="one global batch")
     augmentation: AugmentationConfig = Field(
@@ -40,7 +48,14 @@ class AlignmentConfig(BaseModel):
     @property
     def trains_on_images(self) -> bool:
         """Whether the method uses the sets of ``data.images``."""
-        return self.method != "sequence"
+        return find_method(self.method).uses_images
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Epochs of each phase of the training; the learning rate has its schedule in each."""
+        if self.method == "pretrain":
+            return self.pretrain_epochs, self.epochs - self.pretrain_epochs
+        return (self.epochs,)
 
     @property
     def network(self) -> NetworkConfig:
@@ -57,7 +72,13 @@ class AlignmentConfig(BaseModel):
     @property
     def of_method(self) -> MethodConfig:
         """What builds the method."""
-        return MethodConfig(name=self.method, network=self.network, loss=self.loss, alignment=self.alignment)
+        return MethodConfig(network=self.network, loss=self.loss, alignment=self.alignment)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        find_method(method)
+        return method
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -70,9 +91,18 @@ class AlignmentConfig(BaseModel):
                 f"alignment.length is {self.alignment.length}, which needs as many frames of real sequences: "
                 f"batch.frames is {self.batch.frames}"
             )
-        if self.optimizer.warmup_epochs >= self.epochs:
+        if self.method == "pretrain":
+            if not 0 < self.pretrain_epochs < self.epochs:
+                raise ValueError(
+                    f"pretrain_epochs is {self.pretrain_epochs}: of {self.epochs} epochs, method pretrain "
+                    f"wants at least 1 and at most {self.epochs - 1} on images alone"
+                )
+            if self.alignment.weights.pseudo == 0:
+                raise ValueError("alignment.weights.pseudo is 0, but method pretrain learns from images")
+        shortest = min(self.phases)
+        if self.optimizer.warmup_epochs >= shortest:
             raise ValueError(
-                f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs}: at most {self.epochs - 1} for "
-                f"epochs {self.epochs}"
+                f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs}: at most {shortest - 1} for "
+                f"a training of {shortest} epochs"
             )
         return self

@@ -1,9 +1,9 @@
 """The training loop: one worker's share of every step, the same result on any number of workers."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -48,7 +48,8 @@ class Training:
 
     Batches, augmentation and dropout are drawn from the seed and the place in the training, and the learning
     rate is a function of the step: weights, optimizer, epoch and step are therefore the whole state, and an
-    epoch after `restore` equals that of an uninterrupted run.
+    epoch after `restore` equals that of an uninterrupted run. ``phases`` are the epochs of each phase of the
+    method, most have one.
     """
 
     def __init__(
@@ -59,13 +60,15 @@ class Training:
         optimizer: OptimizerConfig,
         context: Context,
         *,
-        epochs: int,
+        phases: Sequence[int],
         seed: int,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         self.device = torch.device(context.device)
         self.accelerated = self.device.type == "cuda"
+        self.reduced = precision == "bfloat16" or (precision == "auto" and self.accelerated)
         self.method = method.to(self.device)
-        if self.accelerated:
+        if self.reduced:
             self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: torch.nn.Module = self.method
         if context.world_size > 1:
@@ -73,7 +76,7 @@ class Training:
         self.config, self.optimizer = optimizer, optimizer.build(self.method)
         self.batches, self.validation = batches, validation
         self.loader = Loader(batches, self.device, processes=4 if self.accelerated else 0)
-        self.context, self.epochs, self.seed = context, epochs, seed
+        self.context, self.phases, self.seed = context, tuple(phases), seed
         self.epoch = self.step = 0
 
     def run(self) -> None:
@@ -84,7 +87,7 @@ class Training:
         folder = self.context.restore()
         if folder is not None:
             self.restore(folder)
-        while self.epoch < self.epochs:
+        while self.epoch < sum(self.phases):
             metrics = self.train_epoch() | self.validate()
             self.context.report({"epoch": self.epoch, **metrics}, self.save)
 
@@ -95,23 +98,26 @@ class Training:
         seed = np.random.SeedSequence([self.seed, self.epoch, self.context.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         self.model.train()
-        started, steps = time.perf_counter(), self.batches.per_epoch
+        started, steps, frames = time.perf_counter(), self.batches.per_epoch, 0
         totals: dict[str, Tensor] = {}
         for batch in self.loader.epoch(self.epoch):
             for name, loss in self.train_step(batch).items():
                 totals[name] = totals.get(name, loss.new_zeros(())) + loss.detach()
+            frames += self.method.frames(batch) * self.context.world_size
         means = {f"train/{name}": float(total) / steps for name, total in totals.items()}
         return means | {
-            "frames_per_second": steps * self.batches.frames_per_batch / (time.perf_counter() - started),
+            "frames_per_second": frames / (time.perf_counter() - started),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
     def train_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """Update the parameters once; gives the losses of the global batch."""
+        phase, step, steps = self._place()
+        self.method.phase, self.method.progress = phase, step / steps
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step, self.batches.per_epoch, self.epochs)
+            group["lr"] = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.accelerated):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             losses: dict[str, Tensor] = self.model(batch)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self.method.parameters(), self.config.clip)
@@ -121,8 +127,10 @@ class Training:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """Retrieval scores on the validation identities, every worker embedding its share."""
+        """Retrieval scores on the validation identities, if any, every worker embedding its share."""
         query, gallery = self.validation
+        if len(query.tracklets) == 0:
+            return {}
         found = retrieve(
             self.method.embedder,
             query,
@@ -146,6 +154,16 @@ class Training:
         state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+
+    def _place(self) -> tuple[int, int, int]:
+        """Phase of the next step, the step's number in it, and the phase's steps."""
+        step = self.step
+        for phase, epochs in enumerate(self.phases):
+            steps = epochs * self.batches.per_epoch
+            if step < steps:
+                return phase, step, steps
+            step -= steps
+        raise ValueError(f"step {self.step} is beyond the {sum(self.phases)} epochs of the training")
 
     def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
         """Let every worker stop before the update when one of them must."""

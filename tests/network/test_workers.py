@@ -59,9 +59,9 @@ def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
         "height": 32,
         "width": 24,
     }
-    alignment = {"distribution": {"kind": "adversarial"}}
+    alignment = {"distribution": {"kind": "adversarial"}, "noise": 0}
     config = MethodConfig.model_validate({"network": network, "alignment": alignment})
-    method = build_method(config, identities_sequences=4, identities_images=5)
+    method = build_method("alignment", config, sequences=4, images=5)
     stills, walks = torch.rand(6, 3, 32, 24), torch.rand(4, 4, 3, 32, 24)
     sequence_identities, image_identities = torch.tensor([0, 3, 3, 0]), torch.tensor([0, 1, 4, 4, 1, 0])
     model = DistributedDataParallel(method) if workers > 1 else method

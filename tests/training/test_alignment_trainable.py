@@ -1,5 +1,8 @@
 """What the trainable trains and tests on, how it is driven, and the one line it gives for bad input."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -97,7 +100,7 @@ def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared,
     [
         ({"data": {"images": []}}, "method alignment trains on images: name sets in data.images"),
         ({"alignment": {"length": 5}}, "alignment.length is 5, .* batch.frames is 4"),
-        ({"optimizer": {"warmup_epochs": 3}}, "optimizer.warmup_epochs is 3: at most 2 for epochs 3"),
+        ({"optimizer": {"warmup_epochs": 3}}, "optimizer.warmup_epochs is 3: at most 2 for a training of 3 epochs"),
     ],
     ids=["images", "length", "warmup"],
 )
@@ -158,3 +161,36 @@ def test_a_missing_set_gets_one_line_and_status_2(written, capsys):
     assert train.main([str(written(data={"sequences": "wakers"}))]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and "walkers" in error[0]
+
+
+def test_the_method_of_the_readme_trains_by_its_dotted_path(tiny, prepared, tmp_path, monkeypatch):
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    found = re.search(r"<!-- example: method -->\n```python\n(.*?)```", readme, re.DOTALL)
+    tmp_path.joinpath("my_methods.py").write_text(found[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny(epochs=1, method="my_methods:TrembleMethod")
+    training = prepared.training(config, Recorder(tmp_path / "run"))
+    before = training.method.amplitude.detach().clone()
+    training.run()
+    assert not torch.equal(before, training.method.amplitude)
+
+
+def test_pretraining_has_two_phases_of_its_own_learning_rate(tiny, prepared, tmp_path):
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(tiny(epochs=3, method="pretrain", pretrain_epochs=2), recorder)
+    assert ["train/pseudo" in report for report in recorder.reports] == [True, True, False]
+    assert ["train/video" in report for report in recorder.reports] == [False, False, True]
+    rates = [report["learning_rate"] for report in recorder.reports]
+    assert rates[1] < rates[0] and rates[1] < rates[2]
+    for wrong in 0, 3:
+        with pytest.raises(ValidationError, match="method pretrain wants at least 1 and at most 2"):
+            tiny(epochs=3, method="pretrain", pretrain_epochs=wrong)
+
+
+def test_without_validation_everybody_trains(tiny, prepared, tmp_path):
+    config = tiny(epochs=1, data={"validation": 0})
+    recorder = Recorder(tmp_path / "run")
+    training = prepared.training(config, recorder)
+    assert training.batches.sequences.identities == 20
+    training.run()
+    assert "train/loss" in recorder.reports[0] and "val/mAP" not in recorder.reports[0]

@@ -140,9 +140,6 @@ class Batches(Dataset[Batch]):
                 seed=(seed, 1),
             )
         self.per_epoch = batch.passes * self.sequences.sampler.batches_per_pass()
-        self.frames_per_batch = batch.identities * batch.sequences * batch.frames
-        if images:
-            self.frames_per_batch += batch.image_identities * batch.images
         self._planned: tuple[int, list[list[Clip]], list[list[Clip]]] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:

@@ -1,16 +1,16 @@
-"""Training methods: a new one is one class in one file, listed in ``METHODS``."""
+"""Training methods: a new one is one class in one file, named by its dotted path or listed in ``METHODS``."""
 
-from collections.abc import Callable
-from typing import Literal
+import difflib
+import importlib
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from trainables.methods.alignment import AlignmentMethod, CrossModalityConfig
+from trainables.methods.alignment import AlignmentMethod
 from trainables.methods.batch import Batch
+from trainables.methods.cross_modality import CrossModalityConfig
+from trainables.methods.joint import StaticMethod
 from trainables.methods.losses import LossConfig
-from trainables.methods.method import Method
+from trainables.methods.method import Method, MethodConfig
+from trainables.methods.pretrain import PretrainMethod
 from trainables.methods.sequence import SequenceMethod
-from trainables.network.embedder import NetworkConfig
 from trainables.network.normalisation import convert_batch_norm
 
 __all__ = [
@@ -20,36 +20,39 @@ __all__ = [
     "LossConfig",
     "Method",
     "MethodConfig",
-    "MethodName",
     "build_method",
+    "find_method",
 ]
 
-MethodName = Literal["sequence", "alignment"]
-
-
-class MethodConfig(BaseModel):
-    """What `build_method` needs to know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: MethodName = Field("alignment", description="training method")
-    network: NetworkConfig = Field(default_factory=NetworkConfig, description="the network that is trained")
-    loss: LossConfig = Field(default_factory=LossConfig, description="identity losses of either modality")
-    alignment: CrossModalityConfig = Field(
-        default_factory=CrossModalityConfig, description="from still images to pseudo sequences"
-    )
-
-
-METHODS: dict[MethodName, Callable[[MethodConfig, int, int], Method]] = {
-    "sequence": lambda config, sequences, _: SequenceMethod(config.network, config.loss, sequences),
-    "alignment": lambda config, sequences, images: AlignmentMethod(
-        config.network, config.loss, config.alignment, sequences, images
-    ),
+METHODS: dict[str, type[Method]] = {
+    "sequence": SequenceMethod,
+    "pretrain": PretrainMethod,
+    "static": StaticMethod,
+    "alignment": AlignmentMethod,
 }
+"""Every method that ``method`` may say, beside ``package.module:Class`` of one's own."""
 
 
-def build_method(config: MethodConfig, identities_sequences: int, identities_images: int) -> Method:
+def find_method(name: str) -> type[Method]:
+    """The class of a method in ``METHODS``, or at ``package.module:Class``; ValueError says what is wrong."""
+    if name in METHODS:
+        return METHODS[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        nearest = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"no method {name!r}; {hint}expected {', '.join(METHODS)}, or package.module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{name!r} names no method: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"{name!r} names no subclass of trainables.methods.Method")
+    return found
+
+
+def build_method(name: str, config: MethodConfig, sequences: int, images: int) -> Method:
     """Build the method with random weights; its batch norm counts the batch of all workers."""
-    method = METHODS[config.name](config, identities_sequences, identities_images)
+    method = find_method(name)(config, sequences, images)
     convert_batch_norm(method)
     return method

@@ -27,6 +27,12 @@ class Batch:
     image_cameras: Tensor | None = None
     """``[image]`` long."""
 
+    def stills(self) -> tuple[Tensor, Tensor]:
+        """Images and their identities; raises ValueError when the batch has none."""
+        if self.images is None or self.image_identities is None:
+            raise ValueError("the method needs images in every batch, this one has none (data.images)")
+        return self.images, self.image_identities
+
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch on another device."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}

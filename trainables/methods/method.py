@@ -1,20 +1,50 @@
 """What every training method offers to the loop."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trainables.methods.batch import Batch
-from trainables.network.embedder import SequenceEmbedder
+from trainables.methods.cross_modality import CrossModalityConfig
+from trainables.methods.losses import LossConfig, ModalityLoss
+from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+
+
+class MethodConfig(BaseModel):
+    """Everything that a method is made from, beside the numbers of identities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="the network that is trained")
+    loss: LossConfig = Field(default_factory=LossConfig, description="identity losses of either modality")
+    alignment: CrossModalityConfig = Field(
+        default_factory=CrossModalityConfig, description="from still images to pseudo sequences"
+    )
 
 
 class Method(nn.Module, ABC):
     """The embedder with all that only training needs; the loop wraps it in DistributedDataParallel.
 
-    Every parameter takes part in every step: a module whose terms all weigh 0 is never made.
+    ``sequences`` and ``images`` are the numbers of training identities of either modality. Every parameter
+    takes part in every step: a module whose terms all weigh 0 is never made, and what a phase leaves out is
+    `idle`.
     """
 
-    embedder: SequenceEmbedder
+    uses_images: ClassVar[bool] = True
+    """Whether batches hold still images."""
+    phase: int = 0
+    """Which phase of the training it is, from 0; the loop sets it before every step."""
+    progress: float = 0.0
+    """How much of the phase is done, 0..1; the loop sets it before every step."""
+
+    def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedder = SequenceEmbedder(config.network)
+        self.video = ModalityLoss(self.embedder.dimension, sequences, config.loss)
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -23,3 +53,14 @@ class Method(nn.Module, ABC):
         ``batch`` is this worker's share, of the same size on every worker. Every worker returns the same
         values, and the mean of their gradients is the gradient on the global batch.
         """
+
+    def frames(self, batch: Batch) -> int:
+        """Frames of ``batch`` that a step of this phase trains on."""
+        images = 0 if batch.images is None else len(batch.images)
+        return batch.sequences.shape[:2].numel() + images
+
+
+def idle(module: nn.Module) -> Tensor:
+    """A 0 that depends on every parameter of ``module``: data parallelism wants a gradient for each."""
+    zeros = [0 * parameter.sum() for parameter in module.parameters() if parameter.requires_grad]
+    return torch.stack(zeros).sum()

@@ -1,0 +1,66 @@
+"""Joint training on sequences and on still images that are shown as sequences."""
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from trainables.methods.batch import Batch
+from trainables.methods.gather import gather
+from trainables.methods.losses import ModalityLoss
+from trainables.methods.method import Method, MethodConfig
+from trainables.network.normalisation import frozen_statistics
+
+
+class JointMethod(Method):
+    """``video + w_pseudo pseudo``: losses of either modality on a shared CNN and RNN, trained jointly.
+
+    Known: shared weights, losses computed independently, joint training. Our reading: that images use batch
+    statistics of their own and leave the running ones to sequences.
+    """
+
+    def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
+        super().__init__(config, sequences, images)
+        self.pseudo = None
+        if config.alignment.weights.pseudo > 0:
+            self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)
+
+    @abstractmethod
+    def pseudo_steps(self, images: Tensor) -> Tensor:
+        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``video``, ``pseudo`` where it weighs more than 0, and the total, ``loss``."""
+        video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
+        terms = {"video": video}
+        if self.pseudo is not None:
+            images, identities = batch.stills()
+            terms["pseudo"] = self.pseudo(self.pseudo_features(images), gather(identities))
+        return {"loss": self.total(terms), **terms}
+
+    def pseudo_features(self, images: Tensor) -> Tensor:
+        """Features ``[image, dimension]`` of the pseudo sequences of all workers' ``images``."""
+        with frozen_statistics(self.embedder):
+            return gather(self.embedder.aggregate(self.pseudo_steps(images)))
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of ``terms``; ``video`` weighs 1."""
+        weights = self.config.alignment.weights
+        loss = terms["video"]
+        for name, term in terms.items():
+            if name == "pseudo":
+                loss = loss + self.config.alignment.pseudo_weight(self.progress) * term
+            elif name != "video":
+                loss = loss + getattr(weights, name) * term
+        return loss
+
+
+class StaticMethod(JointMethod):
+    """Joint training, each image shown as a motionless sequence: what alignment has to beat."""
+
+    def pseudo_steps(self, images: Tensor) -> Tensor:
+        """Repeat each image's feature; dropout differs between steps as it does between frames."""
+        length = self.config.alignment.length
+        maps = self.embedder.spatial(images)
+        return self.embedder.encoder.project(maps.repeat_interleave(length, dim=0)).view(
+            len(maps), length, -1
+        )

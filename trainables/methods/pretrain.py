@@ -1,0 +1,34 @@
+"""Images first, then sequences."""
+
+from torch import Tensor
+
+from trainables.methods.batch import Batch
+from trainables.methods.gather import gather
+from trainables.methods.joint import StaticMethod
+from trainables.methods.method import idle
+
+
+class PretrainMethod(StaticMethod):
+    """Learn identities of images, then fine-tune on sequences: the pipeline that the paper argues against.
+
+    Known: the paper names it (after DeepID). Our reading: in the first phase images are shown as motionless
+    sequences, so that the RNN is pre-trained too; in the second there are sequences alone, with a classifier
+    of their own and a learning-rate schedule from its start.
+    """
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``pseudo`` in the first phase, ``video`` in the second, and the same as ``loss``."""
+        assert self.pseudo is not None, "pretrain has a weight above 0 for images"
+        if self.phase == 0:
+            images, identities = batch.stills()
+            # Running statistics follow the images: the second phase brings those of sequences.
+            pseudo = self.pseudo(
+                gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities)
+            )
+            return {"loss": pseudo + idle(self.video), "pseudo": pseudo}
+        video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
+        return {"loss": video + idle(self.pseudo), "video": video}
+
+    def frames(self, batch: Batch) -> int:
+        """Images in the first phase, frames of sequences in the second."""
+        return len(batch.stills()[0]) if self.phase == 0 else batch.sequences.shape[:2].numel()
