@@ -1,11 +1,12 @@
-"""The sweep file: what it may say, and its reading with every fault in one line."""
+"""The files of the commands: what a sweep file may say, and their reading with every fault in one line."""
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,7 +24,7 @@ from orchestrator.errors import Fault, FieldError, InputError, first_fault, near
 from orchestrator.space import Parameter, Space
 from orchestrator.trainable import Trainable
 
-__all__ = ["Override", "Sweep", "differences", "read"]
+__all__ = ["Job", "Override", "Sweep", "differences", "read"]
 
 _MAY_CHANGE = ("budget", "resources", "storage", "tracking")
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -137,22 +138,18 @@ class Tracking(Section):
         return "" if value is None else value
 
 
-class Sweep(Section):
-    """A sweep file that was read and checked, with the trainable that it names."""
+class Job(Section):
+    """What the file of every command says: what is trained, with what, and where its records go."""
 
-    name: str = Field(description="name of the sweep and of its folder")
+    kind: ClassVar[str]
+    """What the user calls it."""
+
+    name: str = Field(description="name of the job and of its folder")
     trainable: str = Field(description="package.module:Class")
     config: dict[str, Any] = Field(default={}, description="fixed values of the trainable's config")
-    search: dict[str, Parameter] = Field(description="searched paths: {PATH: {uniform: [0, 1]}}")
-    objective: tuple[Objective, ...] = Field(description="what to improve: {metric: NAME, mode: max}")
-    sampler: Sampler = Sampler.model_validate("tpe")
-    scheduler: Scheduler
-    budget: Budget = Field(description="when to end: {trials: 24}")
     resources: Resources = Resources()
-    registry: Registry | None = None
     storage: Path = Field(Path("~/reid-sweeps"), validate_default=True)
     tracking: Tracking = Tracking()
-    _space: Space = PrivateAttr()
     _implementation: Trainable = PrivateAttr()
 
     @field_validator("name")
@@ -161,6 +158,65 @@ class Sweep(Section):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", value):
             raise ValueError(f"{show(value)} is no name; use at most 63 of a-z, 0-9, '-', '_' and '.'")
         return value
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _local_folder(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path) or not str(value).strip():
+            raise ValueError(f"{show(value)} is no folder; write for example ~/reid-sweeps")
+        value = str(value)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+            raise ValueError(
+                f"{show(value)}: {cls.kind}s are kept in a local folder only, for example ~/reid-sweeps"
+            )
+        expanded = os.path.expanduser(value)
+        if expanded.startswith("~"):
+            raise ValueError(f"{show(value)}: there is no such user; write for example ~/reid-sweeps")
+        return Path(os.path.abspath(expanded))
+
+    @property
+    def implementation(self) -> Trainable:
+        """The trainable itself."""
+        return self._implementation
+
+    @property
+    def directory(self) -> Path:
+        """The folder of this job."""
+        return self.storage / self.name
+
+    @abstractmethod
+    def to_check(self) -> Iterator[BaseModel]:
+        """Configs that the trainable has to accept before anything starts."""
+
+    @abstractmethod
+    def to_prepare(self) -> Iterator[BaseModel]:
+        """Configs that between them use all the data."""
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """Give everything that was decided, defaults included, as plain JSON values."""
+
+    @abstractmethod
+    def record(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the folder keeps of the file to notice changes; ``before`` is what it kept so far."""
+
+    @abstractmethod
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """List what differs from the ``record`` in the folder and may not, one line each."""
+
+
+class Sweep(Job):
+    """A sweep file that was read and checked, with the trainable that it names."""
+
+    kind: ClassVar[str] = "sweep"
+
+    search: dict[str, Parameter] = Field(description="searched paths: {PATH: {uniform: [0, 1]}}")
+    objective: tuple[Objective, ...] = Field(description="what to improve: {metric: NAME, mode: max}")
+    sampler: Sampler = Sampler.model_validate("tpe")
+    scheduler: Scheduler
+    budget: Budget = Field(description="when to end: {trials: 24}")
+    registry: Registry | None = None
+    _space: Space = PrivateAttr()
 
     @field_validator("search")
     @classmethod
@@ -185,35 +241,10 @@ class Sweep(Section):
             return {**data, "scheduler": "none" if several else "asha"}
         return data
 
-    @field_validator("storage", mode="before")
-    @classmethod
-    def _local_folder(cls, value: Any) -> Any:
-        if not isinstance(value, str | Path) or not str(value).strip():
-            raise ValueError(f"{show(value)} is no folder; write for example ~/reid-sweeps")
-        value = str(value)
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
-            raise ValueError(
-                f"{show(value)}: sweeps are kept in a local folder only, for example ~/reid-sweeps"
-            )
-        expanded = os.path.expanduser(value)
-        if expanded.startswith("~"):
-            raise ValueError(f"{show(value)}: there is no such user; write for example ~/reid-sweeps")
-        return Path(os.path.abspath(expanded))
-
     @property
     def space(self) -> Space:
         """The searched paths, checked against the trainable's config."""
         return self._space
-
-    @property
-    def implementation(self) -> Trainable:
-        """The trainable itself."""
-        return self._implementation
-
-    @property
-    def directory(self) -> Path:
-        """The folder of this sweep."""
-        return self.storage / self.name
 
     @property
     def epochs(self) -> int:
@@ -231,6 +262,14 @@ class Sweep(Section):
         except ValidationError as error:
             raise FieldError(first_fault(error, model, data, "config")) from error
 
+    def to_check(self) -> Iterator[BaseModel]:
+        """The fixed config, then with every edge of every searched path alone."""
+        return map(self.trial_config, self.space.corners())
+
+    def to_prepare(self) -> Iterator[BaseModel]:
+        """The fixed config: every trial uses the same data."""
+        yield self.trial_config({})
+
     def resolved(self) -> dict[str, Any]:
         """Give everything that was decided, defaults included, as plain JSON values."""
         return {
@@ -242,6 +281,17 @@ class Sweep(Section):
             },
         }
 
+    def record(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Everything that was decided."""
+        return self.resolved()
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """List what differs; see the function of this name."""
+        return differences(before, self.resolved())
+
+
+_Job = TypeVar("_Job", bound=Job)
+
 
 def read(
     path: Path | str, overrides: Sequence[Override] = (), *, environment: Mapping[str, str] | None = None
@@ -251,17 +301,49 @@ def read(
     ``environment`` (default: the process's) fills ``${NAME}`` and gives MLFLOW_TRACKING_URI. Raises
     InputError, one line that begins with file and line, or with the override, where the fault stands.
     """
+    return read_job(path, overrides, environment, _checked)
+
+
+def read_job(
+    path: Path | str,
+    overrides: Sequence[Override],
+    environment: Mapping[str, str] | None,
+    check: Callable[[dict[str, Any], Mapping[str, str], Sequence[Override]], _Job],
+    kind: str = "sweep",
+) -> _Job:
+    """Read the file of a job, and let ``check`` make the job of its values, overrides and the environment.
+
+    Raises InputError for the FieldError of ``check``, with the place of the field.
+    """
     environment = os.environ if environment is None else environment
-    document = Document.read(Path(path))
+    document = Document.read(Path(path), kind)
     for override in overrides:
         document.set(override)
     try:
         document.fill(environment)
-        sweep = _checked(document.tree, environment)
-        _refuse_idle(sweep, overrides)
+        return check(document.tree, environment, overrides)
     except FieldError as error:
         raise InputError(f"{document.place(error.fault.path)}: {error}") from error
-    return sweep
+
+
+def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:
+    """Make a job of the values of its file, with its trainable and its tracking; raises FieldError."""
+    try:
+        job = model.model_validate(tree)
+    except ValidationError as error:
+        raise FieldError(first_fault(error, model, tree)) from error
+    try:
+        implementation = trainable.load(job.trainable)
+    except InputError as error:
+        raise FieldError(Fault(("trainable",), str(error))) from error
+    database = f"sqlite:///{job.storage / 'mlflow.db'}"
+    tracking = Tracking(
+        uri=job.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or database,
+        experiment=job.tracking.experiment or job.name,
+    )
+    job = job.model_copy(update={"tracking": tracking})
+    job._implementation = implementation
+    return job
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -270,37 +352,26 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     For example ``search.rnn.hidden_size: int [32, 256] → int [32, 128]``. Budget, resources, storage and
     tracking may change between two runs of a sweep.
     """
-    before, after = _flat(old), _flat(new)
-    keys = [*before, *(key for key in after if key not in before)]
-    return [
-        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
-        for key in keys
-        if before.get(key, "absent") != after.get(key, "absent")
-    ]
+    return changes(_flat(old), _flat(new))
 
 
-def _checked(tree: dict[str, Any], environment: Mapping[str, str]) -> Sweep:
+def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Sequence[Override]) -> Sweep:
     """Build the sweep from the values of its file; raises FieldError."""
-    try:
-        sweep = Sweep.model_validate(tree)
-    except ValidationError as error:
-        raise FieldError(first_fault(error, Sweep, tree)) from error
-    try:
-        implementation = trainable.load(sweep.trainable)
-    except InputError as error:
-        raise FieldError(Fault(("trainable",), str(error))) from error
-    database = f"sqlite:///{sweep.storage / 'mlflow.db'}"
-    tracking = Tracking(
-        uri=sweep.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or database,
-        experiment=sweep.tracking.experiment or sweep.name,
-    )
+    sweep = load_job(Sweep, tree, environment)
+    implementation = sweep.implementation
     objective = _with_modes(sweep.objective, implementation.metrics, isinstance(tree["objective"], list))
     if len(objective) > 1 and sweep.scheduler.name != "none":
         reason = "trials of several objectives cannot be stopped early; write scheduler: none"
         raise FieldError(Fault(("scheduler",), reason))
-    sweep = sweep.model_copy(update={"tracking": tracking, "objective": objective})
-    sweep._implementation = implementation
+    sweep = sweep.model_copy(update={"objective": objective})
     sweep._space = Space.build(sweep.search, implementation.Config, sweep.config)
+    refuse_idle(
+        overrides,
+        {
+            path: f"is searched, so this has no effect; write --set 'search.{path}={{choice: [...]}}'"
+            for path in sweep.search
+        },
+    )
     return sweep
 
 
@@ -327,35 +398,44 @@ def _with_modes(
     return tuple(complete)
 
 
-def _refuse_idle(sweep: Sweep, overrides: Sequence[Override]) -> None:
-    """Refuse to fix a searched value on the command line: it would silently have no effect."""
+def refuse_idle(overrides: Sequence[Override], varied: Mapping[str, str]) -> None:
+    """Refuse to fix a varied value on the command line: it would silently have no effect.
+
+    ``varied`` says for each path of the config why that is so, and what to write instead.
+    """
     for override in overrides:
         path = override.path.removeprefix("config.")
-        if path != override.path and path in sweep.search:
-            reason = (
-                f"{path} is searched, so this has no effect; write --set 'search.{path}={{choice: [...]}}'"
-            )
-            raise FieldError(Fault(("config", *path.split(".")), reason))
+        if path != override.path and path in varied:
+            raise FieldError(Fault(("config", *path.split(".")), f"{path} {varied[path]}"))
+
+
+def flat(path: str, value: Any) -> dict[str, str]:
+    """Lay a value of nested mappings out as path → text."""
+    if isinstance(value, Mapping) and value:
+        return {inner: text for key in value for inner, text in flat(f"{path}.{key}", value[key]).items()}
+    return {path: _text(value)}
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """List the paths whose texts differ, one line each."""
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
 
 
 def _flat(resolved: Mapping[str, Any]) -> dict[str, str]:
     """Lay a resolved sweep out as path → text, without what may change."""
-    flat: dict[str, str] = {}
-
-    def add(path: str, value: Any) -> None:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                add(f"{path}.{key}", inner)
-        else:
-            flat[path] = _text(value)
-
+    laid: dict[str, str] = {}
     for key, value in resolved.items():
         if key == "search":
             for path, entry in value.items():
-                flat[f"search.{path}"] = ", ".join(f"{kind} {_text(given)}" for kind, given in entry.items())
+                laid[f"search.{path}"] = ", ".join(f"{kind} {_text(given)}" for kind, given in entry.items())
         elif key not in _MAY_CHANGE:
-            add(key, value)
-    return flat
+            laid |= flat(key, value)
+    return laid
 
 
 def _text(value: Any) -> str:

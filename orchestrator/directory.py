@@ -1,4 +1,4 @@
-"""The folder of a sweep: what was asked, the study, the checkpoints, the outcome."""
+"""The folder of a sweep or comparison: what was asked, the study, the checkpoints, the outcome."""
 
 import json
 import os
@@ -11,27 +11,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.config import Sweep, differences
+from orchestrator.config import Job
 from orchestrator.errors import InputError
 
-OUTCOME = ("budget", "sweep", "trials", "best", "objective", "scores", "tracking", "report", "model")
-"""What is recorded of a finished sweep."""
+_KINDS = ("sweep", "comparison")
 
 
-class SweepDirectory:
-    """``<storage>/<name>``; running the same sweep file again continues what lies there."""
+class JobDirectory:
+    """``<storage>/<name>``; running the same file again continues what lies there."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self.path = sweep.directory
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.path = job.directory
         self.trials = self.path / "trials"
         self.tune = self.path / "ray-tune"
         self.report = self.path / "report.html"
-        self._record = self.path / "sweep.json"
+        self._record = self.path / f"{job.kind}.json"
         self._outcome = self.path / "outcome.json"
 
     def check(self, fresh: bool) -> None:
-        """Refuse a folder that cannot be written or holds another sweep; writes nothing.
+        """Refuse a folder that cannot be written or holds another job; writes nothing.
 
         Raises:
             InputError: what is wrong with the folder.
@@ -41,28 +40,35 @@ class SweepDirectory:
             raise InputError(f"storage: {existing} is a file, not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"storage: {existing} cannot be written")
-        if fresh or not self._record.exists():
+        if fresh:
             return
-        changed = differences(self._read(self._record, "resolved")["resolved"], self._sweep.resolved())
+        instead = "change 'name' in the file, or start over with --fresh (which keeps the old folder)"
+        for kind in _KINDS:
+            if kind != self._job.kind and (self.path / f"{kind}.json").exists():
+                raise InputError(f"{self.path} holds a {kind} of the same name; {instead}")
+        before = self._before()
+        changed = [] if before is None else self._job.differences(before)
         if changed:
             raise InputError(
-                f"{self.path} holds a sweep of the same name with other settings: {'; '.join(changed)}; "
-                "change 'name' in the file, or start over with --fresh (which keeps the old folder)"
+                f"{self.path} holds a {self._job.kind} of the same name with other settings: "
+                f"{'; '.join(changed)}; {instead}"
             )
 
     @contextmanager
     def open(self, fresh: bool) -> Iterator[str]:
-        """Make the folder this driver's own until the block ends; gives the id of the sweep.
+        """Make the folder this driver's own until the block ends; gives the id of the job.
 
         Raises:
-            InputError: another driver runs the sweep, or the folder cannot be written.
+            InputError: another driver runs the job, or the folder cannot be written.
         """
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise InputError(f"another process on this storage runs the sweep {self.path}") from error
+            raise InputError(
+                f"another process on this storage runs the {self._job.kind} {self.path}"
+            ) from error
         except OSError as error:
             raise InputError(f"storage: {self.path.parent} cannot be written: {error.strerror}") from error
         try:
@@ -70,18 +76,25 @@ class SweepDirectory:
                 self.path.rename(self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
             self.trials.mkdir(parents=True, exist_ok=True)
             known = self._read(self._record, "id")["id"] if self._record.exists() else uuid.uuid4().hex
-            self._write(self._record, {"id": known, "resolved": self._sweep.resolved()})
+            self._write(self._record, {"id": known, "resolved": self._job.record(self._before())})
             yield known
         finally:
             lock.release()
 
-    def outcome(self) -> dict[str, Any] | None:
-        """What the finished sweep ended with, or None while it is not finished."""
-        return self._read(self._outcome, *OUTCOME) if self._outcome.exists() else None
+    def outcome(self, *keys: str) -> dict[str, Any] | None:
+        """What the finished job ended with, at least ``keys``, or None while it is not finished."""
+        return self._read(self._outcome, *keys) if self._outcome.exists() else None
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        """Record what the sweep ended with."""
+        """Record what the job ended with."""
         self._write(self._outcome, outcome)
+
+    def _before(self) -> dict[str, Any] | None:
+        """What an earlier driver recorded of the file."""
+        if not self._record.exists():
+            return None
+        before: dict[str, Any] = self._read(self._record, "resolved")["resolved"]
+        return before
 
     def _read(self, file: Path, *keys: str) -> dict[str, Any]:
         try:

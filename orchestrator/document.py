@@ -12,6 +12,8 @@ from orchestrator.errors import Fault, FieldError, InputError, nearest, show
 
 _MOST_BYTES = 1 << 18
 _MOST_LEVELS = 32
+_ABOVE_PATHS = {"search": 1, "splits": 1, "variants": 2}
+"""Sections that map paths of the config, and how many keys stand above such a path."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -28,12 +30,12 @@ class Override(NamedTuple):
         path, equals, value = text.partition("=")
         origin = f"--set {text}"
         if not equals or not path.strip():
-            raise InputError(f"{origin}: write --set path=value, for example --set budget.trials=3")
+            raise InputError(f"{origin}: write --set path=value, for example --set config.epochs=3")
         return cls(path.strip(), _parse(value, origin, {}), origin)
 
 
 class Document:
-    """The values of a sweep file, and for each path the place that it came from."""
+    """The values of a file, and for each path the place that it came from."""
 
     def __init__(self, file: str, tree: dict[str, Any], places: dict[errors.Path, str]) -> None:
         """Hold the tree of values and the places (``FILE:LINE``) of its paths."""
@@ -42,21 +44,21 @@ class Document:
         self._places = places
 
     @classmethod
-    def read(cls, path: Path) -> "Document":
-        """Read a YAML file. Raises InputError naming file and line.
+    def read(cls, path: Path, kind: str = "sweep") -> "Document":
+        """Read a YAML file of a ``kind``. Raises InputError naming file and line.
 
         Refused are aliases (they expand without bound), tags (they may run code), keys given twice, several
         documents in a file, deep nesting, large files and undecodable bytes. Plain scalars follow YAML 1.2:
         ``1e-3`` is a number, ``no`` is a word.
         """
-        text = _text(path)
+        text = _text(path, kind)
         places: dict[errors.Path, str] = {}
         tree = _parse(text, str(path), places)
         if tree is None:
             raise InputError(f"{path}: the file is empty")
         if not isinstance(tree, dict):
             raise InputError(
-                f"{path}:1: the file holds {show(tree)}; a sweep file is a mapping of keys to values"
+                f"{path}:1: the file holds {show(tree)}; a {kind} file is a mapping of keys to values"
             )
         return cls(str(path), tree, places)
 
@@ -70,17 +72,18 @@ class Document:
     def set(self, override: Override) -> None:
         """Lay one value over the tree. Raises InputError when its path leads through a plain value.
 
-        Under ``search.`` the rest is one key, unless it leads into an entry that is there already.
+        Under ``search.``, ``splits.`` and ``variants.NAME.`` the rest is one key, which is a path of the
+        config, unless it leads into an entry that is there already.
         """
         keys = tuple(override.path.split("."))
-        searched = self.tree.get("search")
-        if keys[0] == "search" and len(keys) > 1:
-            rest = errors.dotted(keys[1:])
-            known = [each for each in searched or () if rest.startswith(f"{each}.")]
-            keys = ("search", known[0], *rest[len(known[0]) + 1 :].split(".")) if known else ("search", rest)
+        above = _ABOVE_PATHS.get(keys[0], len(keys))
+        if len(keys) > above:
+            section, rest = keys[:above], errors.dotted(keys[above:])
+            known = [each for each in self._at(section) or () if rest.startswith(f"{each}.")]
+            keys = (*section, known[0], *rest[len(known[0]) + 1 :].split(".")) if known else (*section, rest)
         if not all(keys):
             raise InputError(
-                f"{override.origin}: {override.path!r} is no path; write for example budget.trials"
+                f"{override.origin}: {override.path!r} is no path; write for example config.epochs"
             )
         tree = self.tree
         for depth, key in enumerate(keys[:-1], start=1):
@@ -98,16 +101,25 @@ class Document:
             del self._places[path]
         self._places[keys] = override.origin
 
+    def _at(self, keys: tuple[str, ...]) -> dict[str, Any] | None:
+        """The mapping that stands at a path, if one does."""
+        here: Any = self.tree
+        for key in keys:
+            here = here.get(key) if isinstance(here, dict) else None
+        return here if isinstance(here, dict) else None
+
     def fill(self, environment: Mapping[str, str]) -> None:
         """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; raises FieldError for one not set."""
         self.tree = _filled(self.tree, environment, ())
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, kind: str) -> str:
     """Read a file as UTF-8, or say why that cannot be done."""
     try:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; name the sweep file in it{_beside(path / 'sweep.yaml')}")
+            raise InputError(
+                f"{path} is a folder; name the {kind} file in it{_beside(path / f'{kind}.yaml')}"
+            )
         if not path.exists():
             raise InputError(f"{path}: there is no such file{_beside(path)}")
         if not path.is_file():
@@ -117,7 +129,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > _MOST_BYTES:
-        raise InputError(f"{path}: is larger than {_MOST_BYTES >> 10} KiB and is no sweep file")
+        raise InputError(f"{path}: is larger than {_MOST_BYTES >> 10} KiB and is no {kind} file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -126,7 +138,7 @@ def _text(path: Path) -> str:
 
 
 def _beside(path: Path) -> str:
-    """Suggest a sweep file in the folder of ``path``."""
+    """Suggest a file in the folder of ``path``."""
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist"
     names = [each.name for pattern in ("*.yaml", "*.yml") for each in path.parent.glob(pattern)]

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import Sweep
+from orchestrator.config import Job, Sweep
 from orchestrator.progress import clock
 
 
@@ -31,25 +31,33 @@ def plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
 
 
 def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
-    budget, resources = sweep.budget, sweep.resources
+    budget = sweep.budget
     limits = [f"{budget.trials} trials of at most {sweep.epochs} epochs"]
     if budget.wall is not None:
         limits.append(f"{clock(budget.wall)} of wall time")
     if budget.no_gain_for is not None:
         limits.append(f"stop when {budget.no_gain_for} ended trials in a row bring no gain")
     rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
-    worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
-    rows = {
+    return {
         "objective": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective),
         "sampler": sweep.sampler.name,
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
         "budget": "; ".join(limits),
-        "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
-        "at once": f"{min(cluster.concurrency(resources), budget.trials)} trial(s) on "
-        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
-        "storage": str(sweep.directory),
-        "tracking": f"{sweep.tracking.uri}, experiment {sweep.tracking.experiment}",
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
+        **places(sweep, budget.trials, cluster),
+    }
+
+
+def places(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:
+    """What each of so many trials takes, what runs where, and where to look."""
+    resources = job.resources
+    worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
+    rows = {
+        "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
+        "at once": f"{min(cluster.concurrency(resources), trials)} trial(s) on "
+        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
+        "storage": str(job.directory),
+        "tracking": f"{job.tracking.uri}, experiment {job.tracking.experiment}",
         "Ray dashboard": cluster.dashboard or "not running",
     }
     if cluster.dashboard and cluster.token_file:

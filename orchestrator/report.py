@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 _ROWS = 1000  # of the table of trials; a longer one keeps the best and the failed
 _PARAMETERS = 6  # shown in a chart, the most important first
-_INK, _MUTED, _RULE = "#1f2933", "#616e7c", "#e4e7eb"
+INK, MUTED, RULE = "#1f2933", "#616e7c", "#e4e7eb"
 _COLOURS = {
     TrialState.COMPLETE: "#2a6fdb",
     TrialState.PRUNED: "#c3cad3",
@@ -32,7 +32,7 @@ _COLOURS = {
     TrialState.RUNNING: "#2f9e6e",
     TrialState.WAITING: "#c3cad3",
 }
-_BEST = "#e07a1f"
+BEST = "#e07a1f"
 _SHADES = ["#cddcf3", "#0b3d91"]
 _NOTHING: dict[str, Any] = {
     "started": "",
@@ -66,7 +66,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     best = study.best_trial if complete else None
     metric = str(summary.get("metric", "objective"))
     importances = _importances(study, complete)
-    html = _template().render(
+    html = template("report.html.jinja").render(
         name=summary.get("name", study.study_name),
         metric=metric,
         direction="maximised" if study.direction is optuna.study.StudyDirection.MAXIMIZE else "minimised",
@@ -103,7 +103,8 @@ def _best_params(best: FrozenTrial) -> list[tuple[str, str, str]]:
     return [(name, _text(value), _range(best.distributions[name])) for name, value in best.params.items()]
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page in the style of the reports."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -111,7 +112,12 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
+
+
+def data_uri(content: bytes, mime: str = "image/png") -> str:
+    """A picture as an address that holds it, so that the page needs no other file."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def _rows(
@@ -245,7 +251,7 @@ def _image(draw: Callable[[], object], finish: Callable[[Figure], None], size: t
         draw()
         figure = plt.gcf()
         figure.set_size_inches(*size)
-        _restyle(figure)
+        restyle(figure)
         finish(figure)
         drawing = io.BytesIO()
         # A drawing with thousands of marks is smaller and faster as pixels.
@@ -254,10 +260,11 @@ def _image(draw: Callable[[], object], finish: Callable[[Figure], None], size: t
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(drawing, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         plt.close(figure)
-    return f"data:{mime};base64,{base64.b64encode(drawing.getvalue()).decode()}"
+    return data_uri(drawing.getvalue(), mime)
 
 
-def _restyle(figure: Figure) -> None:
+def restyle(figure: Figure) -> None:
+    """Give a chart the style of the reports."""
     figure.patch.set_facecolor("white")
     if figure.get_suptitle():
         figure.suptitle("")
@@ -265,17 +272,17 @@ def _restyle(figure: Figure) -> None:
         axes.set_title("", loc="left")
         axes.set_title("")
         axes.set_facecolor("white")
-        axes.grid(visible=True, color=_RULE, linewidth=0.8)
+        axes.grid(visible=True, color=RULE, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.tick_params(which="both", colors=_MUTED, labelsize=9, length=0)
+        axes.tick_params(which="both", colors=MUTED, labelsize=9, length=0)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
         for side, spine in axes.spines.items():
-            spine.set_color(_RULE)
+            spine.set_color(RULE)
             if side == "top":
                 spine.set_visible(False)
         for text in (axes.xaxis.label, axes.yaxis.label):
-            text.set_color(_INK)
+            text.set_color(INK)
             text.set_fontsize(10)
 
 
@@ -284,7 +291,7 @@ def _finish_history(figure: Figure) -> None:
     for points in axes.collections:
         points.set_color(_COLOURS[TrialState.COMPLETE])
     for line in axes.lines:
-        line.set(color=_BEST, alpha=1.0, linewidth=2.0, drawstyle="steps-post")
+        line.set(color=BEST, alpha=1.0, linewidth=2.0, drawstyle="steps-post")
     axes.legend(["complete trial", "best so far"], frameon=False, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -296,12 +303,12 @@ def _finish_curves(figure: Figure, study: optuna.Study, trials: Sequence[FrozenT
     best = f"Trial{study.best_trial.number}" if complete else ""
     for line in axes.lines:
         label = str(line.get_label())
-        colour = _BEST if label == best else _COLOURS[states[label]]
+        colour = BEST if label == best else _COLOURS[states[label]]
         line.set(color=colour, alpha=1.0, linewidth=2.2 if label == best else 1.2, markersize=4)
         line.set_zorder(3 if label == best else 1 if states[label] is TrialState.PRUNED else 2)
     drawn = {states[str(line.get_label())] for line in axes.lines}
     names = [(state.name.lower(), colour) for state, colour in _COLOURS.items() if state in drawn]
-    names += [("best", _BEST)] if complete else []
+    names += [("best", BEST)] if complete else []
     axes.legend(
         handles=[Line2D([], [], color=colour, label=name, linewidth=2) for name, colour in names],
         frameon=False,
@@ -324,11 +331,11 @@ def _finish_importances(figure: Figure) -> None:
 def _finish_parallel(figure: Figure, labels: Sequence[str]) -> None:
     axes = figure.axes[0]
     stacked = [label.replace(".", "\n") for label in labels]
-    axes.set_xticks(range(len(labels)), stacked, rotation=0, fontsize=9, color=_INK)
+    axes.set_xticks(range(len(labels)), stacked, rotation=0, fontsize=9, color=INK)
     for each in figure.axes:
         each.grid(visible=False)
         for spine in each.spines.values():
-            spine.set_color(_MUTED)
+            spine.set_color(MUTED)
     for lines in axes.collections:  # Optuna's palest line cannot be seen on white
         reverse = lines.get_cmap().name.endswith("_r")
         shades = LinearSegmentedColormap.from_list("shades", _SHADES[:: -1 if reverse else 1])

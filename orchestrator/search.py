@@ -1,4 +1,4 @@
-"""The search itself: Ray Tune runs what the study suggests, and everyone who watches is told."""
+"""Trials on the cluster: Ray Tune runs what the study suggests, and everyone who watches is told."""
 
 import logging
 import signal
@@ -6,19 +6,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune import Callback, Trainable
 from ray.tune.trainable.function_trainable import wrap_function
 from ray.util.metrics import Gauge
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import Sweep
-from orchestrator.directory import SweepDirectory
+from orchestrator.config import Job
+from orchestrator.directory import JobDirectory
 from orchestrator.progress import Progress, clock
-from orchestrator.study import NotSnapshotted, StudyScheduler, StudySearcher, SweepStudy
+from orchestrator.study import NotSnapshotted, Study, StudyScheduler, StudySearcher
 from orchestrator.tracking import State, Tracker
-from orchestrator.trial import FAILURE, LOG, NAMES, TrialSpec, name, run
+from orchestrator.trial import LOG, NAMES, TrialSpec, is_epoch, name, run
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
@@ -34,23 +34,24 @@ _WORDS = {
 
 
 def search(
-    sweep: Sweep,
-    study: SweepStudy,
+    job: Job,
+    study: Study,
     cluster: Cluster,
-    directory: SweepDirectory,
+    directory: JobDirectory,
     tracker: Tracker,
     progress: Progress,
 ) -> bool:
     """Run the trials that the study has left; returns False when it was interrupted."""
     if study.left() == 0:
         return True  # a driver before this one came to the end, but not to the outcome
-    monitor = Monitor(sweep, study, tracker, progress)
+    monitor = Monitor(job, study, tracker, progress)
     spec = TrialSpec(
-        trainable=sweep.trainable,
+        trainable=job.trainable,
         folder=str(directory.trials),
-        workers=sweep.resources.workers,
-        cpus=sweep.resources.cpus,
-        gpus=sweep.resources.gpus,
+        workers=job.resources.workers,
+        cpus=job.resources.cpus,
+        gpus=job.resources.gpus,
+        scored=study.scored,
     )
 
     tuner = tune.Tuner(
@@ -59,8 +60,8 @@ def search(
             num_samples=study.left(),
             search_alg=StudySearcher(study),
             scheduler=StudyScheduler(study),
-            max_concurrent_trials=cluster.concurrency(sweep.resources),
-            time_budget_s=sweep.budget.wall,
+            max_concurrent_trials=cluster.concurrency(job.resources),
+            time_budget_s=study.wall,
             trial_name_creator=lambda made: name(made.config["number"]),
             trial_dirname_creator=lambda made: name(made.config["number"]),
         ),
@@ -80,12 +81,12 @@ def search(
             tuner.fit()
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own behind
-    if sweep.budget.wall is not None and time.monotonic() - begin >= sweep.budget.wall:
-        progress.say(f"the wall budget of {clock(sweep.budget.wall)} is spent")
+    if study.wall is not None and time.monotonic() - begin >= study.wall:
+        progress.say(f"the wall budget of {clock(study.wall)} is spent")
         for number in study.close("the wall budget was spent"):
             monitor.ended(number, None)
         return True
-    return study.left() == 0 or (study.gained_nothing() and study.count()["running"] == 0)
+    return study.ended()
 
 
 def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Trainable]:
@@ -105,33 +106,31 @@ def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type
 class Monitor(NotSnapshotted, Callback):
     """Tells the terminal, MLflow and the Ray metrics endpoint what the trials do."""
 
-    def __init__(self, sweep: Sweep, study: SweepStudy, tracker: Tracker, progress: Progress) -> None:
-        self._sweep, self._study, self._tracker, self._progress = sweep, study, tracker, progress
+    def __init__(self, job: Job, study: Study, tracker: Tracker, progress: Progress) -> None:
+        self._job, self._study, self._tracker, self._progress = job, study, tracker, progress
         self._begin = time.monotonic()
-        self._ended_before = len(study.trials) - study.count()["running"]
+        self._ended_before = self._ended()
         self._epochs: dict[int, int] = {}
         self._rates: dict[int, float] = {}
         self._trials = Gauge("sweep_trials", "Trials of the sweep by state", ("sweep", "state"))
         self._best = Gauge("sweep_best_objective", "Best objective of a complete trial", ("sweep", "metric"))
         self._throughput = Gauge(
-            f"sweep_{sweep.implementation.throughput or 'throughput'}",
+            f"sweep_{job.implementation.throughput or 'throughput'}",
             "Work per second of all running trials",
             ("sweep",),
         )
         self._gauge()
 
     def status(self) -> str:
-        """One line: trials by state, the best so far, epochs, time gone and time left."""
-        counts = self._study.count()
-        total = self._sweep.budget.trials
-        ended = len(self._study.trials) - counts["running"]
+        """One line: trials by state, how the study stands, epochs, time gone and time left."""
+        counts = ", ".join(
+            f"{count} {state.replace('complete', 'done')}" for state, count in self._study.count().items()
+        )
+        total, ended = self._study.total, self._ended()
         elapsed = time.monotonic() - self._begin
         epochs = sum(self._epochs.values())
-        line = (
-            f"trials: {counts['running']} running, {counts['complete']} done, {counts['pruned']} pruned, "
-            f"{counts['failed']} failed of {total} | best {self._best_so_far()} | {epochs} epochs | "
-            f"{clock(elapsed)} gone"
-        )
+        line = f"trials: {counts} of {total} | {self._study.standing()} | {epochs} epochs"
+        line += f" | {clock(elapsed)} gone"
         done_here = ended - self._ended_before
         if done_here:
             line += f", about {clock(elapsed / done_here * (total - ended))} left"
@@ -142,7 +141,7 @@ class Monitor(NotSnapshotted, Callback):
         number, values = trial.config["number"], trial.config["values"]
         short = {path.rpartition(".")[2]: value for path, value in values.items()}
         label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
-        self._tracker.start_trial(number, label, values)
+        self._tracker.start_trial(number, label, self._study.parameters(values))
         self._progress.say(f"{name(number)} starts: {describe(values)}")
         self._gauge()
 
@@ -150,15 +149,15 @@ class Monitor(NotSnapshotted, Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Log one epoch."""
-        if FAILURE in result:
+        if not is_epoch(result):
             return
         number = trial.config["number"]
         epoch = int(result["epoch"])
         metrics = {key: float(result[key]) for key in result[NAMES] if key != "epoch"}
         self._tracker.log_epoch(number, epoch, metrics)
         self._epochs[number] = epoch
-        if self._sweep.implementation.throughput:
-            self._rates[number] = metrics.get(self._sweep.implementation.throughput, 0.0)
+        if self._job.implementation.throughput:
+            self._rates[number] = metrics.get(self._job.implementation.throughput, 0.0)
         self._gauge()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -177,40 +176,24 @@ class Monitor(NotSnapshotted, Callback):
             self._tracker.end_trial(
                 number,
                 _STATES[ended.state],
-                value=ended.values[0] if ended.state == TrialState.COMPLETE else None,
+                value=self._study.objective(ended),
+                scores=self._study.scores(ended),
                 reason=ended.user_attrs.get("reason", ""),
                 log_tail=log or "",
             )
-        self._progress.say(f"{name(number)} {_WORDS[ended.state]}: {self._outcome(ended)}")
+        self._progress.say(f"{name(number)} {_WORDS[ended.state]}: {self._study.describe(ended)}")
         self._gauge()
 
-    def _best_so_far(self) -> str:
-        best = self._study.best()
-        if best is not None:
-            return f"{self._objective(best.values[0])} ({name(best.number)})"
-        return "none yet"
-
-    def _objective(self, value: float) -> str:
-        return f"{self._sweep.objective[0].metric} {value:.4g}"
-
-    def _outcome(self, ended: FrozenTrial) -> str:
-        if ended.state == TrialState.COMPLETE:
-            values = zip(self._sweep.objective, ended.values, strict=True)
-            return ", ".join(f"{objective.metric} {value:.4g}" for objective, value in values)
-        reason = ended.user_attrs.get("reason", "it will go on when the sweep is continued")
-        if ended.last_step is not None:
-            return f"{reason}, {self._objective(ended.intermediate_values[ended.last_step])}"
-        return str(reason)
+    def _ended(self) -> int:
+        counts = self._study.count()
+        return sum(counts.values()) - counts["running"]
 
     def _gauge(self) -> None:
         for state, count in self._study.count().items():
-            self._trials.set(count, {"sweep": self._sweep.name, "state": state})
-        best = self._study.best()
-        if best is not None:
-            self._best.set(
-                best.values[0], {"sweep": self._sweep.name, "metric": self._sweep.objective[0].metric}
-            )
-        self._throughput.set(sum(self._rates.values()), {"sweep": self._sweep.name})
+            self._trials.set(count, {"sweep": self._job.name, "state": state})
+        for metric, value in self._study.best_objective().items():
+            self._best.set(value, {"sweep": self._job.name, "metric": metric})
+        self._throughput.set(sum(self._rates.values()), {"sweep": self._job.name})
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -101,6 +101,9 @@ def _conditions(value: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
+Choices = Annotated[tuple[Any, ...], BeforeValidator(_choices)]
+"""Distinct plain values, at least one."""
+
 _Floats = Annotated[tuple[float, float], BeforeValidator(_range)]
 _Ints = Annotated[tuple[int, int], BeforeValidator(_whole), BeforeValidator(_range)]
 _KINDS = ("uniform", "log_uniform", "int", "choice")
@@ -120,9 +123,7 @@ class Parameter(BaseModel):
     step: Annotated[int, Field(ge=1)] | None = Field(
         None, description="with int: from low in steps of this size"
     )
-    choice: Annotated[tuple[Any, ...], BeforeValidator(_choices)] | None = Field(
-        None, description="one of these"
-    )
+    choice: Choices | None = Field(None, description="one of these")
     when: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_conditions)] = Field(
         default={}, description="searched only while every path has one of its values"
     )

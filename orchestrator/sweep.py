@@ -2,11 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from orchestrator.errors import InputError
+from orchestrator.command import Parser, execute
 from orchestrator.progress import Progress
+
+if TYPE_CHECKING:
+    from orchestrator.document import Override
 
 EXAMPLES = """\
 examples:
@@ -20,62 +23,30 @@ Running the same command again continues the sweep, or shows its summary when it
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the whole usage."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(
-        prog="python -m orchestrator.sweep",
-        description="Search the parameters of a trainable on a Ray cluster and register the best model.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", help="the sweep file (YAML)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, and stop")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
+    parser = Parser(
+        "sweep",
+        "python -m orchestrator.sweep",
+        "Search the parameters of a trainable on a Ray cluster and register the best model.",
+        EXAMPLES,
     )
     parser.add_argument("--trials", type=int, metavar="N", help="short for --set budget.trials=N")
-    parser.add_argument("--storage", metavar="FOLDER", help="short for --set storage=FOLDER")
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster to run on (default: RAY_ADDRESS, or one of its own)",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="start over; what lies there is kept under another name"
-    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 no trial succeeded, 2 bad input, 130 interrupted."""
     parsed = parse(arguments)
-    progress = Progress()
-    try:
-        with progress.doing(f"reading {parsed.file}"):
-            from orchestrator import (
-                config,
-                driver,
-            )  # seconds of imports, so that --help does not wait for them
 
-            given = [config.Override.parse(text) for text in parsed.set]
-            if parsed.trials is not None:
-                given.append(config.Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
-            if parsed.storage is not None:
-                given.append(config.Override("storage", parsed.storage, f"--storage {parsed.storage}"))
-            sweep = config.read(parsed.file, given)
-        return driver.run(sweep, progress, address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        progress.say("interrupted; the same command continues the sweep")
-        return 130
+    def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
+        from orchestrator import config, driver  # seconds of imports, so that --help does not wait for them
+
+        if parsed.trials is not None:
+            given.append(config.Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
+        return driver.SweepDriver(config.read(parsed.file, given), progress).run
+
+    return execute("sweep", parsed, start)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""MLflow, written by one process only: a parent run for the sweep, a child run for each trial."""
+"""MLflow, written by one process only: a parent run for the job, a child run for each trial."""
 
 import json
 import logging
@@ -76,6 +76,11 @@ def check(uri: str) -> None:
         )
 
 
+def look(uri: str) -> str:
+    """How to look at what is recorded at `uri`: the address of a server, or the command that starts one."""
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
 def _sqlite_file(uri: str) -> Path:
     try:
         database = make_url(uri).database
@@ -137,7 +142,7 @@ def _check_server(uri: str) -> None:
 
 
 class Tracker:
-    """The only writer to MLflow; lives in the driver of the sweep.
+    """The only writer to MLflow; lives in the driver of the sweep, or of another ``kind`` of job.
 
     Runs are found by their tags `sweep.id` and `trial.number` before they are created, points carry their own
     time and epochs already recorded are left out: running the same sweep again, or delivering a write twice,
@@ -145,7 +150,9 @@ class Tracker:
     `flush` tells what did not arrive.
     """
 
-    def __init__(self, uri: str, experiment: str, sweep_name: str, sweep_id: str) -> None:
+    def __init__(
+        self, uri: str, experiment: str, sweep_name: str, sweep_id: str, kind: str = "sweep"
+    ) -> None:
         """Open the store and find or create the experiment and the sweep's run.
 
         Raises:
@@ -155,6 +162,7 @@ class Tracker:
         self.uri = uri.rstrip("/") if uri.startswith("http") else uri
         self.sweep_name = sweep_name
         self.sweep_id = sweep_id
+        self.kind = kind
         self._run_ids: dict[int, str] = {}
         self._last_epoch: dict[int, int] = {}
         self._monitor: SystemMetricsMonitor | None = None
@@ -165,7 +173,7 @@ class Tracker:
             self.experiment_id = self._open_experiment(experiment)
             parent = self._find_run() or self.client.create_run(
                 self.experiment_id,
-                tags=self._tags("sweep") | {f"mlflow.source.{key}": text for key, text in _source().items()},
+                tags=self._tags(kind) | {f"mlflow.source.{key}": text for key, text in _source().items()},
                 run_name=sweep_name,
             )
             self.parent_run_id: str = parent.info.run_id
@@ -216,7 +224,7 @@ class Tracker:
             self.client.log_text(self.parent_run_id, text, "config.yaml")
             self.client.log_text(self.parent_run_id, installed, "requirements.txt")
 
-        self._outbox.post("the sweep's settings", write)
+        self._outbox.post(f"the {self.kind}'s settings", write)
         self._start_monitor()
 
     def start_trial(self, number: int, name: str, params: Mapping[str, Any]) -> None:
@@ -262,7 +270,14 @@ class Tracker:
         self._post_to_trial(number, f"epoch {epoch} of trial {number}", write)
 
     def end_trial(
-        self, number: int, state: State, *, value: float | None = None, reason: str = "", log_tail: str = ""
+        self,
+        number: int,
+        state: State,
+        *,
+        value: float | None = None,
+        scores: Mapping[str, float] | None = None,
+        reason: str = "",
+        log_tail: str = "",
     ) -> None:
         """Close a trial's run: FINISHED when complete, KILLED when pruned, FAILED with reason and last lines.
 
@@ -270,6 +285,7 @@ class Tracker:
             number: the trial.
             state: what Optuna calls it.
             value: its objective, the metric `objective` that lists are sorted by.
+            scores: of its last checkpoint on the targets, where it was scored.
             reason: why it stopped, one line.
             log_tail: its last lines of output, kept as the artifact `log-tail.txt`.
         """
@@ -277,7 +293,10 @@ class Tracker:
         tags = {"trial.state": state} | (
             {"trial.reason": reason, "mlflow.note.content": reason} if reason else {}
         )
-        metrics = [] if value is None else [Metric("objective", value, ended, 0)]
+        values = dict(scores or {}) | ({} if value is None else {"objective": value})
+        metrics = [
+            Metric(key, each if math.isfinite(each) else math.nan, ended, 0) for key, each in values.items()
+        ]
 
         def write() -> None:
             run_id = self._run_ids[number]
@@ -305,10 +324,10 @@ class Tracker:
             )
         return self._run_ids[number]
 
-    def log_report(self, path: Path) -> None:
-        """Keep a file, such as the HTML report, as an artifact of the sweep's run."""
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, such as the HTML report, as an artifact (in ``folder``) of the sweep's run."""
         self._outbox.post(
-            f"the report {path.name}", lambda: self.client.log_artifact(self.parent_run_id, str(path))
+            f"the file {path.name}", lambda: self.client.log_artifact(self.parent_run_id, str(path), folder)
         )
 
     def finish(
@@ -329,7 +348,7 @@ class Tracker:
             self.client.log_batch(self.parent_run_id, metrics=points, tags=_run_tags(tags))
             self.client.set_terminated(self.parent_run_id, status, ended)
 
-        self._outbox.post("the end of the sweep", write)
+        self._outbox.post(f"the end of the {self.kind}", write)
 
     def flush(self, timeout: float = 30.0) -> str | None:
         """Wait for everything recorded so far; None when it all arrived, else one line on what did not."""
@@ -370,7 +389,7 @@ class Tracker:
         return (_sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
 
     def _find_run(self, number: int | None = None) -> Run | None:
-        which = "tags.`run.kind` = 'sweep'" if number is None else f"tags.`trial.number` = '{number}'"
+        which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
         found = self.client.search_runs(
             [self.experiment_id],
             f"tags.`sweep.id` = '{self.sweep_id}' AND {which}",

@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -90,6 +90,18 @@ class Trainable(Protocol):
 
     def export(self, config: Any, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
+
+
+@runtime_checkable
+class Illustrating(Protocol):
+    """A trainable that can also draw what its trials learned; a comparison asks for it once, at its end."""
+
+    def illustrate(self, runs: Mapping[str, Sequence[tuple[Any, Path]]], directory: Path) -> None:
+        """Write PNG files into ``directory``; their names become their titles.
+
+        ``runs`` holds for each variant its ``(config, checkpoint folder)``, one for each split and seed, in
+        an order that is the same for every variant; one whose training failed is left out.
+        """
 
 
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")

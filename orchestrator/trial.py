@@ -20,6 +20,12 @@ FAILURE = "failure"
 LOG = "log"
 """Key under which a failed trial reports the traceback."""
 
+TRAINED = "trained"
+"""Key under which a trial that is going to be scored reports its last checkpoint."""
+
+SCORES = "scores"
+"""Key under which a trial reports the scores of its last checkpoint, as JSON: Tune takes mappings apart."""
+
 NAMES = "names"
 """Key under which a report names the metrics of the trainable, among what Ray adds."""
 
@@ -32,15 +38,22 @@ def name(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+def is_epoch(result: Mapping[str, Any]) -> bool:
+    """Whether a report is that of an epoch, not that of how the trial went on or ended."""
+    return not result.keys() & {FAILURE, TRAINED, SCORES}
+
+
 @dataclass(frozen=True, slots=True)
 class TrialSpec:
-    """What every trial of a sweep shares, small enough to travel with each one."""
+    """What every trial of a job shares, small enough to travel with each one."""
 
     trainable: str
     folder: str
     workers: int
     cpus: float
     gpus: float
+    scored: bool
+    """Whether each trial's last checkpoint is scored on the targets."""
 
     def resources_per_worker(self) -> dict[str, float]:
         """Ray resources of one Train worker."""
@@ -94,12 +107,39 @@ def work(job: Mapping[str, Any]) -> None:
 
 
 def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
-    """Train one suggested point on a worker group of its own; resumes from its last checkpoint.
+    """Train one point on a worker group of its own, from its last checkpoint on, and score it if wanted.
 
     Args:
-        point: ``number`` of the trial in the study, and its whole ``config``.
-        spec: what every trial of the sweep shares.
+        point: ``number`` of the trial in the study, its whole ``config``, and the ``checkpoint`` of one that
+            was trained before.
+        spec: what every trial of the job shares.
     """
+    checkpoint = point["checkpoint"]
+    if checkpoint is None:
+        try:
+            checkpoint = _train(point, spec)
+        except ray.train.TrainingFailedError as error:
+            failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+            reason = explain(failures[min(failures)] if failures else error)
+            tune.report({FAILURE: reason, LOG: str(error)})
+            return
+    if not spec.scored:
+        return
+    if checkpoint is None:
+        tune.report({FAILURE: "it ended without a checkpoint"})
+        return
+    tune.report({TRAINED: checkpoint})
+    task = trainable_task(evaluate, spec.cpus, spec.gpus, f"score {name(point['number'])}")
+    try:
+        scores = ray.get(task.remote(spec.trainable, point["config"], checkpoint))
+    except RayError as error:
+        tune.report({FAILURE: f"it could not be scored: {explain(error)}", LOG: str(error)})
+    else:
+        tune.report({SCORES: json.dumps(scores)})
+
+
+def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
+    """Train on a worker group; gives the folder of the last checkpoint. Raises TrainingFailedError."""
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
@@ -118,12 +158,22 @@ def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
             callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-        reason = explain(failures[min(failures)] if failures else error)
-        tune.report({FAILURE: reason, LOG: str(error)})
+    checkpoint = trainer.fit().checkpoint
+    return None if checkpoint is None else str(checkpoint.path)
+
+
+def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
+    """A Ray task that works with a trainable; within a trial, it is not held to the trial's own bundle."""
+    return ray.remote(function).options(
+        num_cpus=cpus, num_gpus=gpus, name=label, scheduling_strategy="DEFAULT", max_retries=0
+    )
+
+
+def evaluate(dotted: str, config: dict[str, Any], checkpoint: str) -> dict[str, float]:
+    """Score a checkpoint on the targets; what a Ray task runs."""
+    subject = trainable.load(dotted)
+    scores = subject.evaluate(subject.Config.model_validate(config), Path(checkpoint))
+    return {key: float(value) for key, value in scores.items()}
 
 
 def explain(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """The trainable: sweeps, finals and the registry see this package through `AlignmentTrainable` alone."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,10 +18,13 @@ from trainables.data.loading import Batches, Part
 from trainables.data.packing import Pack
 from trainables.data.sources import DataConfig
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
-from trainables.embedding import retrieve
+from trainables.embedding import evaluate
 from trainables.loop import WEIGHTS, Context, Training
-from trainables.methods import build_method
+from trainables.methods import Method, build_method, find_method
+from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
+from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
+from trainables.network.weights import check_weights, load_weights
 
 _VALIDATION_SEED = 0
 """Not the config's seed: every seed of a sweep is judged on the same validation identities of a split."""
@@ -45,6 +50,7 @@ class AlignmentTrainable:
         "val/rank1": "max",
         "val/rank5": "max",
         "val/mAP": "max",
+        "val/mINP": "max",
         "train/loss": "min",
         "train/video": "min",
         "train/pseudo": "min",
@@ -79,6 +85,7 @@ class AlignmentTrainable:
     def check(self, config: AlignmentConfig, workers: int) -> None:
         """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing."""
         config.batch.check_shares(workers, images=config.trains_on_images)
+        _check_encoder(config)
         if config.data not in [data for data, _ in self._checked]:
             self._checked.append((config.data, sources.check(config.data)))
         people = next(people for data, people in self._checked if data == config.data)
@@ -94,13 +101,15 @@ class AlignmentTrainable:
 
     def training(self, config: AlignmentConfig, context: Context) -> Training:
         """The training of one worker, at its start."""
-        needed = {other for name in _trained(config) for other in (name, *sources.holders(config.data, name))}
-        packs = _packs(config, needed, _silent)
+        packs = _packs(config, _needed(config), _silent)
         batches = _batches(config, packs, context.rank, context.world_size)
-        of_images = batches.images.identities if batches.images else 0
         torch.manual_seed(config.seed)
+        method = _method(config, batches)
+        if config.encoder.weights is not None:
+            with _at("encoder.weights"):
+                load_weights(method.embedder.encoder, config.encoder.weights)
         return Training(
-            build_method(config.method, config.of_method, batches.sequences.identities, of_images),
+            method,
             batches,
             _sequence_parts(config, packs)[1:],
             config.optimizer,
@@ -111,19 +120,65 @@ class AlignmentTrainable:
         )
 
     def evaluate(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, float]:
-        """Score a checkpoint on the test part of every target: ``test/<set>/rank1`` ... ``test/<set>/mAP``.
+        """Score a checkpoint on the test part of every target, each set under its official protocol.
 
-        mAP takes the precision at each hit; ``test/<set>/mAP_trapezoid`` is the official one of MARS.
+        ``test/<set>/rank1``, ``rank5``, ``rank10``, ``rank20``, ``mAP`` and ``mINP``; average precision is
+        the mean precision at the hits. CUHK03's old protocol has no mAP and no mINP. MARS is scored twice:
+        ``test/<set>/...`` is its official convention (queries stay in the gallery, average precision by
+        trapezoids), ``test/<set>/common/...`` that of most later work (queries dropped from the gallery,
+        precision at the hits; left out where no query keeps a match). ``config.evaluation`` says which
+        frames count and which views are averaged.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = _device()
         embedder = _embedder(config, checkpoint).to(device)
         scores: dict[str, float] = {}
-        for name in config.data.targets:
-            pack = sources.resolve(config.data, name, _silent)
-            split = sources.split_of(pack, config.data.split)
-            found = retrieve(embedder, _part(pack, split.query), _part(pack, split.gallery), device)
-            scores |= found.metrics(f"test/{name}/") | {f"test/{name}/mAP_trapezoid": found.trapezoid}
+        packs = _packs(config, set(config.data.targets), _silent)
+        for name, query, gallery in _test_parts(config, packs):
+            found = evaluate(
+                embedder, query, gallery, device, config.evaluation, crop=config.augmentation.crop
+            )
+            for convention, score in found.items():
+                scores |= score.metrics(f"test/{name}/{convention}")
         return scores
+
+    def illustrate(self, runs: Mapping[str, Sequence[tuple[AlignmentConfig, Path]]], directory: Path) -> None:
+        """Draw what variants of a config found, from the config and checkpoint of every run of each.
+
+        Writes into ``directory``: ``cmc-<set>.png`` for every target, the mean CMC of each variant's runs;
+        and for the first run of each variant ``retrieval-<variant>-<set>.png``, the worst and best queries
+        with what was found for them, and ``pseudo-<variant>.png``, what the alignment network makes of
+        images, where the variant has one. The pictures show frames of the data.
+        """
+        from trainables import pictures  # brings Matplotlib, which no worker needs
+
+        device = _device()
+        opened: dict[str, dict[str, Pack]] = {}
+        curves: dict[str, dict[str, list[tuple[float, ...]]]] = {}
+        titles: dict[str, str] = {}
+        for variant, finished in runs.items():
+            for config, checkpoint in finished:
+                data = config.data.model_copy(update={"split": 0}).model_dump_json()
+                if data not in opened:
+                    opened[data] = _packs(config, set(config.data.targets), _silent)
+                embedder = _embedder(config, checkpoint).to(device)
+                for name, query, gallery in _test_parts(config, opened[data]):
+                    found = pictures.Retrieval.of(
+                        embedder, query, gallery, device, config.evaluation, crop=config.augmentation.crop
+                    )
+                    of_variant = curves.setdefault(name, {}).setdefault(variant, [])
+                    if not of_variant:
+                        split = (
+                            f"split {config.data.split}" if len(query.pack.splits) > 1 else "its only split"
+                        )
+                        title = f"{variant} on {name}, {split}, seed {config.seed}"
+                        path = directory / pictures.file_name("retrieval", variant, name)
+                        pictures.draw_retrieval(found, title, path)
+                    of_variant.append(found.score.curve)
+                    titles[name] = pictures.cmc_title(query.pack)
+            if finished:
+                _draw_pseudo(variant, *finished[0], directory)
+        for name, of_variants in curves.items():
+            pictures.draw_cmc(of_variants, titles[name], directory / pictures.file_name("cmc", name))
 
     def export(self, config: AlignmentConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
@@ -144,6 +199,11 @@ def _trained(config: AlignmentConfig) -> tuple[str, ...]:
     return config.data.sequences, *_images(config)
 
 
+def _needed(config: AlignmentConfig) -> set[str]:
+    """The sets that are trained on, and those whose people they must leave out."""
+    return {other for name in _trained(config) for other in (name, *sources.holders(config.data, name))}
+
+
 def _packs(config: AlignmentConfig, names: set[str], say: Callable[[str], None]) -> dict[str, Pack]:
     return {name: sources.resolve(config.data, name, say) for name in sorted(names)}
 
@@ -158,7 +218,7 @@ def _held_back(config: AlignmentConfig, packs: Mapping[str, Pack], name: str) ->
 
 
 def _sequence_parts(config: AlignmentConfig, packs: Mapping[str, Pack]) -> tuple[Part, Part, Part]:
-    """The sequences trained on; query and gallery of the validation identities. Test identities are in none."""
+    """The sequences trained on, and query and gallery of the validation identities; nobody who tests."""
     data = config.data
     pack, held = packs[data.sequences], _held_back(config, packs, data.sequences)
     parts = sources.training_part(pack, data.split, data.validation, _VALIDATION_SEED, held)
@@ -195,6 +255,70 @@ def _batches(config: AlignmentConfig, packs: Mapping[str, Pack], rank: int, work
         seed=config.seed,
         rank=rank,
         workers=workers,
+    )
+
+
+def _test_parts(config: AlignmentConfig, packs: Mapping[str, Pack]) -> Iterator[tuple[str, Part, Part]]:
+    """Name, query and gallery of every target."""
+    for name in config.data.targets:
+        split = sources.split_of(packs[name], config.data.split)
+        yield name, _part(packs[name], split.query), _part(packs[name], split.gallery)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _method(config: AlignmentConfig, batches: Batches) -> Method:
+    """The method with random weights, for as many identities as there are to train on."""
+    of_images = batches.images.identities if batches.images else 0
+    return build_method(config.method, config.of_method, batches.sequences.identities, of_images)
+
+
+@contextmanager
+def _at(field: str) -> Iterator[None]:
+    """Name the config field in front of what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{field}: {error}") from error
+
+
+def _check_encoder(config: AlignmentConfig) -> None:
+    """Raise ``DataError`` where timm has no such model for these frames, or the weights do not fit."""
+    chosen, network = config.encoder, config.network
+    if chosen.name in ENCODERS and chosen.weights is None:
+        return
+    with _at("encoder.name"):
+        encoder = _encoder(chosen.name, network.channels, network.height, network.width)
+    if chosen.weights is not None:
+        with _at("encoder.weights"):
+            check_weights(encoder, chosen.weights)
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(name: str, channels: int, height: int, width: int) -> Encoder:
+    """An encoder to compare with; a search checks many configs of the same one."""
+    return build_encoder(EncoderConfig(name=name), channels, height, width)
+
+
+def _draw_pseudo(variant: str, config: AlignmentConfig, checkpoint: Path, directory: Path) -> None:
+    """Draw what a run's alignment network makes of images; nothing where the method has none."""
+    from trainables import pictures  # brings Matplotlib, which no worker needs
+
+    if not issubclass(find_method(config.method), AlignmentMethod):
+        return
+    packs = _packs(config, _needed(config), _silent)
+    method = _method(config, _batches(config, packs, rank=0, workers=1))
+    method.load_state_dict(load_file(checkpoint / WEIGHTS))
+    assert isinstance(method, AlignmentMethod)
+    pictures.draw_pseudo(
+        method.eval().to(_device()),
+        [_image_part(config, packs, name) for name in _images(config)],
+        _sequence_parts(config, packs)[0],
+        f"{variant}: images as pseudo sequences, seed {config.seed}",
+        directory / pictures.file_name("pseudo", variant),
+        seed=config.seed,
     )
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from trainables.data.augmentation import AugmentationConfig
 from trainables.data.sampling import BatchConfig
 from trainables.data.sources import DataConfig
+from trainables.embedding import EvaluationConfig
 from trainables.methods import METHODS, CrossModalityConfig, LossConfig, MethodConfig, find_method
 from trainables.network.embedder import NetworkConfig
 from trainables.network.encoders import EncoderConfig
@@ -44,6 +45,9 @@ class AlignmentConfig(BaseModel):
         default_factory=CrossModalityConfig, description="from still images to pseudo sequences"
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="optimisation")
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="how tracklets are shown when a target is scored"
+    )
 
     @property
     def trains_on_images(self) -> bool:
@@ -99,6 +103,11 @@ class AlignmentConfig(BaseModel):
                 )
             if self.alignment.weights.pseudo == 0:
                 raise ValueError("alignment.weights.pseudo is 0, but method pretrain learns from images")
+        if self.evaluation.crops > 1 and self.augmentation.crop == 0:
+            raise ValueError(
+                f"evaluation.crops is {self.evaluation.crops}, but augmentation.crop is 0 and windows move as"
+                " far as those of training; raise it, or write evaluation.crops: 1"
+            )
         shortest = min(self.phases)
         if self.optimizer.warmup_epochs >= shortest:
             raise ValueError(

@@ -29,8 +29,12 @@ def export(embedder: SequenceEmbedder, directory: Path) -> dict[str, Any]:
     weights, network = directory / "weights.safetensors", directory / "network.json"
     state = {name: value.detach().cpu().contiguous() for name, value in embedder.state_dict().items()}
     save_file(state, weights)
-    network.write_text(embedder.config.model_dump_json(indent=2), encoding="utf-8")
+    # The file that training started from may not be there where the model is loaded.
+    stored = embedder.config.model_dump_json(indent=2, exclude={"encoder": {"weights"}})
+    network.write_text(stored, encoding="utf-8")
     needed = ["mlflow", "numpy", "pydantic", "safetensors", "torch"]
+    if embedder.config.encoder.name.startswith("timm/"):
+        needed.append("timm")
     if embedder.config.flow != "none":
         needed.append("opencv-python-headless")
     return {

@@ -51,7 +51,7 @@ def test_pack_holds_the_frames_labels_and_splits(data_set: DataSet) -> None:
     assert result.identities.tolist() == ["0", "0", "1", "1", "2", "2"]
     assert result.cameras.tolist() == ["0", "1"] * 3
     assert result.lengths.tolist() == [1, 2, 3, 4, 5, 6]
-    assert result.splits == data_set.splits
+    assert (result.splits, result.protocol) == (data_set.splits, "whole-gallery")
     for number in range(6):
         frames = result.frames(number)
         assert frames.dtype == np.uint8
@@ -111,6 +111,7 @@ def test_digest_changes_with_content_labels_splits_and_parameters(data_set: Data
         packed(dataclasses.replace(data_set, tracklets=(dataclasses.replace(first, identity="9"), *rest))),
         packed(dataclasses.replace(data_set, tracklets=(dataclasses.replace(first, camera="9"), *rest))),
         packed(dataclasses.replace(data_set, splits=data_set.splits[:1])),
+        packed(dataclasses.replace(data_set, protocol="mars")),
         packed(data_set, width=20),
         packed(data_set, flow="dis"),
     ]

@@ -260,6 +260,7 @@ def test_mars_rows(tmp_path: Path) -> None:
     ]
     (split,) = data_set.splits
     assert (split.train, split.query, split.gallery) == ((0, 1), (4,), (2, 3, 4, 5))
+    assert data_set.protocol == "mars"
 
     rows["train"][1][3] = 3
     scipy.io.savemat(tmp_path / "info/tracks_train_info.mat", {"track_train_info": np.array(rows["train"])})
@@ -298,6 +299,7 @@ class TestCuhk03:
         data_set = read("cuhk03", tmp_path, name="set", boxes="detected")
         assert len(data_set.tracklets) == 4 + 2 + 4 + 4
         assert names(data_set) == {"1_001", "1_002", "1_003", "2_001"}
+        assert data_set.protocol == "single-gallery-shot"
         first, second = data_set.splits
         chosen = [data_set.tracklets[i] for i in first.query]
         assert {(t.identity, t.camera) for t in chosen} == {("1_002", "1-1"), ("2_001", "2-1")}
@@ -337,6 +339,7 @@ class TestCuhk03:
         }
         scipy.io.savemat(tmp_path / "cuhk03_new_protocol_config_labeled.mat", content)
         data_set = read("cuhk03", tmp_path, name="set", protocol="new")
+        assert data_set.protocol == "whole-gallery"
         (split,) = data_set.splits
         found = [(t.identity, t.camera) for t in data_set.tracklets]
         assert [found[i] for i in split.train] == [("1_001", "1-1"), ("1_001", "1-2"), ("1_003", "1-1")]

@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 from pydantic import ValidationError
+from tiny_sets import save_image
 
 from trainables.data import walkers
 from trainables.data.packing import Pack
-from trainables.data.sources import DataConfig, cache_folder, check, resolve, split_of, training_part
+from trainables.data.sources import (
+    DataConfig,
+    cache_folder,
+    check,
+    held_back,
+    resolve,
+    split_of,
+    training_part,
+)
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
 
 SETS = {
@@ -218,14 +228,103 @@ def test_a_set_has_exactly_one_source(tmp_path: Path) -> None:
             with_set(tmp_path, layout="mars", **fields)
 
 
-def test_published_sets_that_share_people_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("roles", "first"),
+    [
+        ({"images": ["market"], "targets": ["mars"]}, "'market' is trained on and 'mars' holds people back"),
+        ({"images": ["market"], "sequences": "mars"}, "'market' is trained on and 'mars' holds people back"),
+        ({"sequences": "mars", "targets": ["market"]}, "'mars' is trained on and 'market' holds people back"),
+    ],
+)
+def test_published_sets_that_share_people_are_refused(
+    roles: dict[str, Any], first: str, tmp_path: Path
+) -> None:
     sets = {
         **SETS,
         "market": {"layout": "market1501", "folder": "/x"},
         "mars": {"layout": "mars", "folder": "/y"},
     }
-    with pytest.raises(DataError, match=r"^data: 'market' is trained on and 'mars' holds people back"):
-        check(config(tmp_path, sets=sets, images=["market"], targets=["mars"]))
+    with pytest.raises(DataError, match=rf"^data\.shared_people: {first}.*write data\.shared_people: drop"):
+        check(config(tmp_path, sets=sets, **roles))
+
+
+def test_generated_sets_share_people_under_one_seed_only(tmp_path: Path) -> None:
+    def shared(seed: int) -> DataConfig:
+        market = {"layout": "market1501", "generate": {"identities": 12, "seed": seed}}
+        return config(tmp_path, sets={**SETS, "market": market}, images=["market"])
+
+    check(shared(3))
+    with pytest.raises(DataError, match=r"^data\.shared_people: 'market' .* 'walkers-b' holds"):
+        check(shared(2))
+
+
+TRAIN, TEST = ("0001", "0002", "0005", "0006", "0009", "0010"), ("0003", "0004")
+"""People of a MARS made by hand; a Market-1501 beside it trains 2 3 5 7 and tests 4 6 8."""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Any]:
+    """MARS and Market-1501 with people in common, every person in two cameras, one frame each."""
+    mars, market = tmp_path / "MARS", tmp_path / "Market"
+    for part, people in (("train", TRAIN), ("test", TEST)):
+        views = [(person, camera) for person in people for camera in (1, 2)]
+        names = [f"{person}C{camera}T0001F001.jpg" for person, camera in views]
+        for (person, _), name in zip(views, names, strict=True):
+            save_image(mars / f"bbox_{part}" / person / name)
+        rows = [(i + 1, i + 1, int(person), camera) for i, (person, camera) in enumerate(views)]
+        (mars / "info").mkdir(exist_ok=True)
+        (mars / "info" / f"{part}_name.txt").write_text("\n".join(names))
+        scipy.io.savemat(mars / "info" / f"tracks_{part}_info.mat", {f"track_{part}_info": rows})
+    scipy.io.savemat(mars / "info" / "query_IDX.mat", {"query_IDX": [[1, 3]]})
+    parts = {"bounding_box_train": "2357", "bounding_box_test": "468", "query": "468"}
+    for part, people in parts.items():
+        for camera in (1, 2):
+            for person in people:
+                save_image(market / part / f"000{person}_c{camera}s1_000001_01.jpg")
+    return {
+        "mars": {"layout": "mars", "folder": str(mars)},
+        "market": {"layout": "market1501", "folder": str(market)},
+        "walkers": SETS["walkers"],
+    }
+
+
+def held(chosen: DataConfig, name: str) -> frozenset[str]:
+    packs = {other: resolve(chosen, other, lambda _: None) for other in ("mars", "market")}
+    return held_back(chosen, name, packs, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("roles", "of_market", "of_mars"),
+    [
+        ({"targets": ["mars"]}, {"0003", "0004"}, set()),
+        ({"targets": ["market"]}, set(), {"0004", "0006", "0008"}),
+        ({"targets": ["mars", "market"]}, {"0003", "0004"}, {"0004", "0006", "0008"}),
+        ({"targets": ["walkers"]}, set(), set()),
+        ({"targets": ["mars"], "shared_people": "refuse"}, set(), set()),
+    ],
+)
+def test_people_tested_in_one_set_are_held_back_in_the_other(
+    roles: dict[str, Any], of_market: set[str], of_mars: set[str], pair: dict[str, Any], tmp_path: Path
+) -> None:
+    given = {"sets": pair, "sequences": "walkers", "images": [], "shared_people": "drop"} | roles
+    chosen = config(tmp_path, **given)
+    assert held(chosen, "market") == of_market
+    assert held(chosen, "mars") == of_mars
+
+
+def test_people_validated_in_mars_are_held_back_in_market(pair: dict[str, Any], tmp_path: Path) -> None:
+    chosen = config(
+        tmp_path, sets=pair, sequences="mars", images=["market"], targets=["market"], shared_people="drop"
+    )
+    # 5 of 6 people of MARS are left, as Market-1501 tests 6; 2 of them validate.
+    assert check(chosen) == 3
+    validating = held(chosen, "market")
+    assert len(validating) == 2
+    assert validating < set(TRAIN) - {"0006"}
+    pack = resolve(chosen, "mars", lambda _: None)
+    train, query, _ = training_part(pack, 0, chosen.validation, 0, held(chosen, "mars"))
+    assert labels(pack, query) == validating
+    assert labels(pack, train) == set(TRAIN) - {"0006"} - validating
 
 
 def labels(pack: Pack, part: np.ndarray) -> set[str]:

@@ -50,6 +50,22 @@ def test_a_larger_set_keeps_the_people_of_the_smaller_one(tmp_path: Path) -> Non
     assert small.items() <= large.items()
 
 
+def test_mars_and_market1501_of_one_seed_are_the_same_people(tmp_path: Path) -> None:
+    config = GenerateConfig(identities=16, frames=2, seed=4, difficulty=0)
+    parts = {}
+    for layout in ("mars", "market1501"):
+        data_set = generate(layout, tmp_path / layout, identities=16, frames=2, seed=4, difficulty=0)
+        [split] = data_set.splits
+        people = walkers.people(layout, config)
+        for names, part in zip(people, (split.train, split.query), strict=True):
+            assert {data_set.tracklets[i].identity for i in part} == names
+        parts[layout] = people
+    assert parts["mars"][1] & parts["market1501"][0] and parts["mars"][1] & parts["market1501"][1]
+
+    mars, market, other = (walkers._Cast(name, config).walker(3) for name in (*parts, "cuhk01"))
+    assert repr(mars) == repr(market) != repr(other)
+
+
 @pytest.mark.parametrize(("layout", "hdf5"), FORMS)
 def test_reader_finds_what_extent_promises(layout: str, hdf5: bool, tmp_path: Path) -> None:
     config = GenerateConfig(identities=9, frames=4, hdf5=hdf5)

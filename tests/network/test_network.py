@@ -1,10 +1,11 @@
 """The embedder: shapes, parameter counts, the published recurrence, preprocessing, independence."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch.nn import functional
 
 from trainables.network import embedder as embedder_module
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
-from trainables.network.encoders import ENCODERS, EncoderConfig
-from trainables.network.pooling import POOLINGS
+from trainables.network.encoders import ENCODERS
+from trainables.network.pooling import POOLINGS, AttentionPooling, MeanPooling
 from trainables.network.preprocess import FixedNormalisation, McLaughlinNormalisation, resize
 from trainables.network.recurrence import McLaughlinLayer, RecurrenceConfig, build_recurrence
 
@@ -22,20 +23,21 @@ CELLS = get_args(RecurrenceConfig.model_fields["cell"].annotation)
 
 
 def test_every_name_of_the_config_is_registered() -> None:
-    assert set(get_args(EncoderConfig.model_fields["name"].annotation)) == set(ENCODERS)
     assert set(get_args(NetworkConfig.model_fields["pooling"].annotation)) == set(POOLINGS)
 
 
 @pytest.mark.parametrize(
     "wrong, expected",
     [
-        ({"encoder": {"name": "vgg"}}, "'mclaughlin2016' or 'residual'"),
+        ({"encoder": {"name": "vgg"}}, "expected mclaughlin2016, residual, resnet18, resnet50, or timm/"),
+        ({"encoder": {"name": "resnett18"}}, "no encoder 'resnett18'; did you mean 'resnet18'?"),
         ({"rnn": {"cell": "elman"}}, "'rnn', 'gru' or 'lstm'"),
-        ({"pooling": "median"}, "'mean' or 'max'"),
+        ({"rnn": {"direction": "backward"}}, "'forward' or 'both'"),
+        ({"pooling": "median"}, "'mean', 'max' or 'attention'"),
     ],
 )
 def test_unknown_names_list_what_exists(wrong: dict[str, object], expected: str) -> None:
-    with pytest.raises(ValidationError, match=expected):
+    with pytest.raises(ValidationError, match=re.escape(expected)):
         NetworkConfig.model_validate(wrong)
 
 
@@ -49,14 +51,26 @@ def test_mclaughlin_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("pooling", sorted(POOLINGS))
+def test_shapes_and_gradients(cell: str, direction: str, layers: int, pooling: str) -> None:
+    check_shapes_and_gradients(
+        "mclaughlin2016", {"cell": cell, "direction": direction, "layers": layers}, pooling
+    )
+
+
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_shapes_and_gradients(name: str, cell: str, layers: int) -> None:
+def test_shapes_and_gradients_of_encoders(name: str) -> None:
+    check_shapes_and_gradients(name, {}, "mean")
+
+
+def check_shapes_and_gradients(name: str, rnn: dict[str, Any], pooling: str) -> None:
     config = NetworkConfig.model_validate(
         {
             "encoder": {"name": name, "features": 24},
-            "rnn": {"cell": cell, "hidden_size": 16, "layers": layers},
-            "pooling": "max" if layers == 2 else "mean",
+            "rnn": {"hidden_size": 16, **rnn},
+            "pooling": pooling,
             "height": 32,
             "width": 24,
         }
@@ -101,6 +115,39 @@ def test_gated_cells_add_to_the_frame_feature(cell: str) -> None:
     recurrence = build_recurrence(8, RecurrenceConfig.model_validate({"cell": cell, "hidden_size": 8}))
     steps = 100 * torch.randn(2, 3, 8)
     assert (recurrence(steps) - steps).abs().max() <= 1
+
+
+@pytest.mark.parametrize("features", [8, 12])
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_directions_are_the_mean_of_two_recurrences(cell: str, features: int) -> None:
+    config = RecurrenceConfig.model_validate({"cell": cell, "hidden_size": 8, "layers": 2})
+    both = build_recurrence(features, config.model_copy(update={"direction": "both"})).eval()
+    forwards, backwards = (build_recurrence(features, config).eval() for _ in range(2))
+    state = both.state_dict()
+    assert len(state) == 2 * len(forwards.state_dict())
+    for name, one in (("forwards.", forwards), ("backwards.", backwards)):
+        parts = {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+        one.load_state_dict(parts)
+    steps = torch.randn(3, 5, features)
+    found = both(steps)
+    assert found.shape == (3, 5, 8)
+    for time in range(5):  # the backward one has seen this step and those after it
+        seen = backwards(steps[:, time:].flip(1))[:, -1]
+        torch.testing.assert_close(found[:, time], (forwards(steps[:, : time + 1])[:, -1] + seen) / 2)
+
+
+def test_attention_starts_as_the_mean_and_learns_which_steps_count() -> None:
+    pooling, steps = AttentionPooling(4), torch.randn(3, 6, 4)
+    torch.testing.assert_close(pooling(steps), MeanPooling(4)(steps))
+    torch.testing.assert_close(pooling(steps[:, :1]), steps[:, 0])
+    assert sum(parameter.numel() for parameter in pooling.parameters()) == 4
+    best = steps[..., 2].argmax(dim=1)
+    optimizer = torch.optim.SGD(pooling.parameters(), lr=5.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-pooling(steps)[:, 2].mean()).backward()
+        optimizer.step()
+    torch.testing.assert_close(pooling(steps), steps[torch.arange(3), best], atol=0.02, rtol=0)
 
 
 def test_mclaughlin_normalisation_divides_by_the_square_root_of_the_deviation() -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -44,7 +44,8 @@ class ExampleConfig(BaseModel):
     y: float = Field(0.0, ge=-10, le=10)
     steps: int = Field(1, ge=1, le=8)
     noise: Noise | None = Noise()
-    fault: Literal["none", "data", "diverge", "crash", "score"] = "none"
+    fault: Literal["none", "data", "diverge", "crash", "score", "once", "picture"] = "none"
+    marker: str = Field("", description="fault once: the file that is written when it has struck")
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
 
@@ -99,8 +100,25 @@ class ExampleTrainable:
         """Score the checkpoint."""
         if config.fault == "score":
             raise RuntimeError("the targets are out of reach as asked")
+        if config.fault == "once" and not Path(config.marker).exists():
+            Path(config.marker).touch()
+            raise RuntimeError("the targets are out of reach, this once")
         state = json.loads((checkpoint / "state.json").read_text())
         return {"test/parabola/score": -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2}
+
+    def illustrate(self, runs: Mapping[str, Sequence[tuple[ExampleConfig, Path]]], directory: Path) -> None:
+        """Draw where each run went, one picture a variant."""
+        from matplotlib.figure import Figure
+
+        for name, finished in runs.items():
+            if any(config.fault == "picture" for config, _ in finished):
+                raise RuntimeError("the picture cannot be drawn as asked")
+            figure = Figure(figsize=(3, 2))
+            axes = figure.add_subplot()
+            for _, checkpoint in finished:
+                state = json.loads((checkpoint / "state.json").read_text())
+                axes.plot(state["x"], state["y"], "o")
+            figure.savefig(directory / f"ends-of-{name}.png")
 
     def export(self, config: ExampleConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write a model from code that adds the state's ``x`` to its input."""

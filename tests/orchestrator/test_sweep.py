@@ -1,15 +1,16 @@
 """The command as a user runs it: a real Ray cluster, a real SQLite MLflow, the smallest trainable."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import command_line
 import optuna
 import pytest
+from command_line import environment
 from mlflow.tracking import MlflowClient
 
 FILE = """
@@ -28,21 +29,9 @@ registry: {model: parabola}
 """
 
 
-def command(file: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "orchestrator.sweep", str(file), *options]
-
-
-def environment() -> dict[str, str]:
-    here = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY_ADDRESS"))
-    }
-    return here | {"PYTHONPATH": str(Path(__file__).parent)}
-
-
-def sweep(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(file, *options), env=environment(), capture_output=True, text=True, timeout=280, check=False
-    )
+command = partial(command_line.command, "sweep")
+sweep = partial(command_line.run, "sweep")
+refused = partial(command_line.refused, "sweep")
 
 
 @pytest.fixture
@@ -50,16 +39,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "parabola.yaml"
     path.write_text(FILE)
     return path
-
-
-def refused(file: Path, *options: str) -> str:
-    """The one line that a refusal prints."""
-    done = sweep(file, *options)
-    assert done.returncode == 2, done.stderr + done.stdout
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.mark.sweep

@@ -68,8 +68,9 @@ def test_a_checkpoint_is_scored_on_every_target_and_exported(tiny, prepared, tmp
     checkpoint = recorder.restore()
     assert {path.suffix for path in checkpoint.iterdir()} == {".safetensors", ".pt"}
     scores = prepared.evaluate(config, checkpoint)
-    kinds = ("rank1", "rank5", "rank10", "rank20", "mAP", "mAP_trapezoid")
-    assert set(scores) == {f"test/{name}/{kind}" for name in ("walkers", "others") for kind in kinds}
+    kinds = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    names = ("walkers", "others", "others/common")
+    assert list(scores) == [f"test/{name}/{kind}" for name in names for kind in kinds]
     assert all(0 <= value <= 1 for value in scores.values())
     arguments = prepared.export(config, checkpoint, tmp_path / "model")
     assert set(arguments["artifacts"]) == {"weights", "network"}
@@ -100,9 +101,16 @@ def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared,
     [
         ({"data": {"images": []}}, "method alignment trains on images: name sets in data.images"),
         ({"alignment": {"length": 5}}, "alignment.length is 5, .* batch.frames is 4"),
-        ({"optimizer": {"warmup_epochs": 3}}, "optimizer.warmup_epochs is 3: at most 2 for a training of 3 epochs"),
+        (
+            {"optimizer": {"warmup_epochs": 3}},
+            "optimizer.warmup_epochs is 3: at most 2 for a training of 3 epochs",
+        ),
+        (
+            {"evaluation": {"crops": 8}, "augmentation": {"crop": 0}},
+            "evaluation.crops is 8, but augmentation.crop is 0 .* or write evaluation.crops: 1",
+        ),
     ],
-    ids=["images", "length", "warmup"],
+    ids=["images", "length", "warmup", "crops"],
 )
 def test_fields_that_do_not_fit_together_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):

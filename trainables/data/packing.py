@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainables.data.decoding import decode
-from trainables.data.tracklet import DataError, DataSet, Split, Tracklet
+from trainables.data.tracklet import DataError, DataSet, Protocol, Split, Tracklet
 from trainables.network.flow import optical_flow
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same set packs to other bytes, so that cached packs are built anew."""
 
 _TABLE = b"table"
@@ -42,7 +42,8 @@ class Pack:
         path: the Arrow file.
         name: what the set is called.
         kind: ``"sequence"`` or ``"image"``.
-        digest: hash of the packed frames, labels, splits and packing parameters; the same on every machine.
+        digest: hash of the packed frames, labels, splits, protocol and packing parameters; the same on every
+            machine.
         height: rows of a frame.
         width: columns of a frame.
         has_flow: whether optical flow was asked for.
@@ -50,6 +51,7 @@ class Pack:
         cameras: camera of each tracklet.
         lengths: frames of each tracklet.
         splits: the official splits, indices into the tracklets.
+        protocol: how the test part of a split is scored.
         skipped: unreadable frames that were left out.
     """
 
@@ -64,6 +66,7 @@ class Pack:
     cameras: NDArray[np.str_]
     lengths: NDArray[np.int64]
     splits: tuple[Split, ...]
+    protocol: Protocol
     skipped: int
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -84,6 +87,7 @@ class Pack:
         self.cameras = np.array(table["cameras"], np.str_)
         self.lengths = np.array(table["lengths"], np.int64)
         self.splits = tuple(Split(*(tuple(part) for part in split)) for split in table["splits"])
+        self.protocol = table["protocol"]
         self.skipped = table["skipped"]
         self._places: list[tuple[int, int]] = [(batch, row) for batch, row in table["places"]]
         self._frames = [_column(batch, "frame", np.uint8, self.height, self.width, 3) for batch in batches]
@@ -220,6 +224,7 @@ def _write(
                 [[kept[i] for i in part if i in kept] for part in (split.train, split.query, split.gallery)]
                 for split in data_set.splits
             ],
+            "protocol": data_set.protocol,
         }
         hasher.update(json.dumps(table, sort_keys=True).encode())
         table |= {

@@ -11,6 +11,10 @@ DISTRACTOR = "distractor"
 """Identity of gallery boxes that match no query (MARS and Market-1501 ``0000``)."""
 
 
+Protocol = Literal["whole-gallery", "single-gallery-shot", "mars"]
+"""How the test part of a set is scored; `trainables.scoring.score_by_protocol` says what each is."""
+
+
 class DataError(ValueError):
     """The user's data is at fault. ``str()`` is one line: what is wrong, where, and what would be right."""
 
@@ -53,3 +57,4 @@ class DataSet:
     splits: tuple[Split, ...]
     notes: tuple[str, ...] = field(default=())
     """Differences from the published counts that do not forbid use, one line each."""
+    protocol: Protocol = "whole-gallery"

@@ -1,7 +1,8 @@
 """Generated walkers in the original layouts of the published sets: any job runs through the real readers.
 
 People and cameras depend on the layout, the seed and their own number only: a larger set with the same seed
-holds the people of the smaller one, and two sets with different seeds share neither people nor cameras.
+holds the people of the smaller one, and two sets with different seeds share neither people nor cameras. MARS
+and Market-1501 of one seed are, as the published ones, the same people under the same numbers.
 """
 
 import functools
@@ -23,7 +24,7 @@ from trainables.data.tracklet import DataError
 from trainables.data.walkers_cameras import Camera, draw_camera, draw_tracklet
 from trainables.data.walkers_drawing import Image, Walker, draw_walker
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same config gives other files, so that cached sets are generated anew."""
 
 MARKER = "walkers.json"
@@ -33,6 +34,7 @@ Say = Callable[[str], None]
 
 _VIEWS = (1.45, 0.5, -1.4, 2.7, 2.1, -0.6)
 _SPLITS = 10
+_SPLIT_OF = {"mars": 0, "market1501": 1}
 _STILL_STEP = 5
 _CUHK03_PAIRS = (0.58, 0.30, 0.05, 0.04, 0.03)
 _CUHK03_TESTSETS = 20
@@ -92,6 +94,12 @@ def extent(layout: str, config: GenerateConfig) -> tuple[int, int, int]:
     return splits, train, people - train
 
 
+def people(layout: str, config: GenerateConfig) -> tuple[frozenset[str], frozenset[str]]:
+    """Identities that train and those that test in generated MARS or Market-1501."""
+    train, test = _Cast(layout, config).halves(_SPLIT_OF[layout])
+    return frozenset(map(_pid, train)), frozenset(map(_pid, test))
+
+
 def write(layout: str, folder: Path, config: GenerateConfig, say: Say) -> None:
     """Generate a set into ``folder``; return at once when that very set is there already.
 
@@ -132,7 +140,8 @@ class _Cast:
     def __init__(self, layout: str, config: GenerateConfig) -> None:
         self.config = config
         self.written = 0
-        self._entropy = (zlib.crc32(layout.encode()), config.seed)
+        source = "mars" if layout == "market1501" else layout
+        self._entropy = (zlib.crc32(source.encode()), config.seed)
         self.camera = functools.cache(self._camera)
 
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
@@ -175,6 +184,11 @@ class _Cast:
         """Numbers for distractors and junk: a few, and beyond those of the people."""
         first = self.config.identities
         return range(first, first + max(2, first // 8))
+
+
+def _pid(person: int) -> str:
+    """How MARS and Market-1501 number a person."""
+    return f"{person + 1:04}"
 
 
 def _save(path: Path, frame: Image) -> None:
@@ -222,12 +236,12 @@ def _ilids_vid(root: Path, cast: _Cast) -> None:
 def _mars(root: Path, cast: _Cast) -> None:
     info = root / "info"
     info.mkdir()
-    train, test = cast.halves()
-    people = [(f"{person + 1:04}", person) for person in test]
+    train, test = cast.halves(_SPLIT_OF["mars"])
+    people = [(_pid(person), person) for person in test]
     strays = list(cast.strays)
     junk: list[tuple[str, int | None]] = [("00-1", None)]
     distractors: list[tuple[str, int | None]] = [("0000", stray) for stray in strays]
-    _mars_part(root, cast, "train", [(f"{person + 1:04}", person) for person in train])
+    _mars_part(root, cast, "train", [(_pid(person), person) for person in train])
     tracks = _mars_part(root, cast, "test", [*junk, *distractors, *people])
     queries: dict[tuple[int, int], int] = {}
     for row, (_, _, pid, camera) in enumerate(tracks):
@@ -276,14 +290,14 @@ def _market1501(root: Path, cast: _Cast) -> None:
     for folder in parts.values():
         folder.mkdir()
     images = cast.config.images
-    _, test = cast.halves()
+    _, test = cast.halves(_SPLIT_OF["market1501"])
 
     def save(folder: Path, pid: str, camera: int, frames: Image, box: int = 1) -> None:
         for t, frame in enumerate(frames):
             _save(folder / f"{pid}_c{camera + 1}s1_{_STILL_STEP * t + 1:06}_{box:02}.jpg", frame)
 
     for person in range(cast.config.identities):
-        pid = f"{person + 1:04}"
+        pid = _pid(person)
         queried = person in test
         for camera in cast.cameras_of(person):
             frames = cast.frames(person, camera, images + queried, step=_STILL_STEP)

@@ -13,6 +13,7 @@ from trainables.methods.feature_alignment import FeatureAlignment
 from trainables.methods.gather import gather
 from trainables.methods.joint import JointMethod
 from trainables.methods.method import MethodConfig
+from trainables.methods.pixel_alignment import PixelAlignment
 from trainables.network.embedder import SequenceEmbedder
 from trainables.network.normalisation import frozen_statistics
 
@@ -38,6 +39,10 @@ class AlignmentMethod(JointMethod):
         """What the alignment network makes of the images."""
         steps: Tensor = self.alignment(self.embedder, images)
         return steps
+
+    def pseudo_frames(self, images: Tensor) -> Tensor | None:
+        """Frames ``[image, length, 3, height, width]`` of pseudo sequences; None on the feature level."""
+        return self.alignment.frames(images)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, the terms that weigh more than 0 and apply, and the total, ``loss``."""
@@ -79,6 +84,8 @@ def build_alignment(config: CrossModalityConfig, embedder: SequenceEmbedder) -> 
         case "feature":
             encoder = embedder.config.encoder
             return FeatureAlignment(config, encoder.features, embedder.encoder.map_channels)
+        case "pixel":
+            return PixelAlignment(config)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ class CrossModalityConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    level: Literal["feature"] = Field(
-        "feature", description="where steps are generated, as drawn in Figure 1"
+    level: Literal["feature", "pixel"] = Field(
+        "feature", description="what is generated: steps behind the CNN (Figure 1), or frames before it"
     )
     length: int = Field(3, ge=3, le=63, description="steps of a pseudo sequence, odd, at most batch.frames")
     mgm: bool = Field(True, description="generate motion; off: an ablation")
@@ -71,6 +71,10 @@ class CrossModalityAlignment(nn.Module, ABC):
 
         The middle step is the image's own feature.
         """
+
+    def frames(self, images: Tensor) -> Tensor | None:
+        """Frames ``[image, length, 3, height, width]`` in 0..1 that the steps are made of, if they are."""
+        return None
 
     @abstractmethod
     def supervise(self, frames: Tensor, maps: Tensor, features: Tensor) -> dict[str, Tensor]:

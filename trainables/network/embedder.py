@@ -6,14 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .encoders import ENCODERS, Encoder, EncoderConfig
+from .encoders import EncoderConfig, build_encoder
 from .pooling import POOLINGS, PoolingName
 from .preprocess import resize
 from .recurrence import RecurrenceConfig, build_recurrence
 
 
 class NetworkConfig(BaseModel):
-    """Everything that fixes the shape of a `SequenceEmbedder`; stored with an exported model."""
+    """Everything that fixes the shape of a `SequenceEmbedder`; stored with an exported model.
+
+    Only ``encoder.weights`` does not: nothing here reads that file, see `weights.load_weights`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,10 +44,9 @@ class SequenceEmbedder(nn.Module):
         super().__init__()
         self.config = config
         self.dimension = config.rnn.hidden_size
-        encoder = ENCODERS[config.encoder.name]
-        self.encoder: Encoder = encoder(config.encoder, config.channels, config.height, config.width)
+        self.encoder = build_encoder(config.encoder, config.channels, config.height, config.width)
         self.recurrence = build_recurrence(config.encoder.features, config.rnn)
-        self.pooling = POOLINGS[config.pooling]()
+        self.pooling = POOLINGS[config.pooling](self.dimension)
 
     def spatial(self, frames: Tensor) -> Tensor:
         """Map frames ``[frame, channel, height, width]`` to maps ``[frame, channel, rows, columns]``.

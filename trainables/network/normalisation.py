@@ -62,6 +62,18 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, momentum)
 
 
+class _ActivatedGlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
+    """What timm calls ``BatchNormAct2d``: batch norm with the dropout and the activation that follow it."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise ``[item, channel, row, column]`` per channel, drop out, activate."""
+        activated: Tensor = self.act(self.drop(super().forward(values)))
+        return activated
+
+
 class GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` over all workers."""
 
@@ -71,20 +83,31 @@ class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
 
 
 def convert_batch_norm(module: nn.Module) -> None:
-    """Replace every `torch.nn.BatchNorm1d` and ``2d`` inside ``module``; the state dict stays the same."""
-    replacements: dict[type[nn.Module], type[_GlobalBatchNorm]] = {
-        nn.BatchNorm1d: GlobalBatchNorm1d,
-        nn.BatchNorm2d: GlobalBatchNorm2d,
-    }
+    """Replace every `torch.nn.BatchNorm1d` and ``2d`` inside ``module``, and timm's with an activation.
+
+    The state dict stays the same.
+    """
     for name, child in module.named_children():
-        replacement = replacements.get(type(child))
+        replacement = _replacement(child)
         if replacement is None:
             convert_batch_norm(child)
             continue
         assert isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d)
         norm = replacement(child.num_features, child.eps, child.momentum)
+        if isinstance(norm, _ActivatedGlobalBatchNorm2d):
+            for part in ("drop", "act"):
+                norm.add_module(part, child.get_submodule(part))
         norm.load_state_dict(child.state_dict())
         module.add_module(name, norm.train(child.training))
+
+
+def _replacement(module: nn.Module) -> type[_GlobalBatchNorm] | None:
+    if type(module) is nn.BatchNorm1d:
+        return GlobalBatchNorm1d
+    if type(module) is nn.BatchNorm2d:
+        return GlobalBatchNorm2d
+    # By its name: timm need not be there.
+    return _ActivatedGlobalBatchNorm2d if type(module).__name__ == "BatchNormAct2d" else None
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """From raw RGB frames to what an encoder was made for: size, colour space, normalisation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,22 +39,27 @@ class McLaughlinNormalisation(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map RGB in 0..1 with flow appended, ``[frame, 3 or 5, height, width]``, to the same shape."""
-        yuv = torch.einsum("oc,nchw->nohw", self.matrix, frames[:, :3])
-        frames = torch.cat([yuv, frames[:, 3:]], dim=1)
-        variance, mean = torch.var_mean(frames, dim=(-2, -1), keepdim=True)
-        return (frames - mean) / variance.clamp_min(1e-8) ** 0.25
+        with torch.autocast(frames.device.type, enabled=False):  # bfloat16 would round before the division
+            yuv = torch.einsum("oc,nchw->nohw", self.matrix, frames[:, :3])
+            frames = torch.cat([yuv, frames[:, 3:]], dim=1)
+            variance, mean = torch.var_mean(frames, dim=(-2, -1), keepdim=True)
+            return (frames - mean) / variance.clamp_min(1e-8) ** 0.25
 
 
 class FixedNormalisation(nn.Module):
-    """RGB less ImageNet's mean over its standard deviation; flow is left in pixels per frame."""
+    """RGB less a mean over a standard deviation, ImageNet's by default; flow stays in pixels per frame."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        deviation: Sequence[float] = (0.229, 0.224, 0.225),
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map RGB in 0..1 with flow appended, ``[frame, 3 or 5, height, width]``, to the same shape."""

@@ -16,6 +16,9 @@ class RecurrenceConfig(BaseModel):
         "rnn", description="rnn is the cell of McLaughlin et al., 2016"
     )
     hidden_size: int = Field(128, ge=8, le=4096, description="length of the output of a step")
+    direction: Literal["forward", "both"] = Field(
+        "forward", description="both: a second recurrence reads the sequence from its end"
+    )
     layers: int = Field(1, ge=1, le=3, description="cells stacked on each other")
     dropout: float = Field(
         0.6, ge=0, lt=1, description="rnn: on the feedback path; gru, lstm: between layers"
@@ -79,8 +82,31 @@ class GatedRecurrence(nn.Module):
         return output
 
 
+class BothDirections(nn.Module):
+    """Mean of two recurrences, one of which reads the sequence from its end.
+
+    Our reading: each has its own weights in all its layers, and their mean has the length and the scale of
+    one.
+    """
+
+    def __init__(self, forwards: nn.Module, backwards: nn.Module) -> None:
+        super().__init__()
+        self.forwards, self.backwards = forwards, backwards
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Map ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+        output: Tensor = (self.forwards(steps) + self.backwards(steps.flip(1)).flip(1)) / 2
+        return output
+
+
 def build_recurrence(features: int, config: RecurrenceConfig) -> nn.Module:
-    """Build the cell of ``rnn.cell``: ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+    """Build the recurrence: ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+    if config.direction == "both":
+        return BothDirections(_one_direction(features, config), _one_direction(features, config))
+    return _one_direction(features, config)
+
+
+def _one_direction(features: int, config: RecurrenceConfig) -> nn.Module:
     match config.cell:
         case "rnn":
             return McLaughlinRecurrence(features, config)

@@ -20,7 +20,7 @@ from trainables.data.readers.folders import (
     still,
     train_on_all,
 )
-from trainables.data.tracklet import DataError, DataSet, Split, Tracklet
+from trainables.data.tracklet import DataError, DataSet, Protocol, Split, Tracklet
 
 EXPECTED = (
     "expected cuhk-03.mat (MATLAB v7.3), or images_labeled/ or images_detected/ with 1_001_1_01.jpg:"
@@ -39,8 +39,9 @@ class Cuhk03Options(Options):
     )
     protocol: Literal["old", "new"] = Field(
         "old",
-        description="old: the 20 testsets of cuhk-03.mat (in the folder form, without any, all images train);"
-        " new: 767/700 people from cuhk03_new_protocol_config_<boxes>.mat",
+        description="old: the 20 testsets of cuhk-03.mat, single-gallery-shot, CMC only (in the folder form,"
+        " without any, all images train); new: 767/700 people from cuhk03_new_protocol_config_<boxes>.mat,"
+        " fixed queries and gallery",
     )
 
 
@@ -81,7 +82,8 @@ def read(folder: Path, name: str, options: Cuhk03Options) -> DataSet:
     else:
         splits = train_on_all(tracklets)
         notes = (*notes, "the folder form has no testsets: one split, every image trains")
-    return DataSet(name, "image", tuple(tracklets), splits, notes)
+    scored: Protocol = "single-gallery-shot" if options.protocol == "old" else "whole-gallery"
+    return DataSet(name, "image", tuple(tracklets), splits, notes, scored)
 
 
 def box(pair: int, person: int, view: int, path: Path, key: str | None = None) -> Tracklet:

@@ -25,8 +25,8 @@ def recognise(folder: Path) -> bool:
 def read(folder: Path, name: str, options: Options) -> DataSet:
     """Read every track of both parts.
 
-    The gallery of the one split is the official one: all test tracks, with queries, junk and distractors;
-    which of them count is for the scoring convention to say.
+    The gallery of the one split is the official one: all test tracks, with queries, junk and distractors.
+    Both scoring conventions start from it, see `trainables.scoring.score_by_protocol`.
     """
     info = folder / "info"
     for needed in ("bbox_train", "bbox_test", "info"):
@@ -53,7 +53,7 @@ def read(folder: Path, name: str, options: Options) -> DataSet:
         "test tracklets": len(test),
         "queries": len(queries),
     }
-    return DataSet(name, "sequence", (*train, *test), (split,), differences(found, PUBLISHED))
+    return DataSet(name, "sequence", (*train, *test), (split,), differences(found, PUBLISHED), "mars")
 
 
 def read_part(boxes: Path, info: Path, part: str) -> list[Tracklet]:

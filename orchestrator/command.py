@@ -1,0 +1,65 @@
+"""The command line that all jobs share: options, overrides and exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from orchestrator.errors import InputError
+from orchestrator.progress import Progress
+
+if TYPE_CHECKING:
+    from orchestrator.document import Override
+
+Start = Callable[[list["Override"], Progress], "Callable[..., int]"]
+"""Reads the file of a job, with overrides laid over it; gives the ``run`` of its driver."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command for the files of one ``kind`` of job."""
+
+    def __init__(self, kind: str, prog: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("file", help=f"the {kind} file (YAML)")
+        self.add_argument("--dry-run", action="store_true", help="check everything, show the plan, and stop")
+        self.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
+        )
+        self.add_argument("--storage", metavar="FOLDER", help="short for --set storage=FOLDER")
+        self.add_argument(
+            "--address",
+            metavar="HOST:PORT",
+            help="Ray cluster to run on (default: RAY_ADDRESS, or one of its own)",
+        )
+        self.add_argument(
+            "--fresh", action="store_true", help="start over; what lies there is kept under another name"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def execute(kind: str, parsed: argparse.Namespace, start: Start) -> int:
+    """Run the command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    progress = Progress()
+    try:
+        with progress.doing(f"reading {parsed.file}"):
+            from orchestrator.document import Override  # YAML is not needed for --help
+
+            given = [Override.parse(text) for text in parsed.set]
+            if parsed.storage is not None:
+                given.append(Override("storage", parsed.storage, f"--storage {parsed.storage}"))
+            run = start(given, progress)
+        return run(address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        progress.say(f"interrupted; the same command continues the {kind}")
+        return 130

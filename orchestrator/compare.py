@@ -1,0 +1,74 @@
+"""Run a comparison: ``python -m orchestrator.compare search_spaces/claim.yaml``.
+
+The file names variants of one trainable, splits and seeds::
+
+    name: claim
+    trainable: trainables.alignment:AlignmentTrainable
+    config: {...}                           # shared by all variants
+    variants:                               # name: {path of the config: value}
+      sequence:  {method: sequence}
+      static:    {method: static, alignment.weights.pseudo: 0.2}
+      alignment: {method: alignment}
+    splits: {data.split: [0, 1, 2, 3, 4]}   # one path and its values; optional
+    seeds: [0]                              # values of the config's seed; default: that of the config
+    baseline: sequence                      # default: the first variant
+    metrics: [test/prid/rank1]              # columns of the table; default: every score
+    resources: {workers: 1, cpus: 1, gpus: 0, concurrent: auto}   # and storage, tracking: as in a sweep
+
+Every variant is trained and scored on every split with every seed: all variants on the first split and seed,
+then on the next, so that what there is can be compared at any time. The outcome is a table of means and of
+paired differences to the baseline with their bootstrap intervals: on the terminal, in ``report.html``,
+``results.csv`` and ``results.json`` of the folder, and in MLflow.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.command import Parser, execute
+from orchestrator.progress import Progress
+
+if TYPE_CHECKING:
+    from orchestrator.document import Override
+
+EXAMPLES = """\
+examples:
+  python -m orchestrator.compare search_spaces/claim.yaml
+  python -m orchestrator.compare search_spaces/claim.yaml --dry-run
+  python -m orchestrator.compare search_spaces/claim.yaml --set 'splits.data.split=[0, 1]'
+  python -m orchestrator.compare search_spaces/claim.yaml --set variants.static.optimizer.learning_rate=1e-3
+  REID_DATA=/data python -m orchestrator.compare search_spaces/claim.yaml --address ray-head:6379
+
+Running the same command again continues the comparison: scored trials are kept, interrupted ones go on
+from their last checkpoint, failed ones are tried again, and variants, splits and seeds that were added to
+the file are run. When everything is there, it shows the table.
+
+exit codes: 0 done, 1 a trial failed (the table is of the others), 2 bad input, 130 interrupted
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return Parser(
+        "comparison",
+        "python -m orchestrator.compare",
+        "Train and score variants of a trainable over splits and seeds on a Ray cluster, and compare them.",
+        EXAMPLES,
+    ).parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
+
+    def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
+        from orchestrator.comparison import config, driver  # seconds of imports, which --help does without
+
+        return driver.ComparisonDriver(config.read(parsed.file, given), progress).run
+
+    parsed = parse(arguments)
+    return execute("comparison", parsed, start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
