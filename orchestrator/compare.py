@@ -12,8 +12,11 @@ The file names variants of one trainable, splits and seeds::
     splits: {data.split: [0, 1, 2, 3, 4]}   # one path and its values; optional
     seeds: [0]                              # values of the config's seed; default: that of the config
     baseline: sequence                      # default: the first variant
-    metrics: [test/prid/rank1]              # columns of the table; default: every score
+    metrics: [test/prid/rank1]              # columns of the table; default: every score on the targets
     resources: {workers: 1, cpus: 1, gpus: 0, concurrent: auto}   # and storage, tracking: as in a sweep
+
+Metrics of the last epoch can be columns too: ``metrics: [val/mAP]`` and ``config.data.targets: []`` compare
+on validation identities alone, and choose settings without a look at those who test.
 
 Every variant is trained and scored on every split with every seed: all variants on the first split and seed,
 then on the next, so that what there is can be compared at any time. The outcome is a table of means and of

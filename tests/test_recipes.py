@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from orchestrator.cluster import TRIAL_SLOT, Cluster
+from orchestrator.comparison import config as comparison_config
 from orchestrator.config import Override, Sweep, read
 from orchestrator.plan import plan
 from trainables.data import walkers
@@ -16,9 +17,9 @@ from trainables.data.walkers import GenerateConfig
 from trainables.train import Alone
 
 RECIPES = Path(__file__).parent.parent / "search_spaces"
-SWEEPS = [
-    path.name for path in sorted(RECIPES.glob("*.yaml")) if "search" in yaml.safe_load(path.read_text())
-]
+FILES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
+SWEEPS = [name for name, content in FILES.items() if "search" in content]
+COMPARISONS = [name for name, content in FILES.items() if "variants" in content]
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "prid_2011": ("prid2011", {"identities": 20, "frames": 28, "seed": 1}),
     "iLIDS-VID": ("ilids-vid", {"identities": 20, "frames": 6, "seed": 2}),
@@ -47,6 +48,7 @@ OF_RECIPE: dict[str, dict[str, Any]] = {
     "mars.yaml": {"encoder.name": "residual"},
 }
 """What else is too large for a test."""
+OF_COMPARISON = {"variants.pretrain.epochs": 2, "variants.pretrain.pretrain_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +72,14 @@ def recipe(name: str, reid_data: Path, changes: dict[str, Any] | None = None) ->
     return read(RECIPES / name, given, environment={"REID_DATA": str(reid_data)})
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_recipe_says_how_to_run_it_and_what_it_costs(name: str) -> None:
     head = (RECIPES / name).read_text().partition("\nname:")[0]
     assert all(line.startswith("#") for line in head.splitlines() if line)
-    assert f"python -m orchestrator.sweep search_spaces/{name}\n" in head
+    command = "compare" if name in COMPARISONS else "sweep"
+    assert f"python -m orchestrator.{command} search_spaces/{name}\n" in head
     assert "Cost" in head
-    assert yaml.safe_load((RECIPES / name).read_text())["name"] == name.removesuffix(".yaml")
+    assert FILES[name]["name"] == name.removesuffix(".yaml")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -106,3 +109,21 @@ def test_a_recipe_trains_and_scores_every_target(name: str, reid_data: Path, tmp
     dropped = [record for record in records if record.counts.get("dropped identities")]
     assert [record.name for record in dropped] == (["market"] if "market" in config.data.images else [])
     assert len([line for line in said if line.startswith("market: dropped")]) == len(dropped)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_variant_of_a_comparison_trains_and_scores_every_target(
+    name: str, reid_data: Path, tmp_path: Path
+) -> None:
+    small = SMALL | {"encoder.name": "residual", "batch.image_identities": 16}
+    given = [Override(f"config.{path}", value, "test") for path, value in small.items()]
+    given += [Override(path, value, "test") for path, value in OF_COMPARISON.items()]
+    job = comparison_config.read(RECIPES / name, given, environment={"REID_DATA": str(reid_data)})
+    trainable = job.implementation
+    for number, cell in enumerate(job.cells[: len(job.variants)]):
+        config, folder = job.cell_config(cell), tmp_path / str(number)
+        trainable.check(config, job.resources.workers)
+        trainable.prepare(config, lambda line: None)
+        trainable.fit(config, Alone(folder, device="cpu"))
+        scores = trainable.evaluate(config, folder)
+        assert set(job.metrics) <= scores.keys(), cell.variant

@@ -54,6 +54,7 @@ class AlignmentTrainable:
         "train/loss": "min",
         "train/video": "min",
         "train/pseudo": "min",
+        "train/match": "min",
         "train/motion": "min",
         "train/content": "min",
         "train/distribution": "min",

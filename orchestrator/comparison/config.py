@@ -46,7 +46,9 @@ class Comparison(Job):
     baseline: str = Field(
         "", description="variant that the others are measured against; default: the first one"
     )
-    metrics: tuple[str, ...] = Field((), description="scores in the table; default: all")
+    metrics: tuple[str, ...] = Field(
+        (), description="scores, or metrics of the last epoch, in the table; default: all scores"
+    )
 
     @field_validator("variants", mode="before")
     @classmethod
@@ -66,13 +68,6 @@ class Comparison(Job):
     def _two_at_least(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if len(value) < 2:
             raise ValueError("give at least two variants to compare, each {path of the config: value}")
-        return value
-
-    @field_validator("splits")
-    @classmethod
-    def _one_path(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if len(value) > 1:
-            raise ValueError(f"give one path and its values, not {len(value)}: {', '.join(value)}")
         return value
 
     @field_validator("metrics", mode="before")
@@ -196,6 +191,9 @@ def _checked(
     if comparison.baseline not in names:
         reason = f"there is no variant {show(comparison.baseline)}{nearest(comparison.baseline, names)}"
         raise FieldError(Fault(("baseline",), reason))
+    if len(paths := list(comparison.splits)) > 1:
+        reason = f"give one path and its values, not {len(paths)}: {', '.join(paths)}"
+        raise FieldError(Fault(("splits", paths[-1]), reason))
     if SEED in comparison.splits:
         raise FieldError(Fault(("splits", SEED), "write seeds: [...] beside splits"))
     varied = {path: f"is varied by splits; write --set 'splits.{path}=[...]'" for path in comparison.splits}

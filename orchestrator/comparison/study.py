@@ -15,6 +15,9 @@ from orchestrator.trial import SCORES
 _CELL = "cell"
 """User attribute of a trial with the values that make it, in order."""
 
+_LAST = "last"
+"""User attribute of a trial with the trainable's metrics in its last epoch."""
+
 _FIGURES = 4
 """Scores told in one line, at most."""
 
@@ -70,13 +73,17 @@ class ComparisonStudy(Study):
                 trial = self.study.ask()
                 self._live[trial.number] = trial
                 trial.set_user_attr(_CELL, cell.values)
-                if before is not None and "checkpoint" in before.user_attrs:
-                    trial.set_user_attr("checkpoint", before.user_attrs["checkpoint"])
+                done = before.user_attrs if before is not None else {}
+                for kept in {"checkpoint", _LAST} & done.keys():
+                    trial.set_user_attr(kept, done[kept])
                 return self._suggestion(trial.number, cell)
         return None
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Every trial of a comparison trains to its end."""
+        """Keep the metrics of the last epoch: every trial of a comparison trains to its end."""
+        known = self._comparison.implementation.metrics
+        last = {metric: float(result[metric]) for metric in known if metric in result}
+        self._trial(number).set_user_attr(_LAST, last)
         return False
 
     def complete(self, number: int, result: Mapping[str, Any]) -> str | None:
@@ -90,6 +97,12 @@ class ComparisonStudy(Study):
         """Tell how a trial ended, and write the results of all so far."""
         super().end(number, result, died)
         results.write(self.rows(), self._directory)
+
+    def scores(self, ended: FrozenTrial) -> dict[str, float]:
+        """Scores of a trial on the targets, behind those metrics of its last epoch that the file names."""
+        last = ended.user_attrs.get(_LAST, {})
+        asked = {metric: last[metric] for metric in self._comparison.metrics if metric in last}
+        return asked | super().scores(ended)
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The cell, and the settings of its variant."""

@@ -107,7 +107,7 @@ def test_both_off_repeats_the_image() -> None:
     assert not list(method.alignment.parameters())
 
 
-WEIGHTS = ("pseudo", "motion", "content", "distribution")
+WEIGHTS = ("pseudo", "match", "motion", "content", "distribution")
 
 
 @pytest.mark.parametrize("kind", ["coral", "mmd", "adversarial", "none"])
@@ -241,6 +241,20 @@ def test_generators_learn_a_motion_that_can_be_foreseen() -> None:
         optimizer.step()
     terms = supervision(method, walk())
     assert terms["motion"] < 0.4 and terms["content"] < 0.6
+
+
+def test_frames_are_matched_with_the_sequences_of_their_people() -> None:
+    method = make(length=5, mgm=False, cgm=False)
+    walks = batch()
+    stills = walks.sequences[:, [0, -1]].flatten(0, 1)
+    with torch.no_grad(), without_dropout(method):
+        found = method(walks)["match"]
+        real = method.embedder(walks.sequences)
+        ends = method.embedder(stills.unsqueeze(1).expand(-1, 5, -1, -1, -1)).view(4, 2, -1)
+        people = torch.tensor([0, 0, 2, 2] * 3)
+        expected = method.video(torch.cat([real, ends[:, 0], ends[:, 1]]), people)
+    torch.testing.assert_close(found, expected)
+    assert not found.isclose(method(walks)["video"])
 
 
 def test_self_supervision_leaves_the_encoder_alone() -> None:

@@ -231,7 +231,7 @@ def test_it_learns_how_colours_change() -> None:
     torch.testing.assert_close(frames, still.unsqueeze(1) + dusk, atol=0.06, rtol=0)
 
 
-WEIGHTS = ("pseudo", "motion", "content", "distribution")
+WEIGHTS = ("pseudo", "match", "motion", "content", "distribution")
 
 
 @pytest.mark.parametrize("flow", ["none", "dis"])
@@ -263,7 +263,7 @@ def test_generators_learn_from_real_sequences_alone() -> None:
     assert all(parameter.grad is None for parameter in method.embedder.parameters())
     assert all(parameter.grad is not None for parameter in method.alignment.parameters())
     method.zero_grad()
-    (terms["pseudo"] + terms["distribution"]).backward()
+    (terms["pseudo"] + terms["match"] + terms["distribution"]).backward()
     assert all(parameter.grad is None for parameter in method.alignment.parameters())
     assert all(parameter.grad is not None for parameter in method.embedder.parameters())
 

@@ -118,7 +118,7 @@ def test_a_score_is_better_the_way_the_metric_of_its_name_is(file: Path) -> None
         ("splits.y=[]", "splits.y: [] is no choice; write [first, second, ...]"),
         ("splits.y=[0, 0]", "splits.y: 0 is given twice"),
         ("splits.y=[0, 11]", "splits.y.1: should be less than or equal to 10, not 11"),
-        ("splits.x=[0]", "splits: give one path and its values, not 2: y, x"),
+        ("splits.x=[0]", "splits.x: give one path and its values, not 2: y, x"),
         ("splits={z: [0]}", "splits.z.0: unknown key"),
         ("splits={seed: [0]}", "splits.seed: write seeds"),
         ("seeds=[0, one]", "seeds.1: should be a whole number, not 'one'"),
@@ -268,6 +268,20 @@ def test_what_failed_is_tried_again_by_the_next_driver_only(file: Path) -> None:
     assert (rescored["number"], rescored["checkpoint"]) == (3, trained(study)[TRAINED])
     assert again.ask() is None
     assert [(row.state, row.number) for row in again.rows()] == [("complete", 2), ("complete", 3)]
+
+
+def test_metrics_of_the_last_epoch_are_compared_where_the_file_names_them(file: Path) -> None:
+    small = ["splits={}", "seeds=[0]", "variants={plain: {}, quick: {steps: 2}}"]
+    asked = [*small, "metrics=[val/score, test/parabola/score]"]
+    study = open_study(given(file, *asked))
+    run(study, EPOCH, EPOCH | {"epoch": 2, "val/score": 3.0}, trained(study), scored(0.5))
+    run(study, EPOCH, trained(study), {FAILURE: "it could not be scored: RuntimeError: no"})
+    again = open_study(given(file, *asked))
+    run(again, {SCORES: json.dumps({})})  # trained before, and no targets
+    both, alone = ({"val/score": 3.0, "test/parabola/score": 0.5}, {"val/score": 1.0})
+    assert [row.scores for row in again.rows()] == [both, alone]
+    scores = [row.scores for row in open_study(given(file, *small)).rows()]
+    assert scores == [{"test/parabola/score": 0.5}, {}]
 
 
 def test_a_larger_file_adds_its_trials_and_a_smaller_one_shows_its_own(file: Path) -> None:

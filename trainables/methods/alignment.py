@@ -23,8 +23,13 @@ class AlignmentMethod(JointMethod):
 
     Known: each image becomes a pseudo sequence, both branches share CNN and RNN, their losses are computed
     independently and trained jointly. Our reading: everything about the terms beside them, ``video +
-    w_pseudo pseudo + w_motion motion + w_content content + w_distribution distribution``; and that pseudo
-    sequences are drawn towards real ones, never the reverse.
+    w_pseudo pseudo + w_match match + w_motion motion + w_content content + w_distribution distribution``; and
+    that pseudo sequences are drawn towards real ones by ``distribution``, never the reverse.
+
+    ``match`` goes beyond the paper. Only the people of the sequences are seen in both modalities: the first
+    and the last frame of each sequence are treated as if they were still images, and their pseudo sequences
+    join the real ones under one verification and one classifier. A person's pseudo sequences must be near
+    the real sequences in the other camera, and farther from everybody else's.
     """
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
@@ -50,7 +55,12 @@ class AlignmentMethod(JointMethod):
         shape = batch.sequences.shape[:2]
         steps = self.embedder.encoder.project(maps).view(*shape, -1)
         sequences = gather(self.embedder.aggregate(steps))
-        terms = {"video": self.video(sequences, gather(batch.sequence_identities))}
+        identities = gather(batch.sequence_identities)
+        terms = {"video": self.video(sequences, identities)}
+        if self.weights.match > 0:
+            ends = gather(self._of_ends(batch.sequences, maps.view(*shape, *maps.shape[1:])))
+            together = torch.cat([sequences, ends[:, 0], ends[:, 1]])
+            terms["match"] = self.video(together, identities.repeat(3))
         if self.pseudo is not None or self.distribution is not None:
             terms |= self._of_images(batch, sequences.detach())
         if self.weights.motion > 0 or self.weights.content > 0:
@@ -67,6 +77,15 @@ class AlignmentMethod(JointMethod):
             with torch.autocast(pseudo.device.type, enabled=False):
                 terms["distribution"] = self.distribution(pseudo, sequences)
         return terms
+
+    def _of_ends(self, frames: Tensor, maps: Tensor) -> Tensor:
+        """Features ``[sequence, 2, dimension]`` of the pseudo sequences of first and last frames."""
+        ends = torch.tensor([0, frames.shape[1] - 1], device=frames.device)
+        with frozen_statistics(self.embedder):
+            steps = self.alignment.of_frames(
+                self.embedder, frames[:, ends].flatten(0, 1), maps[:, ends].flatten(0, 1)
+            )
+            return self.embedder.aggregate(steps).view(len(frames), 2, -1)
 
     def _of_neighbours(self, frames: Tensor, maps: Tensor) -> dict[str, Tensor]:
         shape = frames.shape[:2]

@@ -17,6 +17,12 @@ class WeightsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pseudo: float = Field(1.0, ge=0, le=100, description="identity losses of pseudo sequences")
+    match: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="identity losses of real sequences among the pseudo sequences of their own frames",
+    )
     motion: float = Field(0.1, ge=0, le=100, description="generated against real change from frame to frame")
     content: float = Field(
         0.1, ge=0, le=100, description="generated steps against the real sequence's feature"
@@ -71,6 +77,11 @@ class CrossModalityAlignment(nn.Module, ABC):
 
         The middle step is the image's own feature.
         """
+
+    def of_frames(self, embedder: SequenceEmbedder, frames: Tensor, maps: Tensor) -> Tensor:
+        """Do the same with ``frames`` of real sequences, whose spatial maps are known."""
+        steps: Tensor = self(embedder, frames[:, :3])
+        return steps
 
     def frames(self, images: Tensor) -> Tensor | None:
         """Frames ``[image, length, 3, height, width]`` in 0..1 that the steps are made of, if they are."""

@@ -61,7 +61,8 @@ class FeatureAlignment(CrossModalityAlignment):
     def __init__(self, config: CrossModalityConfig, features: int, map_channels: int) -> None:
         super().__init__()
         weights = config.weights
-        generates = weights.pseudo > 0 or (weights.distribution > 0 and config.distribution.kind != "none")
+        distributes = weights.distribution > 0 and config.distribution.kind != "none"
+        generates = weights.pseudo > 0 or weights.match > 0 or distributes
         context = features + 8 * map_channels
         self.length, self.reach = config.length, config.length // 2
         self.mgm = self.cgm = None
@@ -98,7 +99,10 @@ class FeatureAlignment(CrossModalityAlignment):
         The feature is projected once per step, so that dropout differs between steps as it does between
         frames.
         """
-        maps = embedder.spatial(images)
+        return self.of_frames(embedder, images, embedder.spatial(images))
+
+    def of_frames(self, embedder: SequenceEmbedder, frames: Tensor, maps: Tensor) -> Tensor:
+        """Do the same without a second look at the frames."""
         steps = embedder.encoder.project(maps.repeat_interleave(self.length, dim=0))
         steps = steps.view(len(maps), self.length, -1)
         context = self.context(maps, steps[:, self.reach])
