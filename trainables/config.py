@@ -27,7 +27,7 @@ class AlignmentConfig(BaseModel):
         "alignment", description=f"training method: {', '.join(METHODS)}, or package.module:Class"
     )
     pretrain_epochs: int = Field(
-        0, ge=0, description="method pretrain: how many of the epochs, the first, are on images alone"
+        0, ge=0, description="how many of the epochs, the first, are on images alone; all but method sequence"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of training; auto: bfloat16 on GPUs, float32 elsewhere"
@@ -55,11 +55,9 @@ class AlignmentConfig(BaseModel):
         return find_method(self.method).uses_images
 
     @property
-    def phases(self) -> tuple[int, ...]:
-        """Epochs of each phase of the training; the learning rate has its schedule in each."""
-        if self.method == "pretrain":
-            return self.pretrain_epochs, self.epochs - self.pretrain_epochs
-        return (self.epochs,)
+    def phases(self) -> tuple[int, int]:
+        """Epochs on images alone, and those after; the learning rate has its schedule in either."""
+        return self.pretrain_epochs, self.epochs - self.pretrain_epochs
 
     @property
     def network(self) -> NetworkConfig:
@@ -95,20 +93,20 @@ class AlignmentConfig(BaseModel):
                 f"alignment.length is {self.alignment.length}, which needs as many frames of real sequences: "
                 f"batch.frames is {self.batch.frames}"
             )
-        if self.method == "pretrain":
-            if not 0 < self.pretrain_epochs < self.epochs:
-                raise ValueError(
-                    f"pretrain_epochs is {self.pretrain_epochs}: of {self.epochs} epochs, method pretrain "
-                    f"wants at least 1 and at most {self.epochs - 1} on images alone"
-                )
-            if self.alignment.weights.pseudo == 0:
-                raise ValueError("alignment.weights.pseudo is 0, but method pretrain learns from images")
+        fewest, most = int(self.method == "pretrain"), self.epochs - 1 if self.trains_on_images else 0
+        if not fewest <= self.pretrain_epochs <= most:
+            raise ValueError(
+                f"pretrain_epochs is {self.pretrain_epochs}: of {self.epochs} epochs, method {self.method} "
+                f"wants at least {fewest} and at most {most} on images alone"
+            )
+        if self.pretrain_epochs and self.alignment.weights.pseudo == 0:
+            raise ValueError("alignment.weights.pseudo is 0, but pretrain_epochs are for images alone")
         if self.evaluation.crops > 1 and self.augmentation.crop == 0:
             raise ValueError(
                 f"evaluation.crops is {self.evaluation.crops}, but augmentation.crop is 0 and windows move as"
                 " far as those of training; raise it, or write evaluation.crops: 1"
             )
-        shortest = min(self.phases)
+        shortest = min(epochs for epochs in self.phases if epochs)
         if self.optimizer.warmup_epochs >= shortest:
             raise ValueError(
                 f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs}: at most {shortest - 1} for "

@@ -48,8 +48,8 @@ class Training:
 
     Batches, augmentation and dropout are drawn from the seed and the place in the training, and the learning
     rate is a function of the step: weights, optimizer, epoch and step are therefore the whole state, and an
-    epoch after `restore` equals that of an uninterrupted run. ``phases`` are the epochs of each phase of the
-    method, most have one.
+    epoch after `restore` equals that of an uninterrupted run. ``phases`` are the epochs on images alone, and
+    those after.
     """
 
     def __init__(

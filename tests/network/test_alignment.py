@@ -301,6 +301,7 @@ def test_static_repeats_the_image() -> None:
 
 def test_pretraining_learns_from_images_and_then_from_sequences() -> None:
     method = make("pretrain")
+    method.phase = 0
     terms = method(batch())
     assert terms.keys() == {"loss", "pseudo"} and method.frames(batch()) == 6
     terms["loss"].backward()
@@ -313,6 +314,22 @@ def test_pretraining_learns_from_images_and_then_from_sequences() -> None:
     terms["loss"].backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
     assert method.pseudo.classifier.weight.grad.norm() == 0 < method.video.classifier.weight.grad.norm()
+
+
+@pytest.mark.parametrize("level", ["feature", "pixel"])
+@pytest.mark.parametrize("name", ["static", "alignment"])
+def test_joint_methods_may_begin_with_images_alone(name: str, level: str) -> None:
+    method = make(name, encoder="residual", level=level)
+    before = method.embedder.encoder.norm.running_mean.clone()
+    method.phase = 0
+    terms = method(batch())
+    assert terms.keys() == {"loss", "pseudo"} and method.frames(batch()) == 6
+    torch.testing.assert_close(terms["loss"], terms["pseudo"])
+    assert not torch.equal(method.embedder.encoder.norm.running_mean, before)
+    terms["loss"].backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+    method.phase = 1
+    assert "video" in method(batch()) and method.frames(batch()) == 26
 
 
 def test_images_fade_where_they_should() -> None:

@@ -190,9 +190,16 @@ def test_pretraining_has_two_phases_of_its_own_learning_rate(tiny, prepared, tmp
     assert ["train/video" in report for report in recorder.reports] == [False, False, True]
     rates = [report["learning_rate"] for report in recorder.reports]
     assert rates[1] < rates[0] and rates[1] < rates[2]
-    for wrong in 0, 3:
-        with pytest.raises(ValidationError, match="method pretrain wants at least 1 and at most 2"):
-            tiny(epochs=3, method="pretrain", pretrain_epochs=wrong)
+    for method, wrong, least, most in ("pretrain", 0, 1, 2), ("static", 3, 0, 2), ("sequence", 1, 0, 0):
+        with pytest.raises(ValidationError, match=f"{method} wants at least {least} and at most {most}"):
+            tiny(epochs=3, method=method, pretrain_epochs=wrong)
+
+
+def test_joint_training_begins_with_images_where_it_is_told_to(tiny, prepared, tmp_path):
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(tiny(epochs=2, pretrain_epochs=1), recorder)
+    first, second = recorder.reports
+    assert "train/video" not in first and {"train/video", "train/pseudo", "train/match"} <= second.keys()
 
 
 def test_without_validation_everybody_trains(tiny, prepared, tmp_path):

@@ -51,6 +51,8 @@ class AlignmentMethod(JointMethod):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, the terms that weigh more than 0 and apply, and the total, ``loss``."""
+        if self.phase == 0:
+            return self.images_alone(batch)
         maps = self.embedder.spatial(batch.sequences.flatten(0, 1))
         shape = batch.sequences.shape[:2]
         steps = self.embedder.encoder.project(maps).view(*shape, -1)

@@ -56,19 +56,19 @@ class FeatureAlignment(CrossModalityAlignment):
 
     A still image does not say how its person moves on, and the best single guess is to stand still: MGM
     therefore draws from the ways to move on (``noise`` numbers a sequence) instead of predicting their mean.
+
+    Both learn from real sequences alone; without weight on its term a module is never made. What they add is
+    data to the other losses, which would make them mark people instead of moving them.
     """
 
     def __init__(self, config: CrossModalityConfig, features: int, map_channels: int) -> None:
         super().__init__()
-        weights = config.weights
-        distributes = weights.distribution > 0 and config.distribution.kind != "none"
-        generates = weights.pseudo > 0 or weights.match > 0 or distributes
         context = features + 8 * map_channels
         self.length, self.reach = config.length, config.length // 2
         self.mgm = self.cgm = None
-        if config.mgm and (generates or weights.motion > 0):
+        if config.mgm and config.weights.motion > 0:
             self.mgm = OffsetGenerator(context, features, config.length, config.noise)
-        if config.cgm and (generates or weights.content > 0):
+        if config.cgm and config.weights.content > 0:
             self.cgm = OffsetGenerator(context + features, features, config.length)
 
     def context(self, maps: Tensor, features: Tensor) -> Tensor:
@@ -105,9 +105,11 @@ class FeatureAlignment(CrossModalityAlignment):
         """Do the same without a second look at the frames."""
         steps = embedder.encoder.project(maps.repeat_interleave(self.length, dim=0))
         steps = steps.view(len(maps), self.length, -1)
-        context = self.context(maps, steps[:, self.reach])
-        steps = steps + self.motion(context, steps)
-        return steps + self.content(context, steps)
+        with torch.no_grad():
+            context = self.context(maps, steps[:, self.reach])
+            motion = self.motion(context, steps)
+            content = self.content(context, steps + motion)
+        return steps + motion + content
 
     def supervise(self, frames: Tensor, maps: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Compare what is generated from a frame with its real neighbours; see `CrossModalityAlignment`.

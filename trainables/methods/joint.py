@@ -7,7 +7,7 @@ from torch import Tensor
 from trainables.methods.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.losses import ModalityLoss
-from trainables.methods.method import Method, MethodConfig
+from trainables.methods.method import Method, MethodConfig, idle
 from trainables.network.normalisation import frozen_statistics
 
 
@@ -30,12 +30,24 @@ class JointMethod(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, ``pseudo`` where it weighs more than 0, and the total, ``loss``."""
+        if self.phase == 0:
+            return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
         terms = {"video": video}
         if self.pseudo is not None:
             images, identities = batch.stills()
             terms["pseudo"] = self.pseudo(self.pseudo_features(images), gather(identities))
         return {"loss": self.total(terms), **terms}
+
+    def images_alone(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``pseudo``, and the same as ``loss``: identities of images, before sequences come in.
+
+        Running statistics follow the images here: the next phase brings those of sequences.
+        """
+        assert self.pseudo is not None, "images weigh more than 0 where they are trained on alone"
+        images, identities = batch.stills()
+        pseudo = self.pseudo(gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities))
+        return {"loss": pseudo + idle(self), "pseudo": pseudo}
 
     def pseudo_features(self, images: Tensor) -> Tensor:
         """Features ``[image, dimension]`` of the pseudo sequences of all workers' ``images``."""

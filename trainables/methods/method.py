@@ -35,8 +35,8 @@ class Method(nn.Module, ABC):
 
     uses_images: ClassVar[bool] = True
     """Whether batches hold still images."""
-    phase: int = 0
-    """Which phase of the training it is, from 0; the loop sets it before every step."""
+    phase: int = 1
+    """0 while images are trained on alone, 1 afterwards; the loop sets it before every step."""
     progress: float = 0.0
     """How much of the phase is done, 0..1; the loop sets it before every step."""
 
@@ -57,7 +57,7 @@ class Method(nn.Module, ABC):
     def frames(self, batch: Batch) -> int:
         """Frames of ``batch`` that a step of this phase trains on."""
         images = 0 if batch.images is None else len(batch.images)
-        return batch.sequences.shape[:2].numel() + images
+        return images + (batch.sequences.shape[:2].numel() if self.phase else 0)
 
 
 def idle(module: nn.Module) -> Tensor:

@@ -18,17 +18,11 @@ class PretrainMethod(StaticMethod):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``pseudo`` in the first phase, ``video`` in the second, and the same as ``loss``."""
-        assert self.pseudo is not None, "pretrain has a weight above 0 for images"
         if self.phase == 0:
-            images, identities = batch.stills()
-            # Running statistics follow the images: the second phase brings those of sequences.
-            pseudo = self.pseudo(
-                gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities)
-            )
-            return {"loss": pseudo + idle(self.video), "pseudo": pseudo}
+            return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
-        return {"loss": video + idle(self.pseudo), "video": video}
+        return {"loss": video + idle(self), "video": video}
 
     def frames(self, batch: Batch) -> int:
         """Images in the first phase, frames of sequences in the second."""
-        return len(batch.stills()[0]) if self.phase == 0 else batch.sequences.shape[:2].numel()
+        return super().frames(batch) if self.phase == 0 else batch.sequences.shape[:2].numel()
