@@ -118,6 +118,7 @@ class AlignmentTrainable:
             phases=config.phases,
             seed=config.seed,
             precision=config.precision,
+            compiled=config.compile,
         )
 
     def evaluate(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, float]:

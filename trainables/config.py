@@ -32,6 +32,9 @@ class AlignmentConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of training; auto: bfloat16 on GPUs, float32 elsewhere"
     )
+    compile: bool = Field(
+        False, description="torch.compile for the frame encoder: a minute at the start; does not pay on CPUs"
+    )
     data: DataConfig = Field(description="data sets and what each is for")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="one global batch")
     augmentation: AugmentationConfig = Field(

@@ -63,6 +63,7 @@ class Training:
         phases: Sequence[int],
         seed: int,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(context.device)
         self.accelerated = self.device.type == "cuda"
@@ -70,6 +71,8 @@ class Training:
         self.method = method.to(self.device)
         if self.reduced:
             self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            self.method.embedder.encoder.layers.compile()
         self.model: torch.nn.Module = self.method
         if context.world_size > 1:
             self.model = DistributedDataParallel(self.method, broadcast_buffers=False)

@@ -51,6 +51,15 @@ def test_resuming_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepar
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+def test_a_compiled_encoder_computes_the_same(tiny, prepared, tmp_path):
+    small = {"epochs": 1, "encoder": {"name": "mclaughlin2016"}, "alignment": {"noise": 0}}
+    plain, compiled = (fit(tiny(**small, compile=on), tmp_path / str(on)).reports[0] for on in (False, True))
+    found, expected = (
+        [value for name, value in report.items() if name.startswith("train/")] for report in (compiled, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_loss_curve_is_the_one_written_down(tiny, prepared, tmp_path):
     found = [
         {name: value for name, value in report.items() if name.startswith("train/")}
