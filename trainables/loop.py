@@ -117,6 +117,8 @@ class Training:
         """Update the parameters once; gives the losses of the global batch."""
         phase, step, steps = self._place()
         self.method.phase, self.method.progress = phase, step / steps
+        if step == 0:  # what an earlier phase left idle had gradients of 0, which would count in the averages
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,8 @@
 """The commands as a user runs them, in a process of their own."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,28 @@ def run(module: str, file: Path, *options: str) -> subprocess.CompletedProcess[s
         timeout=280,
         check=False,
     )
+
+
+def interrupt(module: str, file: Path, *options: str, epochs: int) -> None:
+    """Press Ctrl-C once so many epochs are told of, and see that it stops and says how to go on."""
+    with subprocess.Popen(
+        command(module, file, *options),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            told = re.search(r"\| (\d+) epochs \|", line)
+            if told and int(told[1]) >= epochs:
+                break
+        process.send_signal(signal.SIGINT)
+        seen.append(process.stdout.read())
+    assert process.returncode == 130, "".join(seen)
+    assert "the same command continues" in seen[-1]
 
 
 def refused(module: str, file: Path, *options: str) -> str:

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -449,24 +447,7 @@ def test_a_comparison_is_interrupted_continued_enlarged_and_scored_again(file: P
     file.write_text(FILE.replace("seeds: [0, 7]", "seeds: [0]").replace("y: [0, 1]", "y: [0]"))
     marker = ["--set", f"config.marker={tmp_path}/marker", "--set", "variants={plain: {}, quick: {steps: 2}}"]
     options = [*marker, "--storage", str(tmp_path / "store"), "--set", "config.seconds=1"]
-    with subprocess.Popen(
-        command_line.command("compare", file, *options),
-        env=command_line.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as first:
-        assert first.stdout is not None
-        seen = []
-        for line in first.stdout:
-            seen.append(line)
-            epochs = re.search(r"\| (\d+) epochs \|", line)
-            if epochs and int(epochs[1]) >= 1:
-                break
-        first.send_signal(signal.SIGINT)
-        seen.append(first.stdout.read())
-    assert first.returncode == 130, "".join(seen)
-    assert "the same command continues the comparison" in seen[-1]
+    command_line.interrupt("compare", file, *options, epochs=1)
 
     larger = [*options, "--set", "splits.y=[0, 1]", "--set", "variants.flaky={steps: 3, fault: once}"]
     second = compare(file, *larger)

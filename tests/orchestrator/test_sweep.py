@@ -1,16 +1,12 @@
 """The command as a user runs it: a real Ray cluster, a real SQLite MLflow, the smallest trainable."""
 
 import json
-import re
-import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 
 import command_line
 import optuna
 import pytest
-from command_line import environment
 from mlflow.tracking import MlflowClient
 
 FILE = """
@@ -29,7 +25,6 @@ registry: {model: parabola}
 """
 
 
-command = partial(command_line.command, "sweep")
 sweep = partial(command_line.run, "sweep")
 refused = partial(command_line.refused, "sweep")
 
@@ -86,24 +81,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
         "--set",
         "scheduler=none",
     ]
-    with subprocess.Popen(
-        command(file, *options),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as first:
-        assert first.stdout is not None
-        seen = []
-        for line in first.stdout:
-            seen.append(line)
-            epochs = re.search(r"\| (\d+) epochs \|", line)
-            if epochs and int(epochs[1]) >= 2:
-                break
-        first.send_signal(signal.SIGINT)
-        seen.append(first.stdout.read())
-    assert first.returncode == 130, "".join(seen)
-    assert "the same command continues" in seen[-1]
+    command_line.interrupt("sweep", file, *options, epochs=2)
 
     second = sweep(file, *options)
     assert second.returncode == 0, second.stdout + second.stderr
