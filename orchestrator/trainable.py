@@ -54,7 +54,8 @@ class Context(Protocol):
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; every rank calls it, with metrics aggregated over the ranks.
 
-        ``metrics`` holds ``epoch`` (from 1, counted over resumes) and everything in ``Trainable.metrics``.
+        ``metrics`` holds ``epoch`` (from 1, counted over resumes) and those of ``Trainable.metrics`` that the
+        config has, such as scores on validation data where it keeps some.
         ``save`` writes the checkpoint files into the folder it is given; it is called on rank 0 only.
         """
 

@@ -9,6 +9,9 @@ from trainables.data.sampling import BatchConfig
 from trainables.data.sources import DataConfig
 from trainables.embedding import EvaluationConfig
 from trainables.methods import METHODS, CrossModalityConfig, LossConfig, MethodConfig, find_method
+from trainables.methods.alignment import AlignmentMethod
+from trainables.methods.joint import JointMethod
+from trainables.methods.pretrain import PretrainMethod
 from trainables.network.embedder import NetworkConfig
 from trainables.network.encoders import EncoderConfig
 from trainables.network.pooling import PoolingName
@@ -27,7 +30,7 @@ class AlignmentConfig(BaseModel):
         "alignment", description=f"training method: {', '.join(METHODS)}, or package.module:Class"
     )
     pretrain_epochs: int = Field(
-        0, ge=0, description="how many of the epochs, the first, are on images alone; all but method sequence"
+        0, ge=0, description="how many of the epochs, the first, are on images alone; not in method sequence"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of training; auto: bfloat16 on GPUs, float32 elsewhere"
@@ -91,12 +94,14 @@ class AlignmentConfig(BaseModel):
             raise ValueError(
                 f"method {self.method} trains on images: name sets in data.images, or write method: sequence"
             )
-        if self.method == "alignment" and self.alignment.length > self.batch.frames:
+        method = find_method(self.method)
+        if issubclass(method, AlignmentMethod) and self.alignment.length > self.batch.frames:
             raise ValueError(
                 f"alignment.length is {self.alignment.length}, which needs as many frames of real sequences: "
                 f"batch.frames is {self.batch.frames}"
             )
-        fewest, most = int(self.method == "pretrain"), self.epochs - 1 if self.trains_on_images else 0
+        fewest = 1 if issubclass(method, PretrainMethod) else 0
+        most = self.epochs - 1 if issubclass(method, JointMethod) else 0
         if not fewest <= self.pretrain_epochs <= most:
             raise ValueError(
                 f"pretrain_epochs is {self.pretrain_epochs}: of {self.epochs} epochs, method {self.method} "

@@ -170,7 +170,7 @@ def retrieve(
 ) -> Score:
     """Embed two parts of one pack plainly and rank the whole gallery for every query, as validation does."""
     features = embed_sides(embedder, query, gallery, device, rank=rank, workers=workers)
-    return score(*features, *_labels(query, gallery))
+    return score(*features, *labels(query, gallery))
 
 
 def evaluate(
@@ -183,15 +183,22 @@ def evaluate(
     crop: float = 0.0,
 ) -> dict[str, Score]:
     """Embed a test part once, and score it under its set's protocol: see `scoring.score_by_protocol`."""
-    features = embed_sides(embedder, query, gallery, device, config, crop=crop)
+    return score_sides(query, gallery, embed_sides(embedder, query, gallery, device, config, crop=crop))
+
+
+def score_sides(
+    query: Part, gallery: Part, features: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> dict[str, Score]:
+    """Score an embedded test part under its set's protocol."""
     queried = np.isin(gallery.tracklets, query.tracklets)
-    return score_by_protocol(query.pack.protocol, *features, *_labels(query, gallery), queried=queried)
+    return score_by_protocol(query.pack.protocol, *features, *labels(query, gallery), queried=queried)
 
 
 _Names = NDArray[np.str_]
 
 
-def _labels(query: Part, gallery: Part) -> tuple[_Names, _Names, _Names, _Names]:
+def labels(query: Part, gallery: Part) -> tuple[_Names, _Names, _Names, _Names]:
+    """Identities of query and gallery, cameras of query and gallery."""
     return query.identities, gallery.identities, query.cameras, gallery.cameras
 
 

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from trainables.data.contact_sheet import EMPTY, GREY, INK, MARGIN, PAPER, RULE
 from trainables.data.loading import Part, as_tensor
 from trainables.data.packing import Pack
-from trainables.embedding import EvaluationConfig, embed_sides
+from trainables.embedding import EvaluationConfig, embed_sides, labels, score_sides
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
-from trainables.scoring import Score, ranking, score, score_by_protocol
+from trainables.scoring import Score, ranking, score
 
 RANKS = 20
 """Ranks of a CMC picture."""
@@ -70,9 +70,7 @@ class Retrieval:
     ) -> Self:
         """Embed two parts of one pack, the test part of a split; see `trainables.embedding.evaluate`."""
         features = embed_sides(embedder, query, gallery, device, config, crop=crop)
-        queried = np.isin(gallery.tracklets, query.tracklets)
-        found = score_by_protocol(query.pack.protocol, *features, *_labels(query, gallery), queried=queried)
-        return cls(query, gallery, features, found[""])
+        return cls(query, gallery, features, score_sides(query, gallery, features)[""])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +106,10 @@ def strips(retrieval: Retrieval, extremes: int = EXTREMES, top: int = TOP) -> tu
     protocol draws a gallery.
     """
     query, gallery = retrieval.query, retrieval.gallery
-    labels = _labels(query, gallery)
+    known = labels(query, gallery)
     found = retrieval.score
     if found.cmc_only:
-        found = score(*retrieval.features, *labels)
+        found = score(*retrieval.features, *known)
     order = np.lexsort((found.query_index, found.average_precision))
     worst = order[: min(extremes, (len(order) + 1) // 2)]
     rest = np.setdiff1d(order, worst)
@@ -120,7 +118,7 @@ def strips(retrieval: Retrieval, extremes: int = EXTREMES, top: int = TOP) -> tu
     asked = found.query_index[chosen].tolist()
     result = []
     for place, index, ranked in zip(
-        chosen, asked, ranking(*retrieval.features, *labels, queries=asked, top=top), strict=True
+        chosen, asked, ranking(*retrieval.features, *known, queries=asked, top=top), strict=True
     ):
         feature = retrieval.features[0][index].astype(np.float64)
         distances = np.linalg.norm(retrieval.features[1][ranked] - feature, axis=1)
@@ -294,12 +292,6 @@ def file_name(*parts: str) -> str:
 def cmc_title(pack: Pack) -> str:
     """What a CMC is on, and what its protocol ranks where that is not plainly the whole gallery."""
     return f"CMC on {pack.name}{_PROTOCOLS[pack.protocol]}"
-
-
-def _labels(
-    query: Part, gallery: Part
-) -> tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
-    return query.identities, gallery.identities, query.cameras, gallery.cameras
 
 
 def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:

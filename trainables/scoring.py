@@ -37,11 +37,6 @@ class Score:
     """Whether the protocol reports the CMC and nothing else."""
 
     @property
-    def cmc(self) -> dict[int, float]:
-        """The ranks of the curve that are reported."""
-        return {rank: self.curve[rank - 1] for rank in RANKS}
-
-    @property
     def queries(self) -> int:
         """Queries that counted."""
         return len(self.query_index)

@@ -36,8 +36,8 @@ def explanation(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     ]
     if splits > 1:
         lines.append(
-            "Splits of one data set overlap in identities, so pairs are not independent: an interval tells "
-            "how far the result depends on split and seed, not how it would be on a new population."
+            "Pairs are not independent where splits share data: an interval tells how far the result depends "
+            "on split and seed, not how it would be on a new population."
         )
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"{len(failed)} of {len(rows)} trials failed; a pair that lacks a partner is left out.")

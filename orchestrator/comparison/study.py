@@ -98,11 +98,11 @@ class ComparisonStudy(Study):
         super().end(number, result, died)
         results.write(self.rows(), self._directory)
 
-    def scores(self, ended: FrozenTrial) -> dict[str, float]:
-        """Scores of a trial on the targets, behind those metrics of its last epoch that the file names."""
+    def figures(self, ended: FrozenTrial) -> dict[str, float]:
+        """What a trial is compared by: scores, and the metrics of its last epoch that the file names."""
         last = ended.user_attrs.get(_LAST, {})
         asked = {metric: last[metric] for metric in self._comparison.metrics if metric in last}
-        return asked | super().scores(ended)
+        return asked | self.scores(ended)
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The cell, and the settings of its variant."""
@@ -116,7 +116,7 @@ class ComparisonStudy(Study):
         """Its scores and the means so far, or why it has none."""
         if ended.state != TrialState.COMPLETE:
             return str(ended.user_attrs.get("reason", "it will go on when the comparison is continued"))
-        scores = self.scores(ended)
+        scores = self.figures(ended)
         shown = ", ".join(f"{metric} {scores[metric]:.4g}" for metric in self._shown() if metric in scores)
         return f"{shown} | means so far: {self.standing()}"
 
@@ -158,7 +158,7 @@ class ComparisonStudy(Study):
         if trial.number in self._failed_before:
             state = "waiting"
         reason = trial.user_attrs.get("reason", "")
-        scores = self.scores(trial) if state == "complete" else {}
+        scores = self.figures(trial) if state == "complete" else {}
         return Row(cell.variant, place, state, trial.number, reason, scores)
 
     def _suggestion(self, number: int, cell: Cell) -> Suggestion:

@@ -1,5 +1,6 @@
 """Methods: pseudo sequences, self-supervision, and which terms are computed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from trainables.network.encoders import ENCODERS
 NETWORK = {"rnn": {"hidden_size": 16}, "encoder": {"features": 16}, "height": 32, "width": 24}
 
 
-def make(name: str = "alignment", encoder: str = "mclaughlin2016", **alignment: Any) -> Any:
+def make(
+    name: str = "alignment", encoder: str = "mclaughlin2016", flow: str = "none", **alignment: Any
+) -> Any:
     torch.manual_seed(0)
-    network = NETWORK | {"encoder": {"name": encoder, "features": 16}}
+    network = NETWORK | {"encoder": {"name": encoder, "features": 16}, "flow": flow}
     config = MethodConfig.model_validate({"network": network, "alignment": alignment})
     return build_method(name, config, sequences=3, images=5)
 
@@ -61,6 +64,10 @@ def test_every_method_builds_and_names_are_listed() -> None:
         find_method("trainables.methods:Batch")
     with pytest.raises(ValueError, match="No module named 'nowhere'"):
         find_method("nowhere:Method")
+    with pytest.raises(ValueError, match=r"'\.nowhere:Method' names no method: TypeError"):
+        find_method(".nowhere:Method")
+    with pytest.raises(ValueError, match="is no whole method: it lacks pseudo_steps"):
+        find_method("trainables.methods.joint:JointMethod")
 
 
 @pytest.mark.parametrize("length", [3, 5, 7])
@@ -149,7 +156,7 @@ def test_missing_images_and_short_sequences_are_named() -> None:
 
 def supervision(method: AlignmentMethod, features: Tensor) -> dict[str, Tensor]:
     frames, maps = torch.zeros(*features.shape[:2], 3, 8, 6), torch.zeros(*features.shape[:2], 32, 8, 6)
-    return method.alignment.supervise(frames, maps.to(features.dtype), features)
+    return method.alignment.supervise(frames, maps.to(features.dtype), features, features)
 
 
 def test_a_motionless_guess_scores_1() -> None:
@@ -255,6 +262,33 @@ def test_frames_are_matched_with_the_sequences_of_their_people() -> None:
         expected = method.video(torch.cat([real, ends[:, 0], ends[:, 1]]), people)
     torch.testing.assert_close(found, expected)
     assert not found.isclose(method(walks)["video"])
+
+
+def test_a_frame_that_stands_for_a_still_has_no_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = make(flow="dis")
+    alignment, seen = method.alignment, []
+
+    def watch(name: str, given: slice) -> None:
+        called = getattr(alignment, name)
+
+        def watched(*arguments: Any) -> Any:
+            seen.append(arguments[given])
+            return called(*arguments)
+
+        monkeypatch.setattr(alignment, name, watched)
+
+    watch("of_stills", slice(1, 3))
+    watch("supervise", slice(1, 3))
+    walks = batch()
+    for flow in (torch.zeros(4, 5, 2, 32, 24), torch.randn(4, 5, 2, 32, 24)):
+        frames = torch.cat([walks.sequences, flow], dim=2)
+        with without_dropout(method):
+            method(replace(walks, sequences=frames))["loss"].backward()
+    assert len(seen) == 6  # stills of sequences, images, neighbours, each twice
+    first, second = seen[:3], seen[3:]
+    for before, after in zip(first, second, strict=True):
+        for ours, theirs in zip(before, after, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_self_supervision_leaves_the_encoder_alone() -> None:

@@ -69,7 +69,7 @@ def batch(channels: int = 3, rank: int = 0, workers: int = 1) -> Batch:
 
 
 def supervise(alignment: PixelAlignment, frames: Tensor) -> dict[str, Any]:
-    return alignment.supervise(frames, torch.empty(0), torch.empty(0))
+    return alignment.supervise(frames, *[torch.empty(0)] * 3)
 
 
 def texture(count: int, height: int, width: int, grain: int = 4) -> Tensor:

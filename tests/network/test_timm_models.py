@@ -50,8 +50,16 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     kinds = {"maps": Maps, "tokens": Tokens}
     module: Any = ModuleType("timm")
     module.list_models = lambda: list(kinds)
-    module.create_model = lambda name, in_chans, **given: kinds[name](in_chans)
-    module.models = SimpleNamespace(get_pretrained_cfg=lambda name: None)
+
+    def create_model(name: str, **given: Any) -> nn.Module:
+        size = {"img_size": (32, 16)} if name == "tokens" else {}
+        channels = given.pop("in_chans")
+        assert given == {"pretrained": False, "num_classes": 0, "global_pool": ""} | size
+        return kinds[name](channels)
+
+    published = {"maps": None, "tokens": SimpleNamespace(fixed_input_size=True)}
+    module.create_model = create_model
+    module.models = SimpleNamespace(get_pretrained_cfg=published.get)
     monkeypatch.setitem(sys.modules, "timm", module)
     found: ModuleType = module
     return found

@@ -13,7 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables.methods import Batch, MethodConfig, build_method
 from trainables.methods.gather import gather
 from trainables.network.encoders import ENCODERS
-from trainables.network.normalisation import GlobalBatchNorm2d, convert_batch_norm, frozen_statistics
+from trainables.network.normalisation import (
+    GlobalBatchNorm2d,
+    _ActivatedGlobalBatchNorm2d,
+    convert_batch_norm,
+    frozen_statistics,
+)
 
 WORKERS = 2
 
@@ -117,6 +122,27 @@ def test_two_workers_train_like_one(workers: list[dict[str, Any]], encoder: str)
     expected = train(encoder, 0, 1)
     for found in workers:
         torch.testing.assert_close(found[encoder], expected, atol=2e-5, rtol=1e-3)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """Stands for timm's class of that name, which is known by it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, values: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(values)))
+        return activated
+
+
+def test_batch_norm_with_an_activation_is_converted_with_it() -> None:
+    torch.manual_seed(0)
+    module, values = nn.Sequential(BatchNormAct2d(3)), torch.randn(4, 3, 5, 2)
+    before, expected = module[0], module(values)
+    convert_batch_norm(module)
+    assert isinstance(module[0], _ActivatedGlobalBatchNorm2d) and module[0].act is before.act
+    torch.testing.assert_close(module(values), expected)
 
 
 def test_conversion_keeps_values_and_names() -> None:

@@ -9,12 +9,14 @@ import torch
 import yaml
 from pydantic import ValidationError
 from recorder import Recorder
+from safetensors.torch import save_file
 
 from trainables import train
 from trainables.data.sources import resolve
 from trainables.data.tracklet import DataError
 from trainables.embedding import embed
 from trainables.network.embedder import SequenceEmbedder
+from trainables.network.encoders import EncoderConfig, build_encoder
 from trainables.scoring import score
 
 
@@ -115,6 +117,19 @@ def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared,
 def test_fields_that_do_not_fit_together_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):
         tiny(**changes)
+
+
+def test_training_starts_from_the_weights_that_are_named(tiny, prepared, tmp_path):
+    torch.manual_seed(1)
+    layers = build_encoder(EncoderConfig(name="residual"), 3, 32, 16).layers.state_dict()
+    path = tmp_path / "residual.safetensors"
+    save_file(layers, path)
+    config = tiny(encoder={"weights": str(path)})
+    prepared.check(config, workers=1)
+    started = prepared.training(config, Recorder(tmp_path / "run")).method.embedder.encoder.layers
+    torch.testing.assert_close(dict(started.state_dict()), dict(layers))
+    with pytest.raises(DataError, match=r"encoder.weights: .*other.safetensors: there is no such file"):
+        prepared.check(tiny(encoder={"weights": str(tmp_path / "other.safetensors")}), workers=1)
 
 
 def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):

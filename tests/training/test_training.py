@@ -22,12 +22,16 @@ GOLDEN = Path(__file__).with_name("golden_curve.json")
 
 VARIANTS = {
     "alignment-residual-adamw": {},
+    "images-first": {"pretrain_epochs": 1},
     "sequence-mclaughlin-sgd": {
         "method": "sequence",
         "encoder": {"name": "mclaughlin2016"},
         "optimizer": {"name": "sgd", "warmup_epochs": 1},
     },
 }
+
+
+IMAGES_FIRST = ("pretrain", "static", "alignment")
 
 
 def fit(config, folder, **context):
@@ -53,11 +57,22 @@ def test_resuming_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepar
 
 def test_a_compiled_encoder_computes_the_same(tiny, prepared, tmp_path):
     small = {"epochs": 1, "encoder": {"name": "mclaughlin2016"}, "alignment": {"noise": 0}}
+    layers = prepared.training(tiny(**small, compile=True), Recorder(tmp_path)).method.embedder.encoder.layers
+    assert layers._compiled_call_impl is not None
     plain, compiled = (fit(tiny(**small, compile=on), tmp_path / str(on)).reports[0] for on in (False, True))
     found, expected = (
         [value for name, value in report.items() if name.startswith("train/")] for report in (compiled, plain)
     )
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_phase_starts_with_a_fresh_optimizer(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(epochs=2, pretrain_epochs=1), Recorder(tmp_path))
+    training.train_epoch()
+    steps = training.batches.per_epoch
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {steps}
+    training.train_epoch()
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {steps}
 
 
 def test_the_loss_curve_is_the_one_written_down(tiny, prepared, tmp_path):
@@ -122,11 +137,13 @@ def two_workers(tiny, prepared, tmp_path_factory):
     optimizer = {"name": "sgd", "learning_rate": 1e-3}
     still = {"rnn": {"dropout": 0.0}, "alignment": {"noise": 0}, "optimizer": optimizer}
     configs = [tiny(epochs=2, encoder={"name": name, "dropout": 0.0}, **still) for name in ENCODERS]
+    first = {"epochs": 2, "pretrain_epochs": 1, "encoder": {"dropout": 0.0}}
+    configs += [tiny(method=name, **first, **still) for name in IMAGES_FIRST]
     spawn(share_of_a_training, (2, configs, folder), nprocs=2)
     return configs, folder
 
 
-@pytest.mark.parametrize("number", range(len(ENCODERS)), ids=list(ENCODERS))
+@pytest.mark.parametrize("number", range(len(ENCODERS) + len(IMAGES_FIRST)), ids=[*ENCODERS, *IMAGES_FIRST])
 def test_two_workers_equal_one_at_the_same_global_batch(number, two_workers, tmp_path):
     configs, folder = two_workers
     expected = fit(configs[number], tmp_path / "alone").curve()

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 
 from trainables.methods.alignment import AlignmentMethod
 from trainables.methods.batch import Batch
@@ -44,10 +45,14 @@ def find_method(name: str) -> type[Method]:
         raise ValueError(f"no method {name!r}; {hint}expected {', '.join(METHODS)}, or package.module:Class")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{name!r} names no method: {error}") from error
+    except Exception as error:  # whatever happens when somebody's module is imported
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name!r} names no method: {type(error).__name__}: {reason}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"{name!r} names no subclass of trainables.methods.Method")
+    if inspect.isabstract(found):
+        lacks = ", ".join(sorted(found.__abstractmethods__))
+        raise ValueError(f"{name!r} is no whole method: it lacks {lacks}")
     return found
 
 

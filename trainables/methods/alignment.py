@@ -29,7 +29,7 @@ class AlignmentMethod(JointMethod):
     ``match`` goes beyond the paper. Only the people of the sequences are seen in both modalities: the first
     and the last frame of each sequence are treated as if they were still images, and their pseudo sequences
     join the real ones under one verification and one classifier. A person's pseudo sequences must be near
-    the real sequences in the other camera, and farther from everybody else's.
+    that person's real sequences in every camera, and farther from everybody else's.
     """
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
@@ -60,7 +60,7 @@ class AlignmentMethod(JointMethod):
         identities = gather(batch.sequence_identities)
         terms = {"video": self.video(sequences, identities)}
         if self.weights.match > 0:
-            ends = gather(self._of_ends(batch.sequences, maps.view(*shape, *maps.shape[1:])))
+            ends = gather(self._of_ends(batch.sequences, maps))
             together = torch.cat([sequences, ends[:, 0], ends[:, 1]])
             terms["match"] = self.video(together, identities.repeat(3))
         if self.pseudo is not None or self.distribution is not None:
@@ -83,18 +83,24 @@ class AlignmentMethod(JointMethod):
     def _of_ends(self, frames: Tensor, maps: Tensor) -> Tensor:
         """Features ``[sequence, 2, dimension]`` of the pseudo sequences of first and last frames."""
         ends = torch.tensor([0, frames.shape[1] - 1], device=frames.device)
+        stills = frames[:, ends, :3].flatten(0, 1)
         with frozen_statistics(self.embedder):
-            steps = self.alignment.of_frames(
-                self.embedder, frames[:, ends].flatten(0, 1), maps[:, ends].flatten(0, 1)
-            )
+            if frames.shape[2] == 3:
+                own = maps.view(*frames.shape[:2], *maps.shape[1:])[:, ends].flatten(0, 1)
+            else:  # a still image has no optical flow
+                own = self.embedder.spatial(stills)
+            steps = self.alignment.of_stills(self.embedder, stills, own)
             return self.embedder.aggregate(steps).view(len(frames), 2, -1)
 
     def _of_neighbours(self, frames: Tensor, maps: Tensor) -> dict[str, Tensor]:
         shape = frames.shape[:2]
         with torch.no_grad(), frozen_statistics(self.embedder), without_dropout(self.embedder):
-            features = self.embedder.encoder.project(maps)
+            features = stills = self.embedder.encoder.project(maps)
+            if frames.shape[2] > 3:  # a still image has no optical flow
+                maps = self.embedder.spatial(frames[:, :, :3].flatten(0, 1))
+                stills = self.embedder.encoder.project(maps)
         terms = self.alignment.supervise(
-            frames, maps.view(*shape, *maps.shape[1:]), features.view(*shape, -1)
+            frames, maps.view(*shape, *maps.shape[1:]), stills.view(*shape, -1), features.view(*shape, -1)
         )
         return {name: term for name, term in terms.items() if getattr(self.weights, name) > 0}
 

@@ -78,9 +78,9 @@ class CrossModalityAlignment(nn.Module, ABC):
         The middle step is the image's own feature.
         """
 
-    def of_frames(self, embedder: SequenceEmbedder, frames: Tensor, maps: Tensor) -> Tensor:
-        """Do the same with ``frames`` of real sequences, whose spatial maps are known."""
-        steps: Tensor = self(embedder, frames[:, :3])
+    def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:
+        """Do the same with images whose spatial maps are known."""
+        steps: Tensor = self(embedder, images)
         return steps
 
     def frames(self, images: Tensor) -> Tensor | None:
@@ -88,13 +88,15 @@ class CrossModalityAlignment(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def supervise(self, frames: Tensor, maps: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Treat each frame as if it were a still image, generate its neighbours, compare with the real ones.
 
         Args:
             frames: real sequences, ``[sequence, time, 3 or 5, height, width]``.
-            maps: their spatial maps, ``[sequence, time, channel, rows, columns]``, without gradient.
-            features: their features, ``[sequence, time, features]``, without gradient.
+            maps: spatial maps of each frame as a still image, without optical flow,
+                ``[sequence, time, channel, rows, columns]``, without gradient.
+            stills: the features that follow from them, ``[sequence, time, features]``.
+            features: the features of the real frames, ``[sequence, time, features]``, without gradient.
 
         Returns:
             Scalars ``motion`` and ``content``, those that apply, over the global batch. Each is relative

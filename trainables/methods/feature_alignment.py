@@ -94,31 +94,27 @@ class FeatureAlignment(CrossModalityAlignment):
         return residuals
 
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``.
+        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""
+        return self.of_stills(embedder, images, embedder.spatial(images))
 
-        The feature is projected once per step, so that dropout differs between steps as it does between
-        frames.
-        """
-        return self.of_frames(embedder, images, embedder.spatial(images))
-
-    def of_frames(self, embedder: SequenceEmbedder, frames: Tensor, maps: Tensor) -> Tensor:
-        """Do the same without a second look at the frames."""
-        steps = embedder.encoder.project(maps.repeat_interleave(self.length, dim=0))
-        steps = steps.view(len(maps), self.length, -1)
+    def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:
+        """Do the same without a second look at the images."""
+        steps = embedder.hold(maps, self.length)
         with torch.no_grad():
             context = self.context(maps, steps[:, self.reach])
             motion = self.motion(context, steps)
             content = self.content(context, steps + motion)
         return steps + motion + content
 
-    def supervise(self, frames: Tensor, maps: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Compare what is generated from a frame with its real neighbours; see `CrossModalityAlignment`.
 
         Every frame with ``length // 2`` neighbours on both sides takes part. ``motion`` is the energy score
         (Gneiting and Raftery, 2007) of the changes from step to step, ``content`` the squared error of the
         pooled sequence.
         """
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        precision = torch.promote_types(features.dtype, torch.float32)
+        features, stills = features.to(precision), stills.to(precision)
         time = features.shape[1]
         if time < self.length:
             raise ValueError(
@@ -126,7 +122,7 @@ class FeatureAlignment(CrossModalityAlignment):
             )
         middle = slice(self.reach, time - self.reach)
         real = features.unfold(1, self.length, 1).transpose(2, 3).flatten(0, 1)
-        stills = features[:, middle].flatten(0, 1)
+        stills = stills[:, middle].flatten(0, 1)
         pooled = features.mean(dim=1, keepdim=True).expand(-1, time - 2 * self.reach, -1).flatten(0, 1)
         context = self.context(maps[:, middle].flatten(0, 1), stills)
         steps = stills.unsqueeze(1).expand(-1, self.length, -1)

@@ -70,9 +70,5 @@ class StaticMethod(JointMethod):
     """Joint training, each image shown as a motionless sequence: what alignment has to beat."""
 
     def pseudo_steps(self, images: Tensor) -> Tensor:
-        """Repeat each image's feature; dropout differs between steps as it does between frames."""
-        length = self.config.alignment.length
-        maps = self.embedder.spatial(images)
-        return self.embedder.encoder.project(maps.repeat_interleave(length, dim=0)).view(
-            len(maps), length, -1
-        )
+        """Hold each image still."""
+        return self.embedder.hold(self.embedder.spatial(images), self.config.alignment.length)

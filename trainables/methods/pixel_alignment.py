@@ -157,7 +157,7 @@ class PixelAlignment(CrossModalityAlignment):
             frames = torch.cat([frames, flow], dim=2)
         return embedder.encode(frames.flatten(0, 1)).view(len(images), self.length, -1)
 
-    def supervise(self, frames: Tensor, maps: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Compare what is generated from a frame with its real neighbours; see `CrossModalityAlignment`.
 
         Stills are the middles of as many runs of ``length`` frames as fit side by side. Both terms are

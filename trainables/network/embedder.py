@@ -65,6 +65,13 @@ class SequenceEmbedder(nn.Module):
         """Map frames ``[frame, channel, height, width]`` to features ``[frame, features]``."""
         return self.encoder.project(self.spatial(frames))
 
+    def hold(self, maps: Tensor, length: int) -> Tensor:
+        """Map maps ``[frame, channel, rows, columns]`` to motionless steps ``[frame, length, features]``.
+
+        Each is projected once per step, so that dropout differs between steps as it does between frames.
+        """
+        return self.encoder.project(maps.repeat_interleave(length, dim=0)).view(len(maps), length, -1)
+
     def aggregate(self, steps: Tensor) -> Tensor:
         """Map frame features ``[batch, time, features]`` to sequence features ``[batch, dimension]``."""
         feature: Tensor = self.pooling(self.recurrence(steps))
