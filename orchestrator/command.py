@@ -1,6 +1,7 @@
 """The command line that all jobs share: options, overrides and exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -43,6 +44,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of the whole usage."""
         self.exit(2, f"error: {message}; see --help\n")
+
+
+def leave_at_once(*_: object) -> None:
+    """End the process with everything as it stands: what to do at the second Ctrl-C."""
+    print("stopped at once; the same command continues", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def execute(kind: str, parsed: argparse.Namespace, start: Start) -> int:

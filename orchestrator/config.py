@@ -7,9 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     Field,
     PrivateAttr,
     ValidationError,
@@ -17,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import trainable
+from orchestrator import storage, trainable
 from orchestrator.algorithms import Integer, Number, Sampler, Scheduler, Section
 from orchestrator.document import Document, Override
 from orchestrator.errors import Fault, FieldError, InputError, first_fault, nearest, show
@@ -27,7 +30,55 @@ from orchestrator.trainable import Trainable
 __all__ = ["Job", "Override", "Sweep", "differences", "read"]
 
 _MAY_CHANGE = ("budget", "resources", "storage", "tracking")
+_NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def _seconds(value: Any) -> Any:
+    """Read a duration such as ``1h30m``."""
+    if value is None:
+        return value
+    if not isinstance(value, str) or not re.fullmatch(r"(\d{1,6}[dhms])+", value, re.ASCII):
+        raise ValueError(f"{show(value)} is no duration; write 90s, 30m, 2h or 1d")
+    seconds = sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"\d+[dhms]", value))
+    if not seconds:
+        raise ValueError(f"{value!r} leaves no time; write 90s, 30m, 2h or 1d")
+    return float(seconds)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A duration, written 90s, 30m, 2h or 1d."""
+
+
+def _point_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise ValueError("is no name of a point; use at most 64 letters, digits, '-', '_' and '.'")
+    return value
+
+
+def _point(value: dict[str, Any]) -> dict[str, Any]:
+    if not value:
+        raise ValueError("holds no value; give at least one, {searched path: value}")
+    return value
+
+
+PointName = Annotated[str, AfterValidator(_point_name)]
+Point = Annotated[dict[str, Any], AfterValidator(_point)]
+"""Values of searched paths, one at least."""
+
+
+def _source(value: Any) -> Any:
+    """Read ``NAME`` of a sweep, or ``mlflow:EXPERIMENT``."""
+    kind, colon, experiment = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind == "mlflow" and experiment.strip():
+        return f"mlflow:{experiment.strip()}"
+    if colon or not re.fullmatch(_NAME, kind):
+        raise ValueError(f"{show(value)} is no sweep; write the name of one, or mlflow:EXPERIMENT")
+    return value
+
+
+Source = Annotated[str, BeforeValidator(_source)]
+"""An earlier sweep: ``NAME`` in the same storage, or ``mlflow:EXPERIMENT``."""
 
 
 class Objective(Section):
@@ -48,24 +99,19 @@ class Budget(Section):
     """When the sweep ends: whatever comes first."""
 
     trials: Annotated[Integer, Field(ge=1)] = Field(description="trials in all")
-    wall: float | None = Field(
-        None, description="time after which trials are stopped, in each run of the command: 90s, 30m, 2h, 1d"
+    wall: Seconds | None = Field(
+        None,
+        description="time after which trials are stopped, over all runs of the command: 90s, 30m, 2h",
+    )
+    gpu_hours: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="hours that workers may hold GPUs, over all attempts and runs of the command"
     )
     no_gain_for: Annotated[Integer, Field(ge=1)] | None = Field(
         None, description="finished trials in a row without a better one"
     )
-
-    @field_validator("wall", mode="before")
-    @classmethod
-    def _seconds(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, str) or not re.fullmatch(r"(\d{1,6}[dhms])+", value, re.ASCII):
-            raise ValueError(f"{show(value)} is no duration; write 90s, 30m, 2h or 1d")
-        seconds = sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"\d+[dhms]", value))
-        if not seconds:
-            raise ValueError(f"{value!r} leaves no time; write 90s, 30m, 2h or 1d")
-        return float(seconds)
+    failures: Annotated[Integer, Field(ge=1)] = Field(
+        10, description="failed trials in a row, in one run of the command, that end it"
+    )
 
 
 class Resources(Section):
@@ -78,6 +124,9 @@ class Resources(Section):
     )
     concurrent: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
         "auto", description="trials at once; auto: as many as fit"
+    )
+    silence: Seconds = Field(
+        3600.0, description="time without a report after which a trial counts as hung: 90s, 30m, 2h, 1d"
     )
 
     @field_validator("gpus")
@@ -148,41 +197,38 @@ class Job(Section):
     trainable: str = Field(description="package.module:Class")
     config: dict[str, Any] = Field(default={}, description="fixed values of the trainable's config")
     resources: Resources = Resources()
-    storage: Path = Field(Path("~/reid-sweeps"), validate_default=True)
+    storage: str = Field("~/reid-sweeps", validate_default=True)
+    study: str = Field("", description="database of the study; default: beside the checkpoints")
     tracking: Tracking = Tracking()
     _implementation: Trainable = PrivateAttr()
 
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", value):
+        if not re.fullmatch(_NAME, value):
             raise ValueError(f"{show(value)} is no name; use at most 63 of a-z, 0-9, '-', '_' and '.'")
         return value
 
     @field_validator("storage", mode="before")
     @classmethod
-    def _local_folder(cls, value: Any) -> Any:
-        if not isinstance(value, str | Path) or not str(value).strip():
-            raise ValueError(f"{show(value)} is no folder; write for example ~/reid-sweeps")
-        value = str(value)
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
-            raise ValueError(
-                f"{show(value)}: {cls.kind}s are kept in a local folder only, for example ~/reid-sweeps"
-            )
-        expanded = os.path.expanduser(value)
-        if expanded.startswith("~"):
-            raise ValueError(f"{show(value)}: there is no such user; write for example ~/reid-sweeps")
-        return Path(os.path.abspath(expanded))
+    def _folder_or_bucket(cls, value: Any) -> Any:
+        return storage.normalize(value, cls.kind)
+
+    @field_validator("study", mode="before")
+    @classmethod
+    def _database(cls, value: Any) -> Any:
+        if value in (None, ""):
+            return ""
+        if not isinstance(value, str) or not re.match(r"postgresql\+psycopg2://[^/]*/\w", value):
+            raise ValueError(f"{show(value)} is no database; write postgresql+psycopg2://user@host:5432/name")
+        if urlsplit(value).password:
+            raise ValueError("a password does not belong into the address; set PGPASSWORD or use ~/.pgpass")
+        return value
 
     @property
     def implementation(self) -> Trainable:
         """The trainable itself."""
         return self._implementation
-
-    @property
-    def directory(self) -> Path:
-        """The folder of this job."""
-        return self.storage / self.name
 
     @abstractmethod
     def to_check(self) -> Iterator[BaseModel]:
@@ -215,6 +261,12 @@ class Sweep(Job):
     sampler: Sampler = Sampler.model_validate("tpe")
     scheduler: Scheduler
     budget: Budget = Field(description="when to end: {trials: 24}")
+    enqueue: dict[PointName, Point] = Field(
+        default={}, description="points to try first: {NAME: {searched path: value}}; the rest is suggested"
+    )
+    warm_start: tuple[Source, ...] = Field(
+        (), description="earlier sweeps to learn from: names in the same storage, or mlflow:EXPERIMENT"
+    )
     registry: Registry | None = None
     _space: Space = PrivateAttr()
 
@@ -223,6 +275,19 @@ class Sweep(Job):
     def _searches(cls, value: dict[str, Parameter]) -> dict[str, Parameter]:
         if not value:
             raise ValueError("nothing is searched; give at least one path, e.g. {seed: {int: [0, 9]}}")
+        return value
+
+    @field_validator("warm_start", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("warm_start")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for index, each in enumerate(value):
+            if each in value[:index]:
+                raise ValueError(f"{show(each)} is given twice; keep one of them")
         return value
 
     @field_validator("objective", mode="before")
@@ -336,9 +401,12 @@ def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[st
         implementation = trainable.load(job.trainable)
     except InputError as error:
         raise FieldError(Fault(("trainable",), str(error))) from error
-    database = f"sqlite:///{job.storage / 'mlflow.db'}"
+    uri = job.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or ""
+    if not uri and job.storage.startswith("s3://"):
+        reason = "a bucket needs an MLflow server beside it; give tracking.uri or set MLFLOW_TRACKING_URI"
+        raise FieldError(Fault(("storage",), reason))
     tracking = Tracking(
-        uri=job.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or database,
+        uri=uri or f"sqlite:///{job.storage}/mlflow.db",
         experiment=job.tracking.experiment or job.name,
     )
     job = job.model_copy(update={"tracking": tracking})
@@ -359,12 +427,23 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     """Build the sweep from the values of its file; raises FieldError."""
     sweep = load_job(Sweep, tree, environment)
     implementation = sweep.implementation
+    if sweep.budget.gpu_hours is not None and not sweep.resources.gpus:
+        raise FieldError(Fault(("budget", "gpu_hours"), "trials take no GPU; see resources.gpus"))
     objective = _with_modes(sweep.objective, implementation.metrics, isinstance(tree["objective"], list))
     if len(objective) > 1 and sweep.scheduler.name != "none":
         reason = "trials of several objectives cannot be stopped early; write scheduler: none"
         raise FieldError(Fault(("scheduler",), reason))
-    sweep = sweep.model_copy(update={"objective": objective})
-    sweep._space = Space.build(sweep.search, implementation.Config, sweep.config)
+    if sweep.name in sweep.warm_start:
+        place = ("warm_start", sweep.warm_start.index(sweep.name))
+        reason = f"{sweep.name} is this sweep itself, whose trials are kept anyway; name an earlier one"
+        raise FieldError(Fault(place[: 1 + isinstance(tree["warm_start"], list)], reason))
+    space = Space.build(sweep.search, implementation.Config, sweep.config)
+    enqueue = {
+        name: space.point(point, implementation.Config, "enqueue", name)
+        for name, point in sweep.enqueue.items()
+    }
+    sweep = sweep.model_copy(update={"objective": objective, "enqueue": enqueue})
+    sweep._space = space
     refuse_idle(
         overrides,
         {
@@ -433,7 +512,7 @@ def _flat(resolved: Mapping[str, Any]) -> dict[str, str]:
         if key == "search":
             for path, entry in value.items():
                 laid[f"search.{path}"] = ", ".join(f"{kind} {_text(given)}" for kind, given in entry.items())
-        elif key not in _MAY_CHANGE:
+        elif key not in _MAY_CHANGE and value not in ("", {}, []):  # an earlier version may not know the key
             laid |= flat(key, value)
     return laid
 

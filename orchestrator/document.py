@@ -12,7 +12,7 @@ from orchestrator.errors import Fault, FieldError, InputError, nearest, show
 
 _MOST_BYTES = 1 << 18
 _MOST_LEVELS = 32
-_ABOVE_PATHS = {"search": 1, "splits": 1, "variants": 2}
+_ABOVE_PATHS = {"search": 1, "splits": 1, "variants": 2, "enqueue": 2}
 """Sections that map paths of the config, and how many keys stand above such a path."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -72,15 +72,10 @@ class Document:
     def set(self, override: Override) -> None:
         """Lay one value over the tree. Raises InputError when its path leads through a plain value.
 
-        Under ``search.``, ``splits.`` and ``variants.NAME.`` the rest is one key, which is a path of the
-        config, unless it leads into an entry that is there already.
+        Under ``search.``, ``splits.``, ``variants.NAME.`` and ``enqueue.NAME.`` the rest is one key, which is
+        a path of the config, unless it leads into an entry that is there already.
         """
-        keys = tuple(override.path.split("."))
-        above = _ABOVE_PATHS.get(keys[0], len(keys))
-        if len(keys) > above:
-            section, rest = keys[:above], errors.dotted(keys[above:])
-            known = [each for each in self._at(section) or () if rest.startswith(f"{each}.")]
-            keys = (*section, known[0], *rest[len(known[0]) + 1 :].split(".")) if known else (*section, rest)
+        keys = self._keys(override.path)
         if not all(keys):
             raise InputError(
                 f"{override.origin}: {override.path!r} is no path; write for example config.epochs"
@@ -101,6 +96,20 @@ class Document:
             del self._places[path]
         self._places[keys] = override.origin
 
+    def _keys(self, path: str) -> tuple[str, ...]:
+        """Split a path at its dots, but not within names and paths of the config, which may hold some."""
+        first, *more = path.split(".")
+        if first not in _ABOVE_PATHS:
+            return first, *more
+        keys: tuple[str, ...] = (first,)
+        while more and len(keys) <= _ABOVE_PATHS[first]:
+            rest = f"{errors.dotted(more)}."
+            known = [each for each in self._at(keys) or () if rest.startswith(f"{each}.")]
+            whole = len(more) if len(keys) == _ABOVE_PATHS[first] else 1
+            length = max((each.count(".") + 1 for each in known), default=whole)
+            keys, more = (*keys, errors.dotted(more[:length])), more[length:]
+        return *keys, *more
+
     def _at(self, keys: tuple[str, ...]) -> dict[str, Any] | None:
         """The mapping that stands at a path, if one does."""
         here: Any = self.tree
@@ -111,6 +120,14 @@ class Document:
     def fill(self, environment: Mapping[str, str]) -> None:
         """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; raises FieldError for one not set."""
         self.tree = _filled(self.tree, environment, ())
+
+
+def plain(text: str) -> Any:
+    """Read one value as a file would hold it; what is no YAML is itself."""
+    try:
+        return _parse(text, "", {})
+    except InputError:
+        return text
 
 
 def _text(path: Path, kind: str) -> str:

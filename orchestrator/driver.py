@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import signal
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import ray
+from optuna.exceptions import StorageInternalError
 from rich.console import RenderableType
+from sqlalchemy.exc import OperationalError
 
-from orchestrator import cluster, registry, report, tracking
+from orchestrator import cluster, registry, report, tracking, warm_start
 from orchestrator.cluster import Cluster
+from orchestrator.command import leave_at_once
 from orchestrator.config import Job, Sweep
 from orchestrator.directory import JobDirectory
-from orchestrator.errors import InputError, SweepError
+from orchestrator.errors import InputError, StorageError, SweepError, is_full
+from orchestrator.lease import Lease
 from orchestrator.plan import pairs, plan
 from orchestrator.progress import Progress
 from orchestrator.search import search
@@ -24,6 +29,7 @@ from orchestrator.study import Study, SweepStudy
 from orchestrator.tracking import Tracker
 from orchestrator.trainable import DataSetRecord
 from orchestrator.trial import evaluate, explain, name, trainable_task
+from orchestrator.warm_start import Fitted
 
 INTERRUPTED = 130
 FAILED = 1
@@ -38,7 +44,7 @@ class Driver(ABC):
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job = job
         self._progress = progress
-        self._directory = JobDirectory(job)
+        self._directory = JobDirectory(job, progress.say)
 
     def run(self, *, address: str | None, dry_run: bool, fresh: bool) -> int:
         """Do it all; returns the exit code.
@@ -47,22 +53,24 @@ class Driver(ABC):
             InputError: the user's input is at fault; nothing was written.
         """
         job, progress = self._job, self._progress
-        with _readable("storage"):
+        try:
             self._directory.check(fresh)
-        outcome = None if fresh else self._directory.outcome(*self.outcome_keys)
-        if outcome is not None and self.is_final(outcome):
+            outcome = None if fresh else self._directory.outcome(*self.outcome_keys)
+        except StorageError as error:
+            raise InputError(str(error)) from error
+        if outcome is not None and self.is_final(outcome) and outcome.get("delivered", True):
             progress.say(f"the {job.kind} {job.name} is finished; --fresh starts it over")
             self.summarise(outcome)
             return 0
         try:
             tracking.check(job.tracking.uri)
-            with progress.doing("checking the data"), _readable("config"):
-                for config in job.to_check():
-                    job.implementation.check(config, job.resources.workers)
+            self.check(fresh or self._directory.is_new())
             with progress.doing(
                 "starting Ray" if address is None else f"joining the Ray cluster at {address}"
             ):
                 joined = cluster.start(address)
+            # As Ctrl-C does; Ray would end the process without a word.
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
             progress.show(self.plan(joined))
             if dry_run:
                 progress.say("dry run: everything was checked, nothing was started")
@@ -70,9 +78,29 @@ class Driver(ABC):
             return self._run(joined, fresh)
         except job.implementation.InputError as error:
             raise InputError(f"config.{error}") from error
+        except (OSError, OperationalError, StorageInternalError) as error:
+            line = _space(error)
+            if not line:
+                raise
+            progress.say(f"{line}; all that was written is kept, and the same command goes on")
+            return FAILED
         except SweepError as error:
             progress.say(f"{error}; the same command tries again")
             return FAILED
+
+    def check(self, new: bool) -> None:
+        """Check whatever takes longer than reading the file; writes nothing.
+
+        Raises:
+            InputError: it is at fault, or the InputError of the trainable.
+        """
+        job = self._job
+        try:
+            with self._progress.doing("checking the data"):
+                for config in job.to_check():
+                    job.implementation.check(config, job.resources.workers)
+        except OSError as error:
+            raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
     @abstractmethod
     def is_final(self, outcome: dict[str, Any]) -> bool:
@@ -117,7 +145,8 @@ class Driver(ABC):
         progress, uri = self._progress, self._job.tracking.uri
         data_sets = self._prepare()
         outcome: dict[str, Any] | None = None
-        with self._directory.open(fresh) as job_id:
+        undelivered: str | None = None
+        with self._directory.open(fresh) as (job_id, lease):
             with progress.doing(f"opening the tracking store {uri}"):
                 study = self.open_study()
                 tracker = Tracker(uri, self._job.tracking.experiment, self._job.name, job_id, self._job.kind)
@@ -126,15 +155,19 @@ class Driver(ABC):
                 try:
                     columns = {"trainable": self._job.trainable, **self.columns()}
                     tracker.log_sweep(self._job.resolved(), columns, data_sets)
-                    code = self._search(study, joined, tracker)
+                    code = self._search(study, joined, lease, tracker)
                     if code == 0:
                         outcome = self.conclude(study, data_sets, tracker)
-                        self._directory.finish(outcome)
+                        self._directory.finish({**outcome, "delivered": False})
                         status, code = "FINISHED", self.code(outcome)
                     elif code == INTERRUPTED:
+                        signal.signal(signal.SIGINT, leave_at_once)
                         status = "KILLED"
                 except KeyboardInterrupt:
+                    signal.signal(signal.SIGINT, leave_at_once)
                     status = "KILLED"
+                    if lease.ending:
+                        progress.say(lease.ending)
                     raise
                 finally:
                     figures, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
@@ -142,10 +175,12 @@ class Driver(ABC):
                     with progress.doing("handing the last records to MLflow"):
                         undelivered = tracker.flush()
                     if undelivered:
-                        progress.say(undelivered)
+                        progress.say(f"{undelivered}; the same command delivers them")
+                if outcome is not None and not undelivered:
+                    self._directory.finish({**outcome, "delivered": True})
         if outcome is not None:
             self.summarise(outcome)
-        return code
+        return FAILED if undelivered and not code else code
 
     def _prepare(self) -> list[DataSetRecord]:
         """Prepare the data of every config; gives one record for each set in each role."""
@@ -163,18 +198,22 @@ class Driver(ABC):
                     records[record.name, record.role, record.digest] = record
         return list(records.values())
 
-    def _search(self, study: Study, joined: Cluster, tracker: Tracker) -> int:
+    def _search(self, study: Study, joined: Cluster, lease: Lease, tracker: Tracker) -> int:
         """Run the trials that are left; returns the exit code, 0 when one at least is complete."""
-        progress = self._progress
-        if study.trials:
-            progress.say(f"continuing: {len(study.trials)} trials are known, {study.left()} are left to run")
-        if not search(self._job, study, joined, self._directory, tracker, progress):
+        progress, suggested = self._progress, study.suggested
+        if suggested:
+            progress.say(f"continuing: {len(suggested)} trials are known, {study.left()} are left to run")
+        end = search(self._job, study, joined, self._directory, lease, tracker, progress)
+        if end != "done":
             self.interrupted(study)
+            if end == "failing":
+                return FAILED
             progress.say(f"interrupted; the same command continues the {self._job.kind}")
             return INTERRUPTED
         if not study.count()["complete"]:
-            reasons = sorted({trial.user_attrs.get("reason", "unknown") for trial in study.trials})
-            progress.say(f"no trial of {len(study.trials)} succeeded: {'; '.join(reasons)}")
+            suggested = study.suggested
+            reasons = sorted({trial.user_attrs.get("reason", "unknown") for trial in suggested})
+            progress.say(f"no trial of {len(suggested)} succeeded: {'; '.join(reasons)}")
             return FAILED
         return 0
 
@@ -187,6 +226,7 @@ class SweepDriver(Driver):
     def __init__(self, sweep: Sweep, progress: Progress) -> None:
         super().__init__(sweep, progress)
         self._sweep = sweep
+        self._earlier: list[Fitted] | None = None
 
     def is_final(self, outcome: dict[str, Any]) -> bool:
         """Whether it was made with the budget of the file."""
@@ -200,9 +240,34 @@ class SweepDriver(Driver):
         """The budget."""
         return {"trials": self._sweep.budget.trials}
 
+    def check(self, new: bool) -> None:
+        """The data, and that the earlier sweeps to start from are there."""
+        super().check(new)
+        if new:
+            self._earlier = self._read_earlier()
+
     def open_study(self) -> SweepStudy:
         """The study of the search."""
-        return SweepStudy(self._sweep, self._directory.path)
+        study = SweepStudy(self._sweep, self._directory)
+        if not study.begun:
+            study.begin(self._read_earlier() if self._earlier is None else self._earlier)
+        return study
+
+    def _read_earlier(self) -> list[Fitted]:
+        """The trials of earlier sweeps that fit into this one; tells how many of each."""
+        used: list[Fitted] = []
+        for source in self._sweep.warm_start:
+            with self._progress.doing(f"reading {source}"):
+                if source.startswith(warm_start.MLFLOW):
+                    experiment = source.removeprefix(warm_start.MLFLOW)
+                    earlier = warm_start.from_mlflow(self._sweep.tracking.uri, experiment)
+                else:
+                    earlier = warm_start.from_study(*self._directory.neighbour(source))
+            fitted, left_out = warm_start.fit(self._sweep, earlier, used)
+            for line in warm_start.describe(fitted, left_out, source):
+                self._progress.say(line)
+            used += fitted
+        return used
 
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> dict[str, Any]:
         """Score the best trial's model on the targets, register it, and write the report."""
@@ -218,7 +283,7 @@ class SweepDriver(Driver):
             )
             try:
                 scores: dict[str, float] = ray.get(
-                    task.remote(sweep.trainable, config.model_dump(mode="json"), str(checkpoint))
+                    task.remote(sweep.trainable, config.model_dump(mode="json"), checkpoint)
                 )
             except ray.exceptions.RayError as error:
                 raise SweepError(f"{name(best.number)} could not be scored: {explain(error)}") from error
@@ -230,18 +295,19 @@ class SweepDriver(Driver):
             "objective": {o.metric: value for o, value in zip(sweep.objective, best.values, strict=True)},
             "scores": scores,
             "tracking": sweep.tracking.uri,
-            "report": str(self._directory.report),
+            "report": self._directory.locate("report.html"),
             "model": None,
         }
         if sweep.registry is not None:
             with (
                 progress.doing(f"registering the model of {name(best.number)}"),
                 tempfile.TemporaryDirectory() as folder,
+                checkpoint.as_directory() as trained,
             ):
                 model = registry.register(
                     tracker,
                     best.number,
-                    sweep.implementation.export(config, checkpoint, Path(folder)),
+                    sweep.implementation.export(config, Path(trained), Path(folder)),
                     model=sweep.registry.model,
                     alias=sweep.registry.alias,
                     evaluation=scores,
@@ -253,8 +319,10 @@ class SweepDriver(Driver):
             outcome["model"] = dataclasses.asdict(model)
         with progress.doing("writing the report"):
             summary = _for_report(outcome, data_sets, study, tracker)
-            report.write_report(study.study, summary, self._directory.report)
-            tracker.log_file(self._directory.report)
+            file = self._directory.path / "report.html"
+            report.write_report(study.study, summary, file)
+            self._directory.publish(file)
+            tracker.log_file(file)
         return outcome
 
     def metrics(self, outcome: dict[str, Any]) -> dict[str, float]:
@@ -289,13 +357,15 @@ class SweepDriver(Driver):
             self._progress.say(f"{what}: {command}")
 
 
-@contextlib.contextmanager
-def _readable(field: str) -> Iterator[None]:
-    """Turn what the file system refuses during the checks into the user's one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{field}: {error.filename}: {error.strerror}") from error
+def _space(error: BaseException | None) -> str:
+    """Says that there is no space left, or that the database is away, when that is what an error means."""
+    while error is not None:
+        if is_full(error) or "disk is full" in str(error) or "No space left" in str(error):
+            return f"no space is left: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, OperationalError):
+            return f"the study's database does not answer: {' '.join(str(error.orig).split())[:200]}"
+        error = error.__cause__
+    return ""
 
 
 def _for_report(

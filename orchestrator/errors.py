@@ -1,6 +1,7 @@
 """What is wrong in the user's input, in one line."""
 
 import difflib
+import errno
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,20 @@ Path = tuple[str | int, ...]
 
 class SweepError(RuntimeError):
     """The sweep cannot go on. ``str()`` is one line; what was done is kept, the same command tries again."""
+
+
+class StorageError(SweepError):
+    """The storage did not take or give something; what was written before is whole.
+
+    ``full``: there is no space left, so that trying again helps nobody.
+    """
+
+    def __init__(self, message: str, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.full)
 
 
 class InputError(ValueError):
@@ -55,6 +70,11 @@ class FieldError(InputError):
         """Keep the fault beside the line made of it."""
         super().__init__(str(fault))
         self.fault = fault
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there is no space left to write."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def dotted(path: Iterable[str | int]) -> str:

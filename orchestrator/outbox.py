@@ -55,6 +55,17 @@ class Outbox:
             self._jobs.append((what, job))
             self._start()
 
+    def deliver(self) -> None:
+        """Try to deliver what is waiting; returns at once."""
+        with self._lock:
+            if self._jobs:
+                self._start()
+
+    def waiting(self) -> str:
+        """How many jobs wait for a server that is away, and why; nothing while it answers."""
+        with self._lock:
+            return f"{len(self._jobs)} records for {self._server}: {self._trouble}" if self._trouble else ""
+
     def flush(self, timeout: float) -> str | None:
         """Wait at most `timeout` seconds for everything posted so far.
 

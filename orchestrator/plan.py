@@ -38,9 +38,11 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     if budget.no_gain_for is not None:
         limits.append(f"stop when {budget.no_gain_for} ended trials in a row bring no gain")
     rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
+    first = {"tried first": ", ".join(sweep.enqueue), "warm start": ", ".join(sweep.warm_start)}
     return {
         "objective": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective),
         "sampler": sweep.sampler.name,
+        **{name: text for name, text in first.items() if text},
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
         "budget": "; ".join(limits),
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
@@ -56,7 +58,7 @@ def places(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:
         "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
         "at once": f"{min(cluster.concurrency(resources), trials)} trial(s) on "
         f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
-        "storage": str(job.directory),
+        "storage": f"{job.storage}/{job.name}",
         "tracking": f"{job.tracking.uri}, experiment {job.tracking.experiment}",
         "Ray dashboard": cluster.dashboard or "not running",
     }

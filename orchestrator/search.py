@@ -2,23 +2,26 @@
 
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
-from ray.tune import Callback, Trainable
+from ray.tune import Callback, Stopper, Trainable
 from ray.tune.trainable.function_trainable import wrap_function
 from ray.util.metrics import Gauge
 
 from orchestrator.cluster import Cluster
-from orchestrator.config import Job
+from orchestrator.command import leave_at_once
+from orchestrator.config import Job, Resources
 from orchestrator.directory import JobDirectory
+from orchestrator.lease import Lease
 from orchestrator.progress import Progress, clock
-from orchestrator.study import NotSnapshotted, Study, StudyScheduler, StudySearcher
-from orchestrator.tracking import State, Tracker
-from orchestrator.trial import LOG, NAMES, TrialSpec, is_epoch, name, run
+from orchestrator.study import POINT, NotSnapshotted, Study, StudyScheduler, StudySearcher, epochs
+from orchestrator.tracking import State, Tracker, TrackingError
+from orchestrator.trial import HALT, LOG, LOST, STARTED, TrialSpec, is_epoch, name, run
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",
@@ -31,6 +34,52 @@ _WORDS = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "stopped",
 }
+_TRAINING = "training"
+
+
+_MOST_FAILURES = 10
+"""How often Tune starts a trial anew whose own process, which only waits for its workers, died."""
+
+End = Literal["done", "interrupted", "failing"]
+
+
+class Limits(NotSnapshotted, Stopper):
+    """When all trials have to stop: a budget is spent, or there is no point in going on."""
+
+    def __init__(self, study: Study, lease: Lease) -> None:
+        self._study, self._lease = study, lease
+        self.halted = ""
+        """Why no trial can go on."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped alone."""
+        if HALT in result:
+            self.halted = result[HALT]
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials have to stop now."""
+        return bool(self.spent() or self.failing() or self.halted)
+
+    def spent(self) -> str:
+        """Which budget is spent, if one is."""
+        spent, study = self._lease.record.spent, self._study
+        if study.wall is not None and spent.seconds >= study.wall:
+            return f"the wall budget of {clock(study.wall)} is spent"
+        if study.gpu_hours is not None and spent.gpu_seconds >= study.gpu_hours * 3600:
+            return f"the budget of {study.gpu_hours:g} GPU hours is spent"
+        return ""
+
+    def failing(self) -> str:
+        """Why the last trials failed, if all of so many did."""
+        reasons = self._study.failing
+        if self._study.most_failures is None or len(reasons) < self._study.most_failures:
+            return ""
+        common = max(set(reasons), key=reasons.count)
+        return (
+            f"the last {len(reasons)} trials failed, {reasons.count(common)} of them with: {common}; "
+            "mend it, and the same command goes on (budget.failures sets how many)"
+        )
 
 
 def search(
@@ -38,55 +87,81 @@ def search(
     study: Study,
     cluster: Cluster,
     directory: JobDirectory,
+    lease: Lease,
     tracker: Tracker,
     progress: Progress,
-) -> bool:
-    """Run the trials that the study has left; returns False when it was interrupted."""
-    if study.left() == 0:
-        return True  # a driver before this one came to the end, but not to the outcome
-    monitor = Monitor(job, study, tracker, progress)
-    spec = TrialSpec(
-        trainable=job.trainable,
-        folder=str(directory.trials),
-        workers=job.resources.workers,
-        cpus=job.resources.cpus,
-        gpus=job.resources.gpus,
-        scored=study.scored,
-    )
-
-    tuner = tune.Tuner(
-        _tune_trainable(spec, cluster.driver_bundle()),
-        tune_config=tune.TuneConfig(
-            num_samples=study.left(),
-            search_alg=StudySearcher(study),
-            scheduler=StudyScheduler(study),
-            max_concurrent_trials=cluster.concurrency(job.resources),
-            time_budget_s=study.wall,
-            trial_name_creator=lambda made: name(made.config["number"]),
-            trial_dirname_creator=lambda made: name(made.config["number"]),
-        ),
-        run_config=tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(directory.tune),
-            callbacks=[monitor],
-            verbose=0,
-        ),
-    )
-    # Tune would print the traceback of every failed trial: it stands in the trial's MLflow run.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    begin = time.monotonic()
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
+) -> End:
+    """Run the trials that the study has left; says how that ended."""
+    monitor = Monitor(job, study, lease, tracker, progress)
+    monitor.catch_up()
+    limits = Limits(study, lease)
+    if study.left() and not limits.spent():
+        spec = TrialSpec(
+            trainable=job.trainable,
+            folder=f"{directory.root}/trials",
+            filesystem=directory.filesystem,
+            workers=job.resources.workers,
+            cpus=job.resources.cpus,
+            gpus=job.resources.gpus,
+            silence=job.resources.silence,
+            scored=study.scored,
+        )
+        lease.at_beat = monitor.beat
         with progress.doing(monitor.status):
+            _tune(study, cluster, job.resources, spec, limits, monitor)
+        monitor.catch_up()
+    if reason := limits.spent():
+        progress.say(reason)
+        for number in study.close(reason):
+            monitor.ended(number)
+        return "done"
+    if reason := limits.failing() or limits.halted:
+        progress.say(reason)
+        return "failing"
+    if lease.ending:
+        progress.say(lease.ending)
+        return "interrupted"
+    return "done" if study.ended() else "interrupted"
+
+
+def _tune(
+    study: Study,
+    cluster: Cluster,
+    resources: Resources,
+    spec: TrialSpec,
+    limits: Limits,
+    monitor: "Monitor",
+) -> None:
+    """Let Ray Tune run trials until there are none left or all have to stop."""
+    # Tune keeps records of its own, which nobody reads: a job continues from its study.
+    with tempfile.TemporaryDirectory() as scratch:
+        tuner = tune.Tuner(
+            _tune_trainable(spec, cluster.driver_bundle()),
+            tune_config=tune.TuneConfig(
+                num_samples=study.left(),
+                search_alg=StudySearcher(study),
+                scheduler=StudyScheduler(study),
+                max_concurrent_trials=cluster.concurrency(resources),
+                trial_name_creator=lambda made: name(made.config["number"]),
+                trial_dirname_creator=lambda made: name(made.config["number"]),
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                stop=limits,
+                failure_config=tune.FailureConfig(max_failures=_MOST_FAILURES),
+                callbacks=[monitor],
+                verbose=0,
+            ),
+        )
+        # Tune would print the traceback of every failed trial: it stands in the trial's MLflow run.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        # Tune stops its trials at the first signal, and leaves the second to whom it found here.
+        before = signal.signal(signal.SIGINT, leave_at_once)
+        try:
             tuner.fit()
-    finally:
-        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own behind
-    if study.wall is not None and time.monotonic() - begin >= study.wall:
-        progress.say(f"the wall budget of {clock(study.wall)} is spent")
-        for number in study.close("the wall budget was spent"):
-            monitor.ended(number, None)
-        return True
-    return study.ended()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Trainable]:
@@ -104,22 +179,57 @@ def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type
 
 
 class Monitor(NotSnapshotted, Callback):
-    """Tells the terminal, MLflow and the Ray metrics endpoint what the trials do."""
+    """Tells the terminal, MLflow, the Ray metrics endpoint and the driver's record what the trials do."""
 
-    def __init__(self, job: Job, study: Study, tracker: Tracker, progress: Progress) -> None:
-        self._job, self._study, self._tracker, self._progress = job, study, tracker, progress
+    def __init__(self, job: Job, study: Study, lease: Lease, tracker: Tracker, progress: Progress) -> None:
+        self._job, self._study, self._lease = job, study, lease
+        self._tracker, self._progress = tracker, progress
         self._begin = time.monotonic()
         self._ended_before = self._ended()
         self._epochs: dict[int, int] = {}
+        self._doing: dict[int, str] = {}
         self._rates: dict[int, float] = {}
         self._trials = Gauge("sweep_trials", "Trials of the sweep by state", ("sweep", "state"))
         self._best = Gauge("sweep_best_objective", "Best objective of a complete trial", ("sweep", "metric"))
+        self._gpu_hours = Gauge("sweep_gpu_hours", "GPU hours spent by the sweep", ("sweep",))
         self._throughput = Gauge(
             f"sweep_{job.implementation.throughput or 'throughput'}",
             "Work per second of all running trials",
             ("sweep",),
         )
         self._gauge()
+
+    def catch_up(self) -> None:
+        """Tell MLflow what only the study knows, such as what a dead driver left untold."""
+        try:
+            known = self._tracker.known()
+        except TrackingError as error:
+            self._progress.say(str(error))
+            return
+        for trial in self._study.suggested:
+            run = known.get(trial.number)
+            if run is not None and trial.state in _STATES and run.state == _STATES[trial.state]:
+                continue
+            if run is None:
+                self._start(trial.number, self._study.values(trial))
+            for epoch, metrics in epochs(trial).items():
+                if run is None or epoch > run.epoch:
+                    self._log(trial.number, epoch, metrics)
+            self._close(trial)
+
+    def beat(self, seconds: float) -> dict[str, Any]:
+        """Account for the seconds that went by, and say what every trial is doing."""
+        doing = dict(self._doing)
+        resources = self._job.resources
+        working = sum(text == _TRAINING for text in doing.values())
+        self._lease.record.spent.gpu_seconds += seconds * working * resources.workers * resources.gpus
+        self._tracker.deliver()
+        return {
+            "trials": {
+                name(number): f"{text}, epoch {self._epochs.get(number, 0)}" for number, text in doing.items()
+            },
+            "undelivered": self._tracker.waiting(),
+        }
 
     def status(self) -> str:
         """One line: trials by state, how the study stands, epochs, time gone and time left."""
@@ -139,22 +249,27 @@ class Monitor(NotSnapshotted, Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that starts, and open its MLflow run."""
         number, values = trial.config["number"], trial.config["values"]
-        short = {path.rpartition(".")[2]: value for path, value in values.items()}
-        label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
-        self._tracker.start_trial(number, label, self._study.parameters(values))
-        self._progress.say(f"{name(number)} starts: {describe(values)}")
+        self._start(number, values)
+        again = " again" if number in self._doing else ""
+        self._doing[number] = "waiting for its workers"
+        self._progress.say(f"{name(number)} starts{again}: {describe(values)}")
         self._gauge()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Log one epoch."""
+        """Log one epoch, or what else a trial has to tell."""
+        number = trial.config["number"]
+        if STARTED in result:
+            self._doing[number] = _TRAINING
+        if LOST in result:
+            self._doing[number] = "waiting for its workers"
+            self._progress.say(f"{name(number)} goes on from its last checkpoint: {result[LOST]}")
         if not is_epoch(result):
             return
-        number = trial.config["number"]
         epoch = int(result["epoch"])
-        metrics = {key: float(result[key]) for key in result[NAMES] if key != "epoch"}
-        self._tracker.log_epoch(number, epoch, metrics)
+        metrics = epochs(self._study.trials[number])[epoch]
+        self._log(number, epoch, metrics)
         self._epochs[number] = epoch
         if self._job.implementation.throughput:
             self._rates[number] = metrics.get(self._job.implementation.throughput, 0.0)
@@ -162,27 +277,48 @@ class Monitor(NotSnapshotted, Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell how a trial ended, and close its MLflow run."""
-        self.ended(trial.config["number"], trial.last_result.get(LOG))
+        self.ended(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell that the process of a trial died."""
-        self.ended(trial.config["number"], str(trial.get_error()))
+        """Tell that the process of a trial died too often."""
+        self.ended(trial.config["number"])
 
-    def ended(self, number: int, log: str | None) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell that the process of a trial died."""
+        number = trial.config["number"]
+        self._doing[number] = "waiting for a process"
+        self._progress.say(f"{name(number)} goes on from its last checkpoint: its process died")
+
+    def ended(self, number: int) -> None:
         """Tell the end of one trial as the study has it."""
         ended = self._study.trials[number]
         self._rates.pop(number, None)
-        if ended.state in _STATES:
-            self._tracker.end_trial(
-                number,
-                _STATES[ended.state],
-                value=self._study.objective(ended),
-                scores=self._study.scores(ended),
-                reason=ended.user_attrs.get("reason", ""),
-                log_tail=log or "",
-            )
+        self._doing.pop(number, None)
+        self._close(ended)
         self._progress.say(f"{name(number)} {_WORDS[ended.state]}: {self._study.describe(ended)}")
         self._gauge()
+
+    def _start(self, number: int, values: Mapping[str, Any]) -> None:
+        short = {path.rpartition(".")[2]: value for path, value in values.items()}
+        label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
+        point = self._study.trials[number].user_attrs.get(POINT, "")
+        self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values))
+
+    def _log(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        values = {metric: value for metric, value in metrics.items() if metric != "time"}
+        self._tracker.log_epoch(number, epoch, values, int(metrics["time"]))
+
+    def _close(self, trial: FrozenTrial) -> None:
+        if trial.state in _STATES and trial.datetime_complete is not None:
+            self._tracker.end_trial(
+                trial.number,
+                _STATES[trial.state],
+                int(trial.datetime_complete.timestamp() * 1000),
+                value=self._study.objective(trial),
+                scores=self._study.scores(trial),
+                reason=trial.user_attrs.get("reason", ""),
+                log_tail=trial.user_attrs.get(LOG, ""),
+            )
 
     def _ended(self) -> int:
         counts = self._study.count()
@@ -193,6 +329,7 @@ class Monitor(NotSnapshotted, Callback):
             self._trials.set(count, {"sweep": self._job.name, "state": state})
         for metric, value in self._study.best_objective().items():
             self._best.set(value, {"sweep": self._job.name, "metric": metric})
+        self._gpu_hours.set(self._lease.record.spent.gpu_seconds / 3600, {"sweep": self._job.name})
         self._throughput.set(sum(self._rates.values()), {"sweep": self._job.name})
 
 

@@ -175,12 +175,34 @@ class Parameter(BaseModel):
         assert self.uniform is not None
         return trial.suggest_float(path, *self.uniform)
 
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """What ``suggest`` tells the study of the value."""
+        if self.choice is not None:
+            return optuna.distributions.CategoricalDistribution(self.choice)
+        if self.integer is not None:
+            return optuna.distributions.IntDistribution(
+                self.integer[0], self._last, log=self.log, step=self.step or 1
+            )
+        low, high = self.uniform or self.log_uniform or (0.0, 0.0)
+        return optuna.distributions.FloatDistribution(low, high, log=self.log_uniform is not None)
+
     def takes(self, value: Any) -> bool:
-        """Whether the value can be suggested."""
+        """Whether the value can be suggested; 128.0 is a whole number."""
         if self.choice is not None:
             return any(_same(value, each) for each in self.choice)
-        low, high = self.integer or self.uniform or self.log_uniform or (0.0, 0.0)
-        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        if self.integer is not None:
+            first = self.integer[0]
+            return first <= value <= self._last and (value - first) % (self.step or 1) == 0
+        low, high = self.uniform or self.log_uniform or (0.0, 0.0)
+        return low <= value <= high
+
+    def convert(self, value: Any) -> Any:
+        """A value that it ``takes``, in the type in which it is suggested."""
+        if self.choice is not None:
+            return next(each for each in self.choice if _same(value, each))
+        return float(value) if self.integer is None else int(value)
 
     def describe(self) -> tuple[str, str]:
         """Name the distribution and its range for a table."""
@@ -254,9 +276,83 @@ class Space:
         """Ask for a value of each path whose condition holds, and give them by path."""
         values: dict[str, Any] = {}
         for path, parameter in self.parameters.items():
-            if all(self._holds(parent, wanted, values) for parent, wanted in parameter.when.items()):
+            if self.active(parameter, values):
                 values[path] = parameter.suggest(trial, path)
         return values
+
+    def active(self, parameter: Parameter, values: Mapping[str, Any]) -> bool:
+        """Whether a path is searched beside the ``values`` of the paths before it."""
+        return all(self._holds(parent, wanted, values) for parent, wanted in parameter.when.items())
+
+    def point(self, given: Mapping[str, Any], model: type[BaseModel], *place: str) -> dict[str, Any]:
+        """Check the values of some searched paths, which stand at ``place``, and give them as suggested.
+
+        Raises FieldError for a path that is not searched, or cannot be beside the other values, and for a
+        value that cannot be suggested.
+        """
+        values: dict[str, Any] = {}
+        for path, value in given.items():
+            where = (*place, path)
+            if path not in self.parameters:
+                raise FieldError(Fault(where, self._not_searched(path, model)))
+            parameter = self.parameters[path]
+            if isinstance(value, str) and parameter.choice is None:  # ``${ENV}`` gives text
+                try:
+                    value = _number(value)
+                except ValueError as error:
+                    raise FieldError(Fault(where, str(error))) from error
+            if not parameter.takes(value):
+                raise FieldError(Fault(where, _not_taken(parameter, value)))
+            values[path] = parameter.convert(value)
+        left: dict[str, tuple[Any, ...]] = {path: (value,) for path, value in values.items()}
+        for path in values:
+            if reason := self._impossible(path, values, left):
+                raise FieldError(Fault((*place, path), reason))
+        complete = all(path in values for path, each in self.parameters.items() if self.active(each, values))
+        if complete:  # what else is suggested may make the others valid
+            data = self.overlay(self.config, values)
+            try:
+                model.model_validate(data)
+            except ValidationError as error:
+                fault = first_fault(error, model, data)
+                if dotted(fault.path) in values:
+                    raise FieldError(Fault((*place, dotted(fault.path)), fault.reason)) from error
+                raise FieldError(Fault(place, str(fault))) from error
+        return values
+
+    def _not_searched(self, path: str, model: type[BaseModel]) -> str:
+        """Say what a path is that is not searched."""
+        inner = [each for each in self.parameters if each.startswith(f"{path}.")]
+        if inner:
+            return f"is a group; give the searched values in it{nearest('', inner)}"
+        if path in leaves(model, self.config):
+            resolved = model.model_validate(self.config).model_dump(mode="json", by_alias=True)
+            fixed = show(_get(resolved, path))
+            return f"is not searched but fixed at {fixed}; search it, or change it under config"
+        return f"no such path is searched{nearest(path, self.parameters)}"
+
+    def _impossible(
+        self, path: str, values: Mapping[str, Any], left: dict[str, tuple[Any, ...]]
+    ) -> str | None:
+        """Say why a path cannot be searched beside ``values``.
+
+        ``left`` are the values that the paths before it leave possible; it is narrowed to those under which
+        this one is searched.
+        """
+        for parent, wanted in self.parameters[path].when.items():
+            only = f"is searched only when {parent} is {_either(wanted)}"
+            if parent in self._fixed:
+                if not self._holds(parent, wanted, {}):
+                    return f"{only}; it is fixed at {show(self._fixed[parent])}"
+                continue
+            possible = left.get(parent, wanted)
+            left[parent] = tuple(each for each in possible if any(_same(each, other) for other in wanted))
+            if not left[parent]:
+                here = f"it is {show(values[parent])} here" if parent in values else "the others need another"
+                return f"{only}; {here}"
+            if reason := self._impossible(parent, values, left):
+                return f"{only}, which {reason}"
+        return None
 
     @staticmethod
     def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,9 +377,7 @@ class Space:
         """Write a condition as text, and say so when the fixed config already decides that it never holds."""
         parts = []
         for parent, wanted in parameter.when.items():
-            text = (
-                f"{parent} is {' or '.join(each if isinstance(each, str) else show(each) for each in wanted)}"
-            )
+            text = f"{parent} is {_either(wanted)}"
             if parent in self._fixed and not self._holds(parent, wanted, {}):
                 text += f" (never: it is fixed at {show(self._fixed[parent])})"
             parts.append(text)
@@ -340,6 +434,16 @@ def _leaves(option: Any, data: Any, path: Path, inside: tuple[Any, ...]) -> Iter
         around = (*inside, option) if fields is not None else inside
         for each in options(annotation):
             yield from _leaves(each, inner, (*path, name), around)
+
+
+def _either(values: tuple[Any, ...]) -> str:
+    return " or ".join(each if isinstance(each, str) else show(each) for each in values)
+
+
+def _not_taken(parameter: Parameter, value: Any) -> str:
+    """Say what is searched instead of a value."""
+    hint = nearest(value, parameter.choice or (), listed=False)
+    return f"{show(value)} is not among what is searched: {parameter.describe()[1]}{hint}"
 
 
 def _get(data: Any, path: str) -> Any:
@@ -415,11 +519,7 @@ def _check_condition(
     for value in wanted:
         if parent in parameters:
             if not parameters[parent].takes(value):
-                searched = parameters[parent].describe()[1]
-                hint = nearest(value, parameters[parent].choice or (), listed=False)
-                raise FieldError(
-                    Fault(place, f"{show(value)} is not among what is searched: {searched}{hint}")
-                )
+                raise FieldError(Fault(place, _not_taken(parameters[parent], value)))
             continue
         data = Space.overlay(base, {parent: value})
         try:

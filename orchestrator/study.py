@@ -4,29 +4,64 @@ Ray Tune asks it for trials (`StudySearcher`), asks it when to stop one (`StudyS
 to persistent storage before Tune goes on, so that a new driver continues from the study alone.
 """
 
+import copy
 import dataclasses
 import json
 import logging
 import math
-import os
+import posixpath
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
+import ray.train
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.config import Job, Sweep
+from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError
-from orchestrator.trial import FAILURE, SCORES, TRAINED, is_epoch, name
+from orchestrator.trial import FAILURE, HALT, LOG, NAMES, SCORES, TRAINED, is_epoch, name
+from orchestrator.warm_start import Fitted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+_EPOCH = "epoch "
+"""User attributes of a trial that begin so hold one report each: its time (ms) and the metrics."""
+
+SOURCE = "source"
+"""User attribute of a trial that was taken over from an earlier sweep: which one."""
+
+POINT = "point"
+"""User attribute of a trial with the name of the point, among those to try first, that it was."""
+
+_BEGUN = "begun"
+
+_JUDGED = "judged"
+"""User attribute of a trial with the last epoch that its pruner judged."""
+
+_RUNG = "completed_rung_"
+"""System attributes of a trial that begin so are those of Optuna's successive halving."""
+
+_TAIL = 4000
+"""Characters kept of the log of a trial that failed."""
+
+
+def epochs(trial: FrozenTrial) -> dict[int, dict[str, float]]:
+    """Every report of a trial by epoch: its metrics, and under ``time`` when it was made (ms)."""
+    found = {
+        int(key.removeprefix(_EPOCH)): value
+        for key, value in trial.user_attrs.items()
+        if key.startswith(_EPOCH)
+    }
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +78,8 @@ class Suggestion:
 class Study(ABC):
     """What Ray Tune and those who watch ask of a study: which trials are left, and how each one went.
 
-    Kept under ``directory/study.db``. A trial that a dead driver left RUNNING goes on under its own number,
-    from its last checkpoint.
+    It lies in the directory of the job and holds all that was ever reported: MLflow is brought up to date
+    from it. A trial that a dead driver left RUNNING goes on under its own number, from its last checkpoint.
     """
 
     scored: ClassVar[bool] = False
@@ -53,23 +88,37 @@ class Study(ABC):
     wall: float | None = None
     """Seconds after which trials are stopped."""
 
-    def __init__(self, job: Job, directory: Path, **options: Any) -> None:
+    gpu_hours: float | None = None
+    """Hours that workers may hold GPUs."""
+
+    most_failures: int | None = None
+    """Failed trials in a row after which there is no point in going on."""
+
+    def __init__(self, job: Job, directory: JobDirectory, **options: Any) -> None:
         self._directory = directory
+        self._storage = directory.study_storage()
         self.study = optuna.create_study(
-            study_name=job.name,
-            storage=f"sqlite:///{directory / 'study.db'}",
-            load_if_exists=True,
-            **options,
+            study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
+        self._known: list[FrozenTrial] | None = None
         self._live: dict[int, optuna.Trial] = {}
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
         self._interrupted = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
+        self._ended = sum(trial.state.is_finished() for trial in self.trials)
+        self.failing: list[str] = []
+        """Why the last trials in a row failed, since this driver began."""
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """Every trial ever suggested, by number."""
-        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
-        return trials
+        """Every trial of the study, by number."""
+        if self._known is None:
+            self._known = self.study.get_trials(deepcopy=False)
+        return self._known
+
+    @property
+    def suggested(self) -> list[FrozenTrial]:
+        """The trials of this job that were begun, by number."""
+        return self.trials
 
     @property
     @abstractmethod
@@ -108,6 +157,10 @@ class Study(ABC):
     def describe(self, ended: FrozenTrial) -> str:
         """How a trial ended, in one line."""
 
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The values that make a trial."""
+        return dict(trial.params)
+
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What is recorded as the parameters of a trial with these ``values``."""
         return dict(values)
@@ -124,32 +177,47 @@ class Study(ABC):
         """Scores of a trial on the targets, where it was scored."""
         return dict(ended.user_attrs.get(SCORES, {}))
 
+    def record(self, number: int, result: Mapping[str, Any]) -> None:
+        """Keep all metrics of an epoch, before anybody else is told; one that is known stays as it is."""
+        key = f"{_EPOCH}{int(result['epoch'])}"
+        if key not in self.trials[number].user_attrs:
+            metrics = {metric: float(result[metric]) for metric in result[NAMES] if metric != "epoch"}
+            self._note(number, key, {"time": int(time.time() * 1000), **metrics})
+
     def trained(self, number: int, checkpoint: str) -> None:
         """Record the folder of a trial's last checkpoint."""
-        self._trial(number).set_user_attr("checkpoint", os.path.relpath(checkpoint, self._directory))
+        self._note(number, "checkpoint", posixpath.relpath(checkpoint, self._directory.root))
 
     def score(self, number: int, scores: Mapping[str, float]) -> None:
         """Record the scores of a trial's last checkpoint."""
-        self._trial(number).set_user_attr(SCORES, dict(scores))
+        self._note(number, SCORES, dict(scores))
 
     def end(self, number: int, result: Mapping[str, Any] | None, died: bool = False) -> None:
         """Tell how a trial ended: COMPLETE, PRUNED, or FAIL with its reason.
 
         Ray Tune does not call this for a trial that an interruption stops: it stays RUNNING, and the next
-        driver continues it.
+        driver continues it. So does one that could not go on for want of space.
         """
+        if result and HALT in result:
+            return
         if died:
-            self._tell(number, TrialState.FAIL, "its process died")
+            self._tell(number, TrialState.FAIL, "its process died again and again")
         elif result and FAILURE in result:
+            self._note(number, LOG, str(result.get(LOG, ""))[-_TAIL:])
             self._tell(number, TrialState.FAIL, result[FAILURE])
         elif number in self._verdicts:
             self._tell(number, *self._verdicts.pop(number))
         elif missing := self.complete(number, result or {}):
             self._tell(number, TrialState.FAIL, missing)
+        ended = self.trials[number]
+        if ended.state == TrialState.FAIL:
+            self.failing.append(str(ended.user_attrs.get("reason")))
+        else:
+            self.failing.clear()
 
-    def checkpoint(self, number: int) -> Path:
-        """The folder of a trained trial's last checkpoint."""
-        return self._directory / str(self.trials[number].user_attrs["checkpoint"])
+    def checkpoint(self, number: int) -> ray.train.Checkpoint:
+        """A trained trial's last checkpoint."""
+        return self._directory.checkpoint(str(self.trials[number].user_attrs["checkpoint"]))
 
     def close(self, reason: str) -> list[int]:
         """Prune every trial that still runs, since the budget ended it; returns their numbers."""
@@ -159,9 +227,19 @@ class Study(ABC):
         return running
 
     def _tell(self, number: int, state: TrialState, reason: str) -> None:
-        self._trial(number).set_user_attr("reason", reason)
-        self.study.tell(number, state=state)
-        del self._live[number]
+        self._note(number, "reason", reason)
+        self._finish(number, state=state)
+
+    def _finish(self, number: int, **how: Any) -> None:
+        self._ended += 1
+        self._note(number, "order", self._ended)  # clocks may be set back; this goes on
+        self.study.tell(number, **how)
+        self._live.pop(number, None)
+        self._known = None
+
+    def _note(self, number: int, key: str, value: Any) -> None:
+        self._trial(number).set_user_attr(key, value)
+        self._known = None
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._live:  # asked by an earlier driver
@@ -172,15 +250,51 @@ class Study(ABC):
 class SweepStudy(Study):
     """The search of a sweep: asks, tells and prunes."""
 
-    def __init__(self, sweep: Sweep, directory: Path) -> None:
+    def __init__(self, sweep: Sweep, directory: JobDirectory) -> None:
         self.sweep = sweep
-        self.wall = sweep.budget.wall
+        self.wall, self.gpu_hours = sweep.budget.wall, sweep.budget.gpu_hours
+        self.most_failures = sweep.budget.failures
         super().__init__(
             sweep,
             directory,
             directions=[objective.direction for objective in sweep.objective],
             pruner=sweep.scheduler.build(sweep.epochs),
         )
+
+    @property
+    def suggested(self) -> list[FrozenTrial]:
+        """All but those that wait to be tried first, and those of earlier sweeps."""
+        return [
+            trial
+            for trial in self.trials
+            if trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs
+        ]
+
+    @property
+    def begun(self) -> bool:
+        """Whether the points to try first and the trials of earlier sweeps are all in it."""
+        return _BEGUN in self.study.user_attrs
+
+    def begin(self, earlier: Iterable[Fitted]) -> None:
+        """Add the points to try first and trials of earlier sweeps; those of a driver that died once."""
+        known = [trial.user_attrs for trial in self.trials]
+        points = {attributes.get(POINT) for attributes in known}
+        for point, values in self.sweep.enqueue.items():
+            if point not in points:
+                self.study.enqueue_trial(values, user_attrs={POINT: point})
+        sources = {(attributes.get(SOURCE), attributes.get("number")) for attributes in known}
+        for each in earlier:
+            if (each.source, each.number) not in sources:
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        params=each.params,
+                        distributions=each.distributions,
+                        values=each.values,
+                        user_attrs={SOURCE: each.source, "number": each.number},
+                    )
+                )
+        self.study.set_user_attr(_BEGUN, True)
+        self._known = None
 
     @property
     def total(self) -> int:
@@ -196,14 +310,13 @@ class SweepStudy(Study):
             TrialState.FAIL: "failed",
         }
         counts = dict.fromkeys(names.values(), 0)
-        for trial in self.trials:
-            if trial.state in names:
-                counts[names[trial.state]] += 1
+        for trial in self.suggested:
+            counts[names[trial.state]] += 1
         return counts
 
     def left(self) -> int:
         """How many trials are still to end: running, interrupted and not suggested yet."""
-        return self.count()["running"] + max(0, self.total - len(self.trials))
+        return self.count()["running"] + max(0, self.total - len(self.suggested))
 
     def ended(self) -> bool:
         """Whether the budget is spent, in trials or in trials without gain."""
@@ -211,7 +324,7 @@ class SweepStudy(Study):
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the best value of the first objective, or None when none is complete."""
-        complete = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+        complete = [trial for trial in self.suggested if trial.state == TrialState.COMPLETE]
         sign = 1 if self.sweep.objective[0].mode == "max" else -1
         return max(complete, key=lambda trial: sign * trial.values[0], default=None)
 
@@ -246,30 +359,40 @@ class SweepStudy(Study):
         patience, best = self.sweep.budget.no_gain_for, self.best()
         if patience is None or best is None:
             return False
-        ended = [trial for trial in self.trials if trial.datetime_complete is not None]
-        later = [t for t in ended if t.datetime_complete > best.datetime_complete]  # type: ignore[operator]
-        return len(later) >= patience
+        since = int(best.user_attrs.get("order", 0))
+        later = sum(int(trial.user_attrs.get("order", 0)) > since for trial in self.suggested)
+        return later >= patience
 
     def ask(self) -> Suggestion | None:
         """The next trial, interrupted ones first, or None when the budget is spent."""
-        if self._interrupted:
+        while self._interrupted:
             number = self._interrupted.pop(0)
-            values = dict(self.trials[number].params)
-            return Suggestion(number, values, self.sweep.trial_config(values).model_dump(mode="json"))
-        while len(self.trials) < self.sweep.budget.trials and not self.gained_nothing():
+            self.study.sampler = self.sweep.sampler.build(offset=number)
+            # A driver may die between two values of a suggestion: those that are there stay, and the sampler
+            # gives the others as it would have.
+            if (suggestion := self._suggest(self._trial(number))) is not None:
+                return suggestion
+        while len(self.suggested) < self.total and not self.gained_nothing():
             # A sampler of its own for each trial makes a suggestion a function of the study alone, so that a
             # continued sweep suggests what the undisturbed one would have.
-            self.study.sampler = self.sweep.sampler.build(offset=len(self.trials))
+            waiting = (trial.number for trial in self.trials if trial.state == TrialState.WAITING)
+            self.study.sampler = self.sweep.sampler.build(offset=next(waiting, len(self.trials)))
             trial = self.study.ask()
             self._live[trial.number] = trial
-            values = self.sweep.space.suggest(trial)
-            try:
-                config = self.sweep.trial_config(values)
-            except InputError as error:  # values that are valid one by one, but not together
-                self._tell(trial.number, TrialState.FAIL, str(error))
-            else:
-                return Suggestion(trial.number, values, config.model_dump(mode="json"))
+            if (suggestion := self._suggest(trial)) is not None:
+                return suggestion
         return None
+
+    def _suggest(self, trial: optuna.Trial) -> Suggestion | None:
+        """Give a trial its values; tells of one whose values are valid one by one, but not together."""
+        values = self.sweep.space.suggest(trial)
+        self._known = None
+        try:
+            config = self.sweep.trial_config(values)
+        except InputError as error:
+            self._tell(trial.number, TrialState.FAIL, str(error))
+            return None
+        return Suggestion(trial.number, values, config.model_dump(mode="json"))
 
     def report(self, number: int, result: Mapping[str, Any]) -> bool:
         """Record one epoch of a trial; returns whether the trial has to stop now."""
@@ -287,9 +410,12 @@ class SweepStudy(Study):
             return False  # Optuna keeps no intermediate values for several objectives.
         if epoch > (self.trials[number].last_step or 0):
             trial.report(values[0], step=epoch)
-            if epoch < self._epochs(number) and trial.should_prune():
-                # A pruner judges an epoch once: what it said has to outlive this driver.
-                trial.set_user_attr("reason", f"stopped early, after epoch {epoch}")
+            self._known = None
+        if self._judged(number) < epoch < self._epochs(number):
+            # What the pruner says has to outlive this driver.
+            if self.study.pruner.prune(self.study, self._unjudged(number, epoch)):
+                self._note(number, "reason", f"stopped early, after epoch {epoch}")
+            self._note(number, _JUDGED, epoch)
         reason = self.trials[number].user_attrs.get("reason")
         if reason is not None:
             self._verdicts[number] = (TrialState.PRUNED, reason)
@@ -302,8 +428,29 @@ class SweepStudy(Study):
         if CHECKPOINT_PATH_KEY not in result:
             return "it ended without a checkpoint"
         self.trained(number, result[CHECKPOINT_PATH_KEY])
-        self.study.tell(number, [float(result[objective.metric]) for objective in self.sweep.objective])
+        self._finish(number, values=[float(result[objective.metric]) for objective in self.sweep.objective])
         return None
+
+    def _judged(self, number: int) -> int:
+        """The last epoch that the pruner judged; where there is no pruner, all are."""
+        if self.sweep.scheduler.name == "none":
+            return self.sweep.epochs
+        return int(self.trials[number].user_attrs.get(_JUDGED, 0))
+
+    def _unjudged(self, number: int, epoch: int) -> FrozenTrial:
+        """A trial as the pruner has to see it at an epoch.
+
+        A driver may die after the pruner noted its rung and before anybody noted what it said: what it noted
+        at this epoch is hidden, so that it judges again.
+        """
+        trial = copy.copy(self.trials[number])
+        before = sum(rung < epoch for rung in self.sweep.scheduler.rungs(self.sweep.epochs))
+        trial.system_attrs = {
+            key: value
+            for key, value in trial.system_attrs.items()
+            if not key.startswith(_RUNG) or int(key.removeprefix(_RUNG)) < before
+        }
+        return trial
 
     def _value(self, value: float) -> str:
         return f"{self.sweep.objective[0].metric} {value:.4g}"
@@ -363,6 +510,8 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
             self._study.trained(number, result[TRAINED])
         if SCORES in result:
             self._study.score(number, json.loads(result[SCORES]))
-        if is_epoch(result) and self._study.report(number, result):
-            return str(TrialScheduler.STOP)
+        if is_epoch(result):
+            self._study.record(number, result)
+            if self._study.report(number, result):
+                return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 # Read by MLflow when it is imported; a value the user has set wins.
@@ -43,6 +43,16 @@ _ANSWER_SECONDS = 5.0
 _BATCH = 100  # parameters that MLflow takes in one request
 _DIGEST = 36  # characters of a data set's digest that MLflow keeps
 _TAG = 5000  # characters of a tag that every MLflow store keeps
+
+
+class Known(NamedTuple):
+    """What MLflow has of a trial."""
+
+    run_id: str
+    epoch: int
+    """The last that was recorded."""
+
+    state: str
 
 
 class TrackingError(SweepError):
@@ -250,12 +260,37 @@ class Tracker:
 
         self._outbox.post(f"the start of trial {number}", write)
 
-    def log_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    def known(self) -> dict[int, Known]:
+        """What MLflow has of every trial of the sweep; raises TrackingError."""
+        found: dict[int, Known] = {}
+        which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
+        token: str | None = None
+        try:
+            while token is None or token:
+                page = self.client.search_runs(
+                    [self.experiment_id], which, max_results=1000, page_token=token
+                )
+                for run in page:
+                    known = Known(
+                        run.info.run_id,
+                        int(run.data.metrics.get("epoch", 0)),
+                        run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
+                    )
+                    found[int(run.data.tags["trial.number"])] = known
+                token = page.token or ""
+        except MlflowException as error:
+            raise TrackingError(f"tracking: {self.uri}: {one_line(error)}") from error
+        return found
+
+    def log_epoch(
+        self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
+    ) -> None:
         """Record the metrics of one epoch, counted from 1, in one request; one recorded before is left out.
 
-        Infinities are recorded as NaN: MLflow would store ±1.8e308, which flattens every chart.
+        MLflow takes a point of the same ``time`` (ms, default: now) once. Infinities are recorded as NaN: it
+        would store ±1.8e308, which flattens every chart.
         """
-        now = _now()
+        now = _now() if time is None else time
         values = {**metrics, "epoch": float(epoch)}
         points = [
             Metric(key, value if math.isfinite(value) else math.nan, now, epoch)
@@ -273,6 +308,7 @@ class Tracker:
         self,
         number: int,
         state: State,
+        ended: int | None = None,
         *,
         value: float | None = None,
         scores: Mapping[str, float] | None = None,
@@ -284,12 +320,13 @@ class Tracker:
         Args:
             number: the trial.
             state: what Optuna calls it.
+            ended: when (ms), default: now.
             value: its objective, the metric `objective` that lists are sorted by.
             scores: of its last checkpoint on the targets, where it was scored.
             reason: why it stopped, one line.
             log_tail: its last lines of output, kept as the artifact `log-tail.txt`.
         """
-        ended = _now()
+        ended = _now() if ended is None else ended
         tags = {"trial.state": state} | (
             {"trial.reason": reason, "mlflow.note.content": reason} if reason else {}
         )
@@ -349,6 +386,14 @@ class Tracker:
             self.client.set_terminated(self.parent_run_id, status, ended)
 
         self._outbox.post(f"the end of the {self.kind}", write)
+
+    def deliver(self) -> None:
+        """Try again to deliver what is waiting; returns at once."""
+        self._outbox.deliver()
+
+    def waiting(self) -> str:
+        """How many records wait for MLflow and why, or nothing."""
+        return self._outbox.waiting()
 
     def flush(self, timeout: float = 30.0) -> str | None:
         """Wait for everything recorded so far; None when it all arrived, else one line on what did not."""

@@ -1,18 +1,25 @@
 """One trial: a Ray Tune function that runs the trainable on a group of Ray Train workers."""
 
+import faulthandler
 import json
+import os
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray.train
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from orchestrator import trainable
+from orchestrator.errors import StorageError, is_full
 
 FAILURE = "failure"
 """Key under which a trial reports why it failed, in one line."""
@@ -26,11 +33,29 @@ TRAINED = "trained"
 SCORES = "scores"
 """Key under which a trial reports the scores of its last checkpoint, as JSON: Tune takes mappings apart."""
 
+STARTED = "started"
+"""Key under which a trial reports that its workers run, after it waited for them."""
+
+LOST = "lost"
+"""Key under which a trial reports what it lost, before it goes on from its last checkpoint."""
+
+HALT = "halt"
+"""Key under which a trial reports why no trial can go on; it stays unfinished."""
+
 NAMES = "names"
 """Key under which a report names the metrics of the trainable, among what Ray adds."""
 
 _REPORTED = "reported.json"
 """File of a checkpoint with every report up to it."""
+
+_HUNG = "hung"
+"""Files of a trial's folder that begin so hold the stacks of its worker when it was given up as hung."""
+
+_HANGS = 2
+"""How often a trial may hang before it fails."""
+
+_ATTEMPTS = 5
+"""How often in a row a trial may lose its workers without a new checkpoint before it fails."""
 
 
 def name(number: int) -> str:
@@ -40,7 +65,7 @@ def name(number: int) -> str:
 
 def is_epoch(result: Mapping[str, Any]) -> bool:
     """Whether a report is that of an epoch, not that of how the trial went on or ended."""
-    return not result.keys() & {FAILURE, TRAINED, SCORES}
+    return not result.keys() & {FAILURE, TRAINED, SCORES, STARTED, LOST, HALT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +74,15 @@ class TrialSpec:
 
     trainable: str
     folder: str
+    filesystem: pyarrow.fs.FileSystem | None
+    """Where the folder lies; None for a local or shared one."""
+
     workers: int
     cpus: float
     gpus: float
+    silence: float
+    """Seconds without a report after which a worker counts as hung."""
+
     scored: bool
     """Whether each trial's last checkpoint is scored on the targets."""
 
@@ -67,7 +98,7 @@ class WorkerContext:
     them a dying driver still heard; those who listen leave out what they know.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sign_of_life: Callable[[], None] = lambda: None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -75,35 +106,68 @@ class WorkerContext:
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
         self._reported: list[dict[str, float]] = []
+        self._sign_of_life = sign_of_life
+        ray.train.report({STARTED: True})
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; rank 0 uploads what ``save`` writes as the trial's checkpoint."""
         self._reported.append(metrics)
         report = {**metrics, NAMES: list(metrics)}
         if save is None or self.rank != 0:
-            ray.train.report(report)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
-            (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
-            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            with _storing():
+                ray.train.report(report)
+        else:
+            with tempfile.TemporaryDirectory() as folder, _storing():
+                save(Path(folder))
+                (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
+                ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._sign_of_life()
 
     def restore(self) -> Path | None:
         """A folder with the trial's last checkpoint, or None when it starts from the beginning."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        folder = Path(checkpoint.to_directory())
-        self._reported = json.loads((folder / _REPORTED).read_text())
+        with _storing():
+            folder = Path(checkpoint.to_directory())
+            self._reported = json.loads((folder / _REPORTED).read_text())
         for metrics in self._reported:
             ray.train.report({**metrics, NAMES: list(metrics), CHECKPOINT_PATH_KEY: checkpoint.path})
+        self._sign_of_life()
         return folder
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """Tell faults of the storage from those of the trainable."""
+    try:
+        yield
+    except OSError as error:
+        message = " ".join(str(error).split())[:300]
+        raise StorageError(f"storage: {message}", full=is_full(error)) from error
 
 
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
-    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext())
+    alive = threading.Event()
+    watch = threading.Thread(target=_watch, args=(alive, job["spec"], job["number"]), daemon=True)
+    watch.start()
+    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(alive.set))
+
+
+def _watch(alive: threading.Event, spec: TrialSpec, number: int) -> None:
+    """End this worker when it shows no sign of life for too long, and keep what it was doing."""
+    while alive.wait(spec.silence):
+        alive.clear()
+    with tempfile.TemporaryFile() as stacks:
+        faulthandler.dump_traceback(stacks)
+        stacks.seek(0)
+        filesystem, folder = _trial_folder(spec, number)
+        where = f"{folder}/{_HUNG}-{ray.get_runtime_context().get_worker_id()}.txt"
+        with filesystem.open_output_stream(where) as file:
+            file.write(stacks.read())
+    os._exit(1)
 
 
 def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
@@ -118,10 +182,11 @@ def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
     if checkpoint is None:
         try:
             checkpoint = _train(point, spec)
-        except ray.train.TrainingFailedError as error:
-            failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-            reason = explain(failures[min(failures)] if failures else error)
-            tune.report({FAILURE: reason, LOG: str(error)})
+        except TrialError as error:
+            tune.report({FAILURE: error.reason, LOG: error.log})
+            return
+        except StorageError as error:
+            tune.report({HALT: str(error)})
             return
     if not spec.scored:
         return
@@ -131,20 +196,92 @@ def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
     tune.report({TRAINED: checkpoint})
     task = trainable_task(evaluate, spec.cpus, spec.gpus, f"score {name(point['number'])}")
     try:
-        scores = ray.get(task.remote(spec.trainable, point["config"], checkpoint))
+        trained = ray.train.Checkpoint(checkpoint, spec.filesystem)
+        scores = ray.get(task.remote(spec.trainable, point["config"], trained))
     except RayError as error:
         tune.report({FAILURE: f"it could not be scored: {explain(error)}", LOG: str(error)})
     else:
         tune.report({SCORES: json.dumps(scores)})
 
 
+class TrialError(Exception):
+    """A trial failed, by a fault of its own or by too many of its machines."""
+
+    def __init__(self, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.reason, self.log = reason, log
+
+
+class _LostError(Exception):
+    """A machine or the storage failed the trial; ``patient``: it is worth any number of attempts."""
+
+    def __init__(self, reason: str, log: str, patient: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.log, self.patient = reason, log, patient
+
+
 def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
-    """Train on a worker group; gives the folder of the last checkpoint. Raises TrainingFailedError."""
+    """Train on a worker group until it is done; gives the folder of the last checkpoint.
+
+    What a machine fails is tried again from the last checkpoint, elsewhere if need be: for ever while there
+    is progress, or while the storage does not answer.
+
+    Raises:
+        TrialError: the trial failed by itself, hung twice, or lost its workers too often without progress.
+        StorageError: there is no space left.
+    """
+    filesystem, folder = _trial_folder(spec, point["number"])
+    stacks = set(_files(filesystem, folder, _HUNG))
+    hangs, newest, vain = min(len(stacks), 1), "", 0
+
+    def give_up(state: RetryCallState) -> bool:
+        nonlocal stacks, hangs, newest, vain
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert isinstance(error, _LostError)
+        if error.patient:
+            return False
+        if more := set(_files(filesystem, folder, _HUNG)) - stacks:  # one for each worker that had the time
+            stacks, hangs = stacks | more, hangs + 1
+        before, newest = newest, max(_files(filesystem, folder, "checkpoint_"), default="")
+        vain = 1 if newest > before else vain + 1
+        return vain >= _ATTEMPTS or hangs >= _HANGS
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        tune.report({LOST: str(state.outcome.exception())})
+
+    attempts = Retrying(
+        retry=retry_if_exception_type(_LostError),
+        stop=give_up,
+        wait=wait_random_exponential(min=0.5, max=30),
+        before_sleep=tell,
+        reraise=True,
+    )
+    try:
+        checkpoint: str | None = attempts(_attempt, point, spec)
+    except _LostError as error:
+        if hangs >= _HANGS:
+            reason = f"it hung: no report for {spec.silence:g} s, {_HANGS} times"
+            with filesystem.open_input_stream(f"{folder}/{max(stacks)}") as file:
+                raise TrialError(reason, file.read().decode(errors="replace")) from error
+        raise TrialError(f"{error.reason}, {_ATTEMPTS} times without progress", error.log) from error
+    return checkpoint
+
+
+def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
+    """Train on a worker group from the last checkpoint on; raises as `_train`, or _LostError."""
     from ray.train.torch import TorchTrainer
 
+    number = point["number"]
     trainer = TorchTrainer(
         work,
-        train_loop_config={"trainable": spec.trainable, "config": point["config"]},
+        train_loop_config={
+            "trainable": spec.trainable,
+            "config": point["config"],
+            "spec": spec,
+            "number": number,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=spec.workers,
             use_gpu=spec.gpus > 0,
@@ -152,14 +289,60 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         ),
         run_config=ray.train.RunConfig(
             # Train finds the checkpoint of an interrupted trial by this name.
-            name=name(point["number"]),
+            name=name(number),
             storage_path=spec.folder,
+            storage_filesystem=spec.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
         ),
     )
-    checkpoint = trainer.fit().checkpoint
+    try:
+        checkpoint = trainer.fit().checkpoint
+    except ray.train.WorkerGroupError as error:
+        raise _cause(error.worker_failures, str(error)) from error
+    except ray.train.ControllerError as error:  # it runs no code of the trainable
+        failure = error.controller_failure
+        raise _LostError(explain(failure), str(error), patient=isinstance(failure, OSError)) from error
+    except (ray.train.TrainingFailedError, RayError) as error:  # preempted, or the controller was killed
+        raise _LostError(explain(error), str(error), patient=False) from error
+    except OSError as error:
+        if is_full(error):
+            raise StorageError(f"storage: {error}", full=True) from error
+        raise _LostError(f"storage: {error}", str(error), patient=True) from error
     return None if checkpoint is None else str(checkpoint.path)
+
+
+def _cause(failures: Mapping[int, BaseException], log: str) -> Exception:
+    """What the failures of a worker group mean: when a machine fails, the workers on others fail with it."""
+    found = list(failures.values())
+    if full := next((each for each in found if isinstance(each, StorageError) and each.full), None):
+        return full
+    if unanswered := next((each for each in found if isinstance(each, StorageError)), None):
+        return _LostError(str(unanswered), log, patient=True)
+    machine = next((each for each in found if _is_of_a_machine(each)), None)
+    if machine is None:
+        return TrialError(explain(failures[min(failures)]), log)
+    reason = explain(machine)
+    if "memory" in reason and "OOM" in log:  # Ray ends the worker that takes too much memory
+        return TrialError(f"out of memory: {reason}", log)
+    return _LostError(reason, log, patient=False)
+
+
+def _is_of_a_machine(error: BaseException) -> bool:
+    if isinstance(error, RayTaskError):  # raised by code of the trainable
+        return False
+    # Ray Train has no public names for what the checks of its workers find.
+    return isinstance(error, RayError) or type(error).__name__.startswith("WorkerHealthCheck")
+
+
+def _trial_folder(spec: TrialSpec, number: int) -> tuple[pyarrow.fs.FileSystem, str]:
+    return spec.filesystem or pyarrow.fs.LocalFileSystem(), f"{spec.folder}/{name(number)}"
+
+
+def _files(filesystem: pyarrow.fs.FileSystem, folder: str, prefix: str) -> list[str]:
+    selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
+    names = (entry.base_name for entry in filesystem.get_file_info(selector))
+    return [each for each in names if each.startswith(prefix)]
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
@@ -169,16 +352,20 @@ def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label
     )
 
 
-def evaluate(dotted: str, config: dict[str, Any], checkpoint: str) -> dict[str, float]:
+def evaluate(dotted: str, config: dict[str, Any], checkpoint: ray.train.Checkpoint) -> dict[str, float]:
     """Score a checkpoint on the targets; what a Ray task runs."""
     subject = trainable.load(dotted)
-    scores = subject.evaluate(subject.Config.model_validate(config), Path(checkpoint))
+    with checkpoint.as_directory() as folder:
+        scores = subject.evaluate(subject.Config.model_validate(config), Path(folder))
     return {key: float(value) for key, value in scores.items()}
 
 
 def explain(error: BaseException) -> str:
     """One line for what was raised inside a Ray task or actor."""
-    while isinstance(inner := getattr(error, "cause", None), BaseException):  # Ray wraps what its tasks raise
+    # Ray wraps what its tasks raise, and Ray Train what ended a worker.
+    while isinstance(
+        inner := getattr(error, "cause", None) or getattr(error, "health_check_failure", None), BaseException
+    ):
         error = inner
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"

@@ -1,6 +1,8 @@
 """From a checked comparison file to its table, step by step."""
 
+import contextlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ class ComparisonDriver(Driver):
 
     def open_study(self) -> ComparisonStudy:
         """The study of the comparison."""
-        return ComparisonStudy(self._comparison, self._directory.path)
+        return ComparisonStudy(self._comparison, self._directory)
 
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> dict[str, Any]:
         """Draw the pictures, and write results and report."""
@@ -94,8 +96,9 @@ class ComparisonDriver(Driver):
                 "pictures": drawn,
                 "runs": runs(study, tracker),
             }
-            report.write_report(comparison, columns, rows, summary, self._directory.report)
-            written = [self._directory.report, folder / "results.csv", folder / "results.json"]
+            written = [folder / "report.html", folder / "results.csv", folder / "results.json"]
+            report.write_report(comparison, columns, rows, summary, written[0])
+            self._directory.publish(*written, *drawn, *([chart] if has_chart else []))
             for file in [*written, chart] if has_chart else written:
                 tracker.log_file(file)
             for file in drawn:
@@ -105,7 +108,7 @@ class ComparisonDriver(Driver):
             "rows": [row.as_json() for row in rows],
             "trouble": trouble,
             "tracking": comparison.tracking.uri,
-            "report": str(self._directory.report),
+            "report": self._directory.locate("report.html"),
         }
 
     def metrics(self, outcome: dict[str, Any]) -> dict[str, float]:
@@ -174,18 +177,22 @@ class ComparisonDriver(Driver):
         if not isinstance(comparison.implementation, Illustrating):
             return None
         pictures.mkdir()
-        finished: dict[str, list[tuple[dict[str, Any], str]]] = {name: [] for name in comparison.variants}
+        finished: dict[str, list[tuple[dict[str, Any], ray.train.Checkpoint]]] = {
+            name: [] for name in comparison.variants
+        }
         for cell, row in zip(comparison.cells, rows, strict=True):
             if row.state == "complete" and row.number is not None:
                 config = comparison.cell_config(cell).model_dump(mode="json")
-                finished[cell.variant].append((config, str(study.checkpoint(row.number))))
+                finished[cell.variant].append((config, study.checkpoint(row.number)))
         resources = comparison.resources
         with self._progress.doing("drawing the pictures"):
             task = trainable_task(illustrate, resources.cpus, resources.gpus, "illustrate")
             try:
-                ray.get(task.remote(comparison.trainable, finished, str(pictures)))
+                drawn: dict[str, bytes] = ray.get(task.remote(comparison.trainable, finished))
             except ray.exceptions.RayError as error:
                 return f"the pictures could not be drawn: {explain(error)}; the same command tries again"
+        for file, content in drawn.items():
+            (pictures / file).write_bytes(content)
         return None
 
     def _asked(self) -> dict[str, Any]:
@@ -193,20 +200,26 @@ class ComparisonDriver(Driver):
         return self._comparison.model_dump(mode="json", exclude={"storage", "tracking", "resources"})
 
     def _results(self) -> str:
-        return str(self._directory.path / "results.csv")
+        return self._directory.locate("results.csv")
 
 
-def illustrate(dotted: str, finished: Mapping[str, Sequence[tuple[Any, str]]], directory: str) -> None:
-    """Draw the pictures of a trainable; what a Ray task runs."""
+def illustrate(
+    dotted: str, finished: Mapping[str, Sequence[tuple[Any, ray.train.Checkpoint]]]
+) -> dict[str, bytes]:
+    """Draw the pictures of a trainable, PNG files by their names; what a Ray task runs."""
     subject = trainable.load(dotted)
     assert isinstance(subject, Illustrating)
-    subject.illustrate(
-        {
-            name: [(subject.Config.model_validate(config), Path(checkpoint)) for config, checkpoint in each]
+    with contextlib.ExitStack() as stack:
+        runs = {
+            name: [
+                (subject.Config.model_validate(config), Path(stack.enter_context(checkpoint.as_directory())))
+                for config, checkpoint in each
+            ]
             for name, each in finished.items()
-        },
-        Path(directory),
-    )
+        }
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject.illustrate(runs, folder)
+        return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
 
 
 def _rows(outcome: Mapping[str, Any]) -> list[Row]:

@@ -1,7 +1,6 @@
 """The study of a comparison: which of its trials are left, and what each one scored."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from optuna.trial import FrozenTrial, TrialState
@@ -9,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.comparison import results
 from orchestrator.comparison.config import Cell, Comparison
 from orchestrator.comparison.results import Row, State
+from orchestrator.directory import JobDirectory
 from orchestrator.study import Study, Suggestion
 from orchestrator.trial import SCORES
 
@@ -33,7 +33,7 @@ class ComparisonStudy(Study):
 
     scored: ClassVar[bool] = True
 
-    def __init__(self, comparison: Comparison, directory: Path) -> None:
+    def __init__(self, comparison: Comparison, directory: JobDirectory) -> None:
         super().__init__(comparison, directory)
         self._comparison = comparison
         self._cells = {_key(cell.values): cell for cell in comparison.cells}
@@ -72,10 +72,11 @@ class ComparisonStudy(Study):
             if before is None or before.number in self._failed_before:
                 trial = self.study.ask()
                 self._live[trial.number] = trial
-                trial.set_user_attr(_CELL, cell.values)
+                self._known = None
+                self._note(trial.number, _CELL, cell.values)
                 done = before.user_attrs if before is not None else {}
                 for kept in {"checkpoint", _LAST} & done.keys():
-                    trial.set_user_attr(kept, done[kept])
+                    self._note(trial.number, kept, done[kept])
                 return self._suggestion(trial.number, cell)
         return None
 
@@ -83,26 +84,35 @@ class ComparisonStudy(Study):
         """Keep the metrics of the last epoch: every trial of a comparison trains to its end."""
         known = self._comparison.implementation.metrics
         last = {metric: float(result[metric]) for metric in known if metric in result}
-        self._trial(number).set_user_attr(_LAST, last)
+        self._note(number, _LAST, last)
         return False
 
     def complete(self, number: int, result: Mapping[str, Any]) -> str | None:
         """Tell that a trial was scored."""
         if SCORES not in self.trials[number].user_attrs:
             return "it ended without scores"
-        self.study.tell(number, 0.0)  # Optuna wants a value; a comparison has no objective
+        self._finish(number, values=0.0)  # Optuna wants a value; a comparison has no objective
         return None
 
     def end(self, number: int, result: Mapping[str, Any] | None, died: bool = False) -> None:
         """Tell how a trial ended, and write the results of all so far."""
         super().end(number, result, died)
-        results.write(self.rows(), self._directory)
+        results.write(self.rows(), self._directory.path)
 
     def figures(self, ended: FrozenTrial) -> dict[str, float]:
         """What a trial is compared by: scores, and the metrics of its last epoch that the file names."""
         last = ended.user_attrs.get(_LAST, {})
         asked = {metric: last[metric] for metric in self._comparison.metrics if metric in last}
         return asked | self.scores(ended)
+
+    @property
+    def suggested(self) -> list[FrozenTrial]:
+        """All but those of a driver that died before it said what they were."""
+        return [trial for trial in self.trials if _CELL in trial.user_attrs]
+
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The cell."""
+        return dict(trial.user_attrs[_CELL])
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The cell, and the settings of its variant."""
@@ -164,7 +174,7 @@ class ComparisonStudy(Study):
     def _suggestion(self, number: int, cell: Cell) -> Suggestion:
         config = self._comparison.cell_config(cell).model_dump(mode="json")
         trained = "checkpoint" in self.trials[number].user_attrs
-        return Suggestion(number, cell.values, config, str(self.checkpoint(number)) if trained else None)
+        return Suggestion(number, cell.values, config, self.checkpoint(number).path if trained else None)
 
 
 def _key(values: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ resources: {workers: 1, cpus: 1, gpus: 0, concurrent: auto}
 registry: {model: multi-shot-reid, alias: champion}
 storage: /tmp/sweeps
 tracking: {uri: null, experiment: parabola}
+enqueue: {paper: {x: 1, noise.width: 0.1}}
+warm_start: [earlier, "mlflow:parabola"]
 """
 
 ALIAS_BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
@@ -193,11 +195,40 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
         ("resources.gpus=-1", "resources.gpus: should be greater than or equal to 0, not -1"),
         ("resources.gpus=1.5", "should be a whole number or a share below 1"),
         ("resources.concurrent=some", "'some' is neither auto nor a number of trials"),
+        ("enqueue=3", "enqueue: should be a mapping of keys to values, not 3"),
+        ("enqueue.paper=3", "enqueue.paper: should be a mapping of keys to values, not 3"),
+        ("enqueue.paper={}", "enqueue.paper: holds no value; give at least one, {searched path: value}"),
+        ("enqueue={a/b: {x: 1}}", "enqueue.a/b: is no name of a point; use at most 64 letters"),
+        ("enqueue.paper.z=1", "enqueue.paper.z: no such path is searched; valid: noise.width, x"),
+        ("enqueue.paper.noise.widht=1", "no such path is searched; did you mean 'noise.width'?"),
+        ("enqueue.paper.noise={width: 1}", "enqueue.paper.noise: is a group; give the searched values in it"),
+        (
+            "enqueue.paper.noise.kind=none",
+            "enqueue.paper.noise.kind: is not searched but fixed at 'uniform'; search it, or change it",
+        ),
+        ("enqueue.paper.y=1", "enqueue.paper.y: is not searched but fixed at 0.0; search it"),
+        ("enqueue.paper.x=9", "enqueue.paper.x: 9 is not among what is searched: -5 to 5"),
+        ("enqueue.paper.x=true", "enqueue.paper.x: true is not among what is searched: -5 to 5"),
+        ("enqueue.paper.x=.nan", "enqueue.paper.x: nan is not among what is searched: -5 to 5"),
+        ("enqueue.paper.x=wide", "enqueue.paper.x: 'wide' is not a number"),
+        ("enqueue.paper.x=[1]", "enqueue.paper.x: [1] is not among what is searched"),
+        ("warm_start=3", "warm_start: should be a list, not 3"),
+        ("warm_start=[3]", "warm_start.0: 3 is no sweep; write the name of one, or mlflow:EXPERIMENT"),
+        ("warm_start=[a, Up]", "warm_start.1: 'Up' is no sweep"),
+        ("warm_start=../up", "warm_start: '../up' is no sweep"),
+        ("warm_start=['mlflow: ']", "warm_start.0: 'mlflow: ' is no sweep"),
+        ("warm_start=[optuna:a]", "'optuna:a' is no sweep; write the name of one, or mlflow:EXPERIMENT"),
+        ("warm_start=[a, 'mlflow:a', a]", "warm_start: 'a' is given twice; keep one of them"),
+        ("warm_start=['mlflow:a', 'mlflow: a']", "warm_start: 'mlflow:a' is given twice"),
+        ("warm_start=[a, parabola]", "warm_start.1: parabola is this sweep itself, whose trials are kept"),
+        ("warm_start=parabola", "warm_start: parabola is this sweep itself"),
         ("registry.model=a/b", "registry.model: 'a/b' is no name"),
         ("registry.alias=v3", "'v3' is reserved by MLflow"),
-        ("storage=s3://bucket/sweeps", "sweeps are kept in a local folder only"),
+        ("storage=gs://bucket/sweeps", "sweeps are kept in a folder or in a bucket"),
+        ("storage=s3://Bucket", "is no place in a bucket; write s3://bucket/prefix"),
+        ("storage=s3://bucket/sweeps", "storage: a bucket needs an MLflow server beside it"),
         ("storage=~no-such-user/x", "there is no such user"),
-        ("storage=3", "storage: 3 is no folder"),
+        ("storage=3", "storage: 3 is no storage"),
         ("storage=${ROOM", "is not of the form ${NAME} or ${NAME:-default}"),
         ("budget", "write --set path=value"),
         ("budget..trials=1", "'budget..trials' is no path"),
@@ -219,6 +250,65 @@ def test_each_fault_is_one_line_that_begins_with_its_override(
     line = line_of(file, override)
     assert expected in line
     assert line.startswith(f"--set {override}")
+
+
+@pytest.mark.parametrize(
+    ("search", "point", "expected"),
+    [
+        (
+            {"steps": {"int": [1, 8], "step": 3}},
+            {"steps": 5},
+            "steps: 5 is not among what is searched: 1 to 7 in steps of 3",
+        ),
+        ({"steps": {"int": [1, 8]}}, {"steps": 2.5}, "steps: 2.5 is not among what is searched: 1 to 8"),
+        (
+            {"fault": {"choice": ["none", "crash"]}},
+            {"fault": "crahs"},
+            "fault: 'crahs' is not among what is searched: none, crash; did you mean 'crash'?",
+        ),
+        (
+            {"y": {"uniform": [0, 1], "when": {"seed": 3}}},
+            {"y": 0.5},
+            "y: is searched only when seed is 3; it is fixed at 0",
+        ),
+        (
+            {"seed": {"int": [0, 9]}, "y": {"uniform": [0, 1], "when": {"seed": [1, 2]}}},
+            {"y": 0.5, "seed": 3},
+            "y: is searched only when seed is 1 or 2; it is 3 here",
+        ),
+        (
+            {
+                "seed": {"int": [0, 9]},
+                "x": {"uniform": [0, 1], "when": {"seed": [1, 2]}},
+                "y": {"uniform": [0, 1], "when": {"seed": [3]}},
+            },
+            {"x": 0.5, "y": 0.5},
+            "y: is searched only when seed is 3; the others need another",
+        ),
+        (
+            {
+                "seed": {"int": [0, 9]},
+                "steps": {"int": [1, 8], "when": {"seed": 1}},
+                "y": {"uniform": [0, 1], "when": {"steps": 2}},
+            },
+            {"y": 0.5, "seed": 3},
+            "y: is searched only when steps is 2, which is searched only when seed is 1; it is 3 here",
+        ),
+    ],
+)
+def test_a_point_outside_of_the_space_is_one_line(
+    file: Path, search: dict[str, object], point: dict[str, object], expected: str
+) -> None:
+    tree = yaml.safe_load(SWEEP) | {"search": search, "enqueue": {"paper": point}}
+    file.write_text(yaml.safe_dump(tree))
+    assert line_of(file).partition(": ")[2] == f"enqueue.paper.{expected}"
+
+
+def test_a_point_whose_condition_the_sampler_may_meet_is_taken(file: Path) -> None:
+    search = {"seed": {"int": [0, 9]}, "y": {"uniform": [0, 1], "when": {"seed": [1, 2]}}}
+    tree = yaml.safe_load(SWEEP) | {"search": search, "enqueue": {"a": {"y": 1}, "b": {"y": 0, "seed": 2}}}
+    file.write_text(yaml.safe_dump(tree))
+    assert read(file, environment={}).enqueue == {"a": {"y": 1.0}, "b": {"y": 0.0, "seed": 2}}
 
 
 def test_a_trainable_that_breaks_the_contract_is_told_what_it_lacks(

@@ -146,11 +146,11 @@ def test_a_fault_in_the_file_has_its_line(file: Path) -> None:
 
 
 def test_more_variants_splits_and_seeds_continue_and_other_settings_are_refused(file: Path) -> None:
-    with JobDirectory(given(file)).open(fresh=False) as first:
+    with JobDirectory(given(file)).open(fresh=False) as (first, _):
         pass
     more = given(file, "variants.far.x=5", "splits.y=[2, 0, 1]", "seeds=[0, 7, 8]", "resources.cpus=2")
     JobDirectory(more).check(fresh=False)
-    with JobDirectory(more).open(fresh=False) as second:
+    with JobDirectory(more).open(fresh=False) as (second, _):
         assert second == first
     fewer = given(file, "seeds=[0]", "baseline=quick", "metrics=[a]")
     JobDirectory(fewer).check(fresh=False)
@@ -167,8 +167,8 @@ def test_more_variants_splits_and_seeds_continue_and_other_settings_are_refused(
 
 def test_a_folder_of_a_sweep_is_refused(file: Path) -> None:
     comparison = given(file)
-    comparison.directory.mkdir(parents=True)
-    (comparison.directory / "sweep.json").write_text("{}")
+    folder(comparison).mkdir(parents=True)
+    (folder(comparison) / "sweep.json").write_text("{}")
     with pytest.raises(InputError, match="holds a sweep of the same name; change 'name'"):
         JobDirectory(comparison).check(fresh=False)
 
@@ -183,9 +183,15 @@ class TuneTrial:
         self.config = point
 
 
+def folder(comparison: Comparison) -> Path:
+    return Path(comparison.storage, comparison.name)
+
+
 def open_study(comparison: Comparison) -> ComparisonStudy:
-    comparison.directory.mkdir(parents=True, exist_ok=True)
-    return ComparisonStudy(comparison, comparison.directory)
+    directory = JobDirectory(comparison)
+    directory.path = folder(comparison)
+    directory.path.mkdir(parents=True, exist_ok=True)
+    return ComparisonStudy(comparison, directory)
 
 
 def run(study: ComparisonStudy, *reports: dict[str, Any], ends: bool = True) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def run(study: ComparisonStudy, *reports: dict[str, Any], ends: bool = True) -> 
 
 
 def trained(study: ComparisonStudy) -> dict[str, Any]:
-    return {TRAINED: str(study.study.study_name and study._directory / "trials" / "checkpoint")}
+    return {TRAINED: f"{study._directory.root}/trials/checkpoint"}
 
 
 def scored(score: float) -> dict[str, Any]:
@@ -220,7 +226,7 @@ def test_a_scored_trial_is_complete_and_written_down(file: Path) -> None:
     assert (study.left(), study.total) == (11, 12)
     assert study.parameters({"variant": "quick", "seed": 0}) == {"variant": "quick", "seed": 0, "steps": 2}
     assert study.standing() == "test/parabola/score plain 0.500 (1)"
-    with (comparison.directory / "results.csv").open() as table:
+    with (folder(comparison) / "results.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert rows[0] == {
         "trial": "0",
@@ -232,7 +238,7 @@ def test_a_scored_trial_is_complete_and_written_down(file: Path) -> None:
         "test/parabola/score": "0.5",
     }
     assert [row["state"] for row in rows[1:]] == ["waiting"] * 11
-    assert json.loads((comparison.directory / "results.json").read_text())[0]["number"] == 0
+    assert json.loads((folder(comparison) / "results.json").read_text())[0]["number"] == 0
 
 
 def test_an_interrupted_trial_continues_and_a_trained_one_is_only_scored(file: Path) -> None:

@@ -1,14 +1,18 @@
 """Reading a sweep file: its defaults, overrides, variables, and what may change between two runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import optuna
 import pytest
+from rich.console import Console
 
+from orchestrator.cluster import Cluster
 from orchestrator.config import Override, Sweep, differences, read
 from orchestrator.errors import InputError, nearest
+from orchestrator.plan import plan
 from orchestrator.trainable import load
 
 SWEEP = """\
@@ -42,14 +46,14 @@ def test_defaults_are_filled_in(file: Path) -> None:
     assert isinstance(sweep.scheduler.build(sweep.epochs), optuna.pruners.SuccessiveHalvingPruner)
     assert sweep.scheduler.rungs(sweep.epochs) == [1, 3]
     assert (sweep.resources.workers, sweep.resources.concurrent, sweep.registry) == (1, "auto", None)
-    assert sweep.directory == Path("/tmp/sweeps/parabola")
+    assert sweep.storage == "/tmp/sweeps"
     assert sweep.tracking.uri == "sqlite:////tmp/sweeps/mlflow.db"
     assert sweep.tracking.experiment == "parabola"
 
 
 def test_environment_fills_strings_and_names_the_tracking_server(file: Path) -> None:
     sweep = given(file, ROOM="/data", MLFLOW_TRACKING_URI="http://tracking:5000")
-    assert sweep.storage == Path("/data/sweeps")
+    assert sweep.storage == "/data/sweeps"
     assert sweep.tracking.uri == "http://tracking:5000"
 
 
@@ -76,7 +80,7 @@ def test_overrides_reach_every_part(file: Path) -> None:
 
 def test_an_override_may_hold_any_text(file: Path) -> None:
     sweep = read(file, [Override("storage", "/tmp/a: b # c", "--storage")], environment={})
-    assert sweep.storage == Path("/tmp/a: b # c")
+    assert sweep.storage == "/tmp/a: b # c"
 
 
 def test_plain_scalars_follow_yaml_1_2(file: Path) -> None:
@@ -131,6 +135,71 @@ def test_several_objectives_are_not_stopped_early(file: Path) -> None:
 def test_epochs_are_the_most_that_a_trial_reports(file: Path) -> None:
     assert given(file).epochs == 9
     assert given(file, "search.epochs={int: [2, 12]}").epochs == 12
+
+
+def test_points_to_try_first_are_read_as_they_are_suggested(file: Path) -> None:
+    sweep = given(
+        file,
+        "enqueue.paper={x: 1, steps: 4.0}",
+        "enqueue.v1.x=${WIDE}",
+        "search.noise.width={uniform: [0, 1]}",
+        "enqueue.v1.noise.width=1",
+        WIDE="2.5",
+    )
+    assert sweep.enqueue == {"paper": {"x": 1.0, "steps": 4}, "v1": {"x": 2.5, "noise.width": 1.0}}
+    types = [type(value) for point in sweep.enqueue.values() for value in point.values()]
+    assert types == [float, int, float, float]
+    assert sweep.resolved()["enqueue"] == sweep.enqueue
+
+
+def test_an_override_reaches_a_point_whose_name_holds_dots(file: Path) -> None:
+    file.write_text(SWEEP + "enqueue: {v1.2: {x: 1}, v1: {x: 2}}\n")
+    sweep = given(file, "enqueue.v1.2.x=3", "enqueue.v1.steps=2", "enqueue.v1.2.steps=8")
+    assert sweep.enqueue == {"v1.2": {"x": 3.0, "steps": 8}, "v1": {"x": 2.0, "steps": 2}}
+    assert given(file, "enqueue.v1.2={steps: 8}").enqueue["v1.2"] == {"steps": 8}
+
+
+def test_a_point_is_tried_before_what_the_sampler_suggests(file: Path) -> None:
+    sweep = given(file, "enqueue.paper.x=1", "sampler={random: {seed: 0}}")
+    study = optuna.create_study(sampler=sweep.sampler.build())
+    study.enqueue_trial(sweep.enqueue["paper"], user_attrs={"point": "paper"})
+    trial = study.ask()
+    values = sweep.space.suggest(trial)
+    assert values["x"] == 1.0 and 1 <= values["steps"] <= 8
+    assert trial.user_attrs == {"point": "paper"}
+
+
+def test_a_warm_start_names_sweeps_and_experiments(file: Path) -> None:
+    assert given(file).warm_start == ()
+    assert given(file, "warm_start=earlier").warm_start == ("earlier",)
+    sweep = given(file, "warm_start=[earlier, mlflow:a/b 2025, mlflow:parabola]")
+    assert sweep.warm_start == ("earlier", "mlflow:a/b 2025", "mlflow:parabola")
+    assert sweep.resolved()["warm_start"] == list(sweep.warm_start)
+
+
+def test_points_and_earlier_sweeps_may_not_change(file: Path) -> None:
+    old = given(file).resolved()
+    new = given(file, "enqueue.paper.x=1", "warm_start=[earlier]").resolved()
+    assert differences(old, new) == ["enqueue.paper.x: absent → 1.0", 'warm_start: absent → ["earlier"]']
+    before = {key: value for key, value in old.items() if key not in ("enqueue", "warm_start")}
+    assert differences(before, old) == []
+
+
+def test_the_plan_shows_what_is_tried_first(file: Path) -> None:
+    cluster = Cluster("here", None, None, ({"CPU": 2.0},))
+
+    def lines(sweep: Sweep) -> str:
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(plan(sweep, cluster))
+        return capture.get()
+
+    shown = lines(
+        given(file, "enqueue={paper: {x: 1}, larger: {steps: 8}}", "warm_start=[earlier, mlflow:b]")
+    )
+    assert re.search(r"tried first +paper, larger", shown)
+    assert re.search(r"warm start +earlier, mlflow:b", shown)
+    assert "tried first" not in lines(given(file))
 
 
 def test_an_invalid_trial_is_one_line(file: Path) -> None:

@@ -83,6 +83,31 @@ def test_suggestions_lie_in_their_ranges_and_make_valid_configs() -> None:
         assert config.sets["b"].size == each["sets.b.size"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "taken", "refused"),
+    [
+        ({"uniform": [0, 1]}, [(1, 1.0)], [1.1, "1", True, None]),
+        ({"log_uniform": [1, 8]}, [(8, 8.0)], [0]),
+        ({"int": [1, 8]}, [(8.0, 8)], [2.5, 9, True]),
+        ({"int": [1, 8], "step": 3}, [(4, 4), (7.0, 7)], [5, 8]),
+        ({"int": [1, 8], "log": True}, [(3, 3)], [0]),
+        ({"choice": ["a", 2, None]}, [("a", "a"), (2.0, 2), (None, None)], ["b", "2"]),
+    ],
+)
+def test_a_distribution_is_what_is_suggested_from(
+    entry: dict[str, Any], taken: list[tuple[Any, Any]], refused: list[Any]
+) -> None:
+    parameter, study = Parameter.model_validate(entry), optuna.create_study()
+    suggested = parameter.suggest(trial := study.ask(), "path")
+    assert trial.distributions["path"] == parameter.distribution()
+    assert parameter.takes(suggested) and parameter.convert(suggested) == suggested
+    for value, converted in taken:
+        assert parameter.takes(value)
+        assert parameter.convert(value) == converted
+        assert type(parameter.convert(value)) is type(converted)
+    assert not any(parameter.takes(value) for value in refused)
+
+
 def test_conditional_paths_follow_their_parents_however_they_are_written() -> None:
     space = build(
         {

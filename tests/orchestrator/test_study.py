@@ -1,6 +1,7 @@
 """The study tells Optuna the truth about every trial, and a new driver continues from it alone."""
 
 import math
+import os.path
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from ray.tune.search import Searcher
 
 from orchestrator import config
 from orchestrator.config import Sweep
+from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError
 from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy
 from orchestrator.trial import FAILURE
+
+FOLDER = "/sweeps/study"
 
 SWEEP = """
 name: study
@@ -27,9 +31,6 @@ budget: {trials: 6}
 """
 
 
-FOLDER = "/sweeps/study"
-
-
 class TuneTrial:
     """The part of a Ray Tune trial that the scheduler looks at."""
 
@@ -41,7 +42,16 @@ class TuneTrial:
 def sweep(tmp_path: Path) -> Sweep:
     file = tmp_path / "study.yaml"
     file.write_text(SWEEP)
+    (tmp_path / "store" / "study").mkdir(parents=True)
     return config.read(file, [config.Override("storage", str(tmp_path / "store"), "--storage")])
+
+
+def open_study(sweep: Sweep, storage: Path | None = None) -> SweepStudy:
+    """The study as a driver opens it."""
+    if storage is not None:
+        (storage / "study").mkdir(parents=True, exist_ok=True)
+        sweep = sweep.model_copy(update={"storage": str(storage)})
+    return SweepStudy(sweep, JobDirectory(sweep))
 
 
 def result(epoch: int, score: float) -> dict[str, Any]:
@@ -49,6 +59,7 @@ def result(epoch: int, score: float) -> dict[str, Any]:
         "epoch": epoch,
         "val/score": score,
         "train/loss": -score,
+        "names": ["epoch", "val/score", "train/loss"],
         "checkpoint_path": f"{FOLDER}/checkpoint_{epoch}",
     }
 
@@ -66,50 +77,50 @@ def run(study: SweepStudy, scores: list[float]) -> TrialState:
     return study.trials[point["number"]].state
 
 
-def test_a_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep) -> None:
+    study = open_study(sweep)
     assert run(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
     best = study.best()
     assert best is not None
     assert best.values == [0.4]
     assert best.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
-    assert study.checkpoint(best.number).resolve() == Path(FOLDER) / "checkpoint_4"
+    assert os.path.normpath(study.checkpoint(best.number).path) == f"{FOLDER}/checkpoint_4"
 
 
-def test_the_worse_of_two_is_pruned_at_the_first_rung(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_the_worse_of_two_is_pruned_at_the_first_rung(sweep: Sweep) -> None:
+    study = open_study(sweep)
     run(study, [0.5, 0.5, 0.5, 0.5])
     assert run(study, [0.1, 0.9, 0.9, 0.9]) == TrialState.PRUNED
     assert study.trials[1].intermediate_values == {1: 0.1}
     assert "after epoch 1" in study.trials[1].user_attrs["reason"]
 
 
-def test_the_last_epoch_is_never_pruned(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_the_last_epoch_is_never_pruned(sweep: Sweep) -> None:
+    study = open_study(sweep)
     run(study, [0.5, 0.5, 0.5, 0.9])
     assert run(study, [0.6, 0.6, 0.6, 0.1]) == TrialState.COMPLETE
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_fails_the_trial(sweep: Sweep, tmp_path: Path, score: float) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_score_that_is_not_finite_fails_the_trial(sweep: Sweep, score: float) -> None:
+    study = open_study(sweep)
     assert run(study, [0.5, score]) == TrialState.FAIL
     assert study.trials[0].user_attrs["reason"] == "val/score is not finite in epoch 2"
     assert study.best() is None
 
 
-def test_a_score_that_is_not_reported_fails_the_trial(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_score_that_is_not_reported_fails_the_trial(sweep: Sweep) -> None:
+    study = open_study(sweep)
     searcher, scheduler = StudySearcher(study), StudyScheduler(study)
     point = searcher.suggest("a")
-    last = {"epoch": 1, "train/loss": 1.0}
+    last = {"epoch": 1, "train/loss": 1.0, "names": ["epoch", "train/loss"]}
     assert scheduler.on_trial_result(None, TuneTrial(point), last) == TrialScheduler.STOP
     searcher.on_trial_complete("a", last)
     assert study.trials[0].user_attrs["reason"] == "val/score is missing in epoch 1"
 
 
-def test_failures_keep_their_reason(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_failures_keep_their_reason(sweep: Sweep) -> None:
+    study = open_study(sweep)
     searcher, scheduler = StudySearcher(study), StudyScheduler(study)
     for trial_id in "ab":
         point = searcher.suggest(trial_id)
@@ -118,50 +129,53 @@ def test_failures_keep_their_reason(sweep: Sweep, tmp_path: Path) -> None:
     searcher.on_trial_complete("a", failure)
     searcher.on_trial_complete("b", error=True)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.FAIL]
-    assert [trial.user_attrs["reason"] for trial in study.trials] == ["RuntimeError: no", "its process died"]
+    assert [trial.user_attrs["reason"] for trial in study.trials] == [
+        "RuntimeError: no",
+        "its process died again and again",
+    ]
 
 
-def test_a_new_driver_continues_an_interrupted_trial_under_its_number(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_new_driver_continues_an_interrupted_trial_under_its_number(sweep: Sweep) -> None:
+    study = open_study(sweep)
     run(study, [0.1, 0.2, 0.3, 0.4])
     point = StudySearcher(study).suggest("b")
     assert isinstance(point, dict)
     StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.5))  # and the driver dies
 
-    again = SweepStudy(sweep, tmp_path)
+    again = open_study(sweep)
     assert again.left() == sweep.budget.trials - 1
     assert StudySearcher(again).suggest("c") == point
     assert again.trials[point["number"]].intermediate_values == {1: 0.5}
 
 
 @pytest.mark.parametrize("heard", [0, 2, 4])
-def test_reports_made_again_on_resume_count_once(sweep: Sweep, tmp_path: Path, heard: int) -> None:
+def test_reports_made_again_on_resume_count_once(sweep: Sweep, heard: int) -> None:
     scores = [0.1, 0.2, 0.3, 0.4]
-    point = StudySearcher(first := SweepStudy(sweep, tmp_path)).suggest("a")
+    point = StudySearcher(first := open_study(sweep)).suggest("a")
     for epoch in range(1, heard + 1):
         StudyScheduler(first).on_trial_result(None, TuneTrial(point), result(epoch, scores[epoch - 1]))
-    study = SweepStudy(sweep, tmp_path)
+    study = open_study(sweep)
     assert run(study, scores) == TrialState.COMPLETE
     assert study.trials[0].intermediate_values == dict(enumerate(scores, 1))
 
 
-def test_a_verdict_that_a_dying_driver_did_not_carry_out_stands(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_verdict_that_a_dying_driver_did_not_carry_out_stands(sweep: Sweep) -> None:
+    study = open_study(sweep)
     run(study, [0.5, 0.5, 0.5, 0.5])
     point = StudySearcher(study).suggest("b")
     StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.1))
-    again = SweepStudy(sweep, tmp_path)
+    again = open_study(sweep)
     assert run(again, [0.1, 0.9, 0.9, 0.9]) == TrialState.PRUNED
 
 
-def test_a_trial_that_ends_early_by_itself_is_complete(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_trial_that_ends_early_by_itself_is_complete(sweep: Sweep) -> None:
+    study = open_study(sweep)
     assert run(study, [0.1, 0.2]) == TrialState.COMPLETE
     assert study.trials[0].values == [0.2]
 
 
-def test_a_trial_without_report_or_checkpoint_fails(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_a_trial_without_report_or_checkpoint_fails(sweep: Sweep) -> None:
+    study = open_study(sweep)
     searcher = StudySearcher(study)
     searcher.suggest("a")
     searcher.suggest("b")
@@ -171,7 +185,7 @@ def test_a_trial_without_report_or_checkpoint_fails(sweep: Sweep, tmp_path: Path
     assert reasons == ["it ended without a report", "it ended without a checkpoint"]
 
 
-def test_values_that_do_not_go_together_fail_without_a_run(sweep: Sweep, tmp_path: Path) -> None:
+def test_values_that_do_not_go_together_fail_without_a_run(sweep: Sweep) -> None:
     def refuse(values: dict[str, Any]) -> Any:
         if values and values["steps"] < 3:
             raise InputError("config: too few steps")
@@ -179,7 +193,7 @@ def test_values_that_do_not_go_together_fail_without_a_run(sweep: Sweep, tmp_pat
 
     picky = sweep.model_copy()
     object.__setattr__(picky, "trial_config", refuse)
-    study = SweepStudy(picky, tmp_path)
+    study = open_study(picky)
     while (suggestion := study.ask()) is not None:
         assert suggestion.values["steps"] == 3
     states = [(trial.state, trial.params["steps"]) for trial in study.trials]
@@ -192,28 +206,27 @@ def test_a_continued_study_suggests_what_the_undisturbed_one_does(sweep: Sweep, 
     suggested = []
     for restarts in (False, True):
         folder = tmp_path / str(restarts)
-        folder.mkdir()
-        study = SweepStudy(sweep, folder)
+        study = open_study(sweep, folder)
         for number in range(sweep.budget.trials):
             run(study, [float(number)] * 4)
             if restarts:
-                study = SweepStudy(sweep, folder)
+                study = open_study(sweep, folder)
         suggested.append([trial.params for trial in study.trials])
     assert suggested[0] == suggested[1]
     assert len({params["x"] for params in suggested[0]}) == sweep.budget.trials
 
 
-def test_the_budget_ends_the_search(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_the_budget_ends_the_search(sweep: Sweep) -> None:
+    study = open_study(sweep)
     for _ in range(sweep.budget.trials):
         run(study, [0.5] * 4)
     assert study.left() == 0
     assert StudySearcher(study).suggest("z") == Searcher.FINISHED
 
 
-def test_trials_without_gain_end_the_search(sweep: Sweep, tmp_path: Path) -> None:
+def test_trials_without_gain_end_the_search(sweep: Sweep) -> None:
     patient = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"no_gain_for": 2})})
-    study = SweepStudy(patient, tmp_path)
+    study = open_study(patient)
     for score in (0.5, 0.4, 0.3):
         assert not study.gained_nothing()
         run(study, [score] * 4)
@@ -221,8 +234,8 @@ def test_trials_without_gain_end_the_search(sweep: Sweep, tmp_path: Path) -> Non
     assert StudySearcher(study).suggest("z") == Searcher.FINISHED
 
 
-def test_what_still_runs_when_the_budget_is_spent_is_pruned(sweep: Sweep, tmp_path: Path) -> None:
-    study = SweepStudy(sweep, tmp_path)
+def test_what_still_runs_when_the_budget_is_spent_is_pruned(sweep: Sweep) -> None:
+    study = open_study(sweep)
     study.ask()
     assert study.close("no time left") == [0]
     assert study.count() == {"running": 0, "complete": 0, "pruned": 1, "failed": 0}

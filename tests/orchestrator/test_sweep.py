@@ -117,7 +117,7 @@ def test_a_trial_that_the_wall_budget_cuts_short_is_not_complete(file: Path, tmp
     options += ["--set", "config.epochs=100", "--set", "config.seconds=1", "--set", "scheduler=none"]
     done = sweep(file, *options, "--set", "search.fault={choice: [none]}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "no trial of 2 succeeded: the wall budget was spent" in done.stdout
+    assert "no trial of 2 succeeded: the wall budget of 0:00:25 is spent" in done.stdout
     study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
 
