@@ -47,6 +47,9 @@ class Holder(BaseModel):
     """Tells this process from any other that has, or had, the same number on the same host."""
 
     beat: int = 0
+    renewed: float = 0.0
+    """Seconds of the wall clock, for people: nobody decides by them."""
+
     ended: bool = False
     spent: Spent = Spent()
     doing: dict[str, Any] = {}
@@ -182,6 +185,7 @@ class Lease:
 
     def _renew(self) -> bool:
         self.record.beat += 1
+        self.record.renewed = time.time()
         content = self.record.model_dump_json(indent=1).encode()
         version = self._store.exchange(record_name(self._job), content, self._seen)
         if version is None:

@@ -522,3 +522,5 @@ def _quiet() -> None:
     """MLflow and Alembic tell of migrations and monitors on every start; warnings stay."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its monitor of this machine's load warns whenever the server is away; the outbox says so better.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)

@@ -300,15 +300,14 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         checkpoint = trainer.fit().checkpoint
     except ray.train.WorkerGroupError as error:
         raise _cause(error.worker_failures, str(error)) from error
-    except ray.train.ControllerError as error:  # it runs no code of the trainable
-        failure = error.controller_failure
-        raise _LostError(explain(failure), str(error), patient=isinstance(failure, OSError)) from error
-    except (ray.train.TrainingFailedError, RayError) as error:  # preempted, or the controller was killed
-        raise _LostError(explain(error), str(error), patient=False) from error
+    except (ray.train.TrainingFailedError, RayError) as error:  # of Train's controller, or of a preemption
+        stored = _is_of_storage(error)
+        reason = explain(getattr(error, "controller_failure", error))
+        raise _LostError(f"storage: {reason}" if stored else reason, str(error), patient=stored) from error
     except OSError as error:
         if is_full(error):
             raise StorageError(f"storage: {error}", full=True) from error
-        raise _LostError(f"storage: {error}", str(error), patient=True) from error
+        raise _LostError(f"storage: {error}"[:300], str(error), patient=True) from error
     return None if checkpoint is None else str(checkpoint.path)
 
 
@@ -362,11 +361,23 @@ def evaluate(dotted: str, config: dict[str, Any], checkpoint: ray.train.Checkpoi
 
 def explain(error: BaseException) -> str:
     """One line for what was raised inside a Ray task or actor."""
-    # Ray wraps what its tasks raise, and Ray Train what ended a worker.
-    while isinstance(
-        inner := getattr(error, "cause", None) or getattr(error, "health_check_failure", None), BaseException
-    ):
-        error = inner
+    error = _root(error)
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
     return line[:500]
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first: Ray wraps what its tasks raise, and Ray Train what ended a worker."""
+    for wrapping in ("cause", "health_check_failure", "controller_failure"):
+        if isinstance(inner := getattr(error, wrapping, None), BaseException):
+            return _root(inner)
+    return error
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether Train's controller failed for want of its storage; it runs no code of a trainable.
+
+    One that dies as it begins leaves only words: those of Arrow's S3 client.
+    """
+    return isinstance(_root(error), OSError) or "AWS Error" in str(error)
