@@ -1,0 +1,202 @@
+"""Searcher, study and reconciliation against a model, in sequences that hypothesis makes up.
+
+Drivers die between any two steps, reports are made again, trials end in every way. ``FAULT_STEPS`` (default
+50) steps in each of ``FAULT_RUNS`` (default 150) sequences.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator import config
+from orchestrator.directory import JobDirectory
+from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy, epochs
+from orchestrator.trial import FAILURE, HALT
+
+SWEEP = """
+name: machine
+trainable: example_trainable:ExampleTrainable
+config: {epochs: 4}
+search: {x: {uniform: [-3, 3]}, steps: {int: [1, 3]}}
+objective: {metric: val/score}
+sampler: {tpe: {seed: 3, n_startup_trials: 2}}
+scheduler: {asha: {grace: 1, reduction: 2}}
+budget: {trials: 8}
+enqueue: {first: {x: 1.5}}
+"""
+EPOCHS, TRIALS = 4, 8
+
+
+class TuneTrial:
+    """The part of a Ray Tune trial that the scheduler looks at."""
+
+    def __init__(self, point: Any) -> None:
+        self.config = point
+
+
+class StudyMachine(RuleBasedStateMachine):
+    """One sweep: the model is what was reported and told of each trial, by its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.values: dict[int, dict[str, Any]] = {}
+        self.reported: dict[int, list[float]] = {}
+        self.ended: dict[int, TrialState] = {}
+        self.running: dict[int, Any] = {}
+        """Points that the present driver runs, by number."""
+
+    @initialize()
+    def begin(self) -> None:
+        file = self.folder / "machine.yaml"
+        file.write_text(SWEEP)
+        self.sweep = config.read(file, [config.Override("storage", str(self.folder / "store"), "--storage")])
+        (self.folder / "store" / "machine").mkdir(parents=True)
+        self.open()
+
+    def open(self) -> None:
+        self.study = SweepStudy(self.sweep, JobDirectory(self.sweep))
+        if not self.study.begun:
+            self.study.begin([])
+        self.searcher, self.scheduler = StudySearcher(self.study), StudyScheduler(self.study)
+
+    @rule()
+    def the_driver_dies(self) -> None:
+        self.running.clear()
+        self.open()
+
+    @rule()
+    def suggest(self) -> None:
+        interrupted = [n for n in self.values if n not in self.ended and n not in self.running]
+        point = self.searcher.suggest(f"id-{len(self.values)}-{len(self.running)}-{len(self.ended)}")
+        if point == Searcher.FINISHED:
+            assert not interrupted and len(self.values) == TRIALS
+            return
+        assert isinstance(point, dict)
+        number = point["number"]
+        assert number not in self.ended and number not in self.running
+        assert number == interrupted[0] if interrupted else number == len(self.values)
+        assert self.values.setdefault(number, point["values"]) == point["values"]
+        assert number or point["values"]["x"] == 1.5
+        self.reported.setdefault(number, [])
+        self.running[number] = (point, next(iter(reversed(self.searcher._numbers))))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), score=st.floats(-1, 1), again=st.booleans())
+    def report(self, data: st.DataObject, score: float, again: bool) -> None:
+        """The next epoch, or all that were reported once more."""
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        known = self.reported[number]
+        if again:
+            for epoch, value in enumerate(known, 1):
+                if self.tell(number, epoch, value):
+                    return
+        elif len(known) < EPOCHS:
+            known.append(score)
+            self.tell(number, len(known), score)
+
+    def tell(self, number: int, epoch: int, score: float) -> bool:
+        point, trial = self.running[number]
+        result = {
+            "epoch": epoch,
+            "val/score": score,
+            "names": ["epoch", "val/score"],
+            "checkpoint_path": f"{self.folder}/store/machine/trials/checkpoint_{epoch}",
+        }
+        stop = self.scheduler.on_trial_result(None, TuneTrial(point), result) == TrialScheduler.STOP
+        if stop or epoch == EPOCHS:
+            self.searcher.on_trial_complete(trial, result)
+            failed = not math.isfinite(score)
+            assert failed or not stop or epoch < EPOCHS
+            self.end(
+                number,
+                TrialState.FAIL if failed else TrialState.PRUNED if stop else TrialState.COMPLETE,
+            )
+        return stop or epoch == EPOCHS
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def report_nan(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        if len(self.reported[number]) < EPOCHS:
+            self.tell(number, len(self.reported[number]) + 1, math.nan)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), died=st.booleans())
+    def fail(self, data: st.DataObject, died: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        self.searcher.on_trial_complete(self.running[number][1], None if died else {FAILURE: "no"}, died)
+        self.end(number, TrialState.FAIL)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def halt(self, data: st.DataObject) -> None:
+        """No space is left: the trial stays unfinished, and the driver ends."""
+        number = data.draw(st.sampled_from(sorted(self.running)))
+        self.searcher.on_trial_complete(self.running.pop(number)[1], {HALT: "no space"})
+        self.the_driver_dies()
+
+    @precondition(lambda self: len(self.ended) > 5)
+    @rule()
+    def the_budget_is_spent(self) -> None:
+        unfinished = [number for number in self.values if number not in self.ended]
+        assert self.study.close("the wall budget is spent") == unfinished
+        for number in unfinished:
+            self.running.setdefault(number, None)
+            self.end(number, TrialState.PRUNED)
+        self.the_driver_dies()
+
+    def end(self, number: int, state: TrialState) -> None:
+        self.ended[number] = state
+        del self.running[number]
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        if not hasattr(self, "study"):
+            return
+        trials = {trial.number: trial for trial in self.study.suggested}
+        assert sorted(trials) == sorted(self.values) == list(range(len(self.values)))
+        assert len(trials) <= TRIALS
+        for number, trial in trials.items():
+            assert trial.state == self.ended.get(number, TrialState.RUNNING)
+            assert trial.params == self.values[number]
+            scores = dict(enumerate(self.reported[number], 1))
+            assert trial.intermediate_values == scores
+            finite = {
+                e: each["val/score"]
+                for e, each in epochs(trial).items()
+                if each["val/score"] == each["val/score"]
+            }
+            assert finite == scores
+            if trial.state == TrialState.COMPLETE:
+                assert trial.values == [self.reported[number][-1]]
+            if trial.state == TrialState.FAIL:
+                assert trial.user_attrs["reason"]
+        orders = [trial.user_attrs["order"] for trial in trials.values() if trial.state.is_finished()]
+        assert len(set(orders)) == len(self.ended)
+        assert self.study.left() == TRIALS - len(self.ended)
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+TestStudyMachine = pytest.mark.faults(pytest.mark.timeout(3600)(StudyMachine.TestCase))
+TestStudyMachine.settings = settings(
+    max_examples=int(os.environ.get("FAULT_RUNS", "150")),
+    stateful_step_count=int(os.environ.get("FAULT_STEPS", "50")),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)

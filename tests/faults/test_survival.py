@@ -1,0 +1,205 @@
+"""A sweep on a real cluster, server and bucket, all of which are killed at random while it runs.
+
+Ray with three nodes, MLflow on PostgreSQL, SeaweedFS behind a proxy that injects faults, and a driver that is
+killed and started again like all the rest. At the end nothing may be lost, doubled or left behind. ``FAULTS``
+(default 60) says how many blows there are, ``FAULT_SEED`` which.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import accounts
+import mlflow
+import optuna
+import pytest
+from ray_nodes import KINDS, RayNodes
+from rich.console import Console
+from rich.table import Table
+from servers import FaultyProxy, MlflowServer, Postgres, Seaweed
+
+from orchestrator.directory import study_storage
+from orchestrator.storage import open_store
+
+ROOT = Path(__file__).parents[2]
+FAULTS = int(os.environ.get("FAULTS", "60"))
+SEED = int(os.environ.get("FAULT_SEED", "0"))
+NAME = "survivor"
+SWEEP = """
+name: survivor
+trainable: example_trainable:ExampleTrainable
+config: {epochs: 16, seconds: 1.0}
+search:
+  x: {uniform: [-3, 3]}
+  steps: {int: [1, 3]}
+objective: {metric: val/score}
+sampler: {random: {seed: 1}}
+scheduler: {asha: {grace: 3, reduction: 2}}
+budget: {trials: TRIALS}
+registry: {model: survivor}
+"""
+PACE = (2.0, 7.0)
+"""Seconds between two kills."""
+
+STORMS = [
+    {"rates": {"error": 0.15, "slow_down": 0.15}},
+    {"rates": {"lost_answer": 0.15, "cut_answer": 0.1}},
+    {"rates": {"cut_request": 0.2}},
+    {"rates": {"expired": 0.2}},
+    {"rates": {"delay": 0.2, "late": 0.1}, "seconds": 2.0},
+]
+
+
+class Driver:
+    """The command, which is started again whenever it ended too early."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
+        self._command, self._environment, self._folder = command, environment, folder
+        self.logs: list[Path] = []
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.logs.append(self._folder / f"driver-{len(self.logs):03d}.log")
+        with self.logs[-1].open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, cwd=ROOT, stdout=log, stderr=log
+            )
+
+    def ended(self) -> int | None:
+        assert self.process is not None
+        return self.process.poll()
+
+    def hit(self, number: signal.Signals) -> bool:
+        """Send a signal, and start the next one when it is gone."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return False
+        self.process.send_signal(number)
+        code = self.process.wait(120)
+        assert number == signal.SIGKILL or code == 130, self.text()[-3000:]
+        self.start()
+        return True
+
+    def text(self) -> str:
+        return "\n".join(log.read_text(errors="replace") for log in self.logs)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(5400)
+def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(SEED)
+    sweep = tmp_path / "survivor.yaml"
+    sweep.write_text(SWEEP.replace("TRIALS", str(max(4, FAULTS // 3))))
+    with (
+        Postgres(tmp_path / "postgres") as postgres,
+        Seaweed(tmp_path / "seaweed") as seaweed,
+        FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy,
+        MlflowServer(tmp_path / "mlflow", postgres.uri, tmp_path / "artifacts") as server,
+    ):
+        bucket = seaweed.environment(proxy.endpoint)
+        environment = {**os.environ, **bucket, "MLFLOW_TRACKING_URI": server.uri}
+        environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'orchestrator'}"
+        environment["RAY_health_check_failure_threshold"] = "3"  # a lost node is noticed within seconds
+        with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
+            storage = f"s3://{seaweed.bucket}/sweeps"
+            options = ["--storage", storage, "--address", nodes.address]
+            driver = Driver(
+                [sys.executable, "-m", "orchestrator.sweep", str(sweep), *options], environment, tmp_path
+            )
+            done = hurt(chance, driver, nodes, postgres, server, proxy)
+            left = {kind: len(nodes.processes(kind)) for kind in KINDS}
+            groups = nodes.placement_groups()
+        for name, value in bucket.items():
+            monkeypatch.setenv(name, value)
+        store = open_store(storage)
+        store.check()
+        study = optuna.load_study(study_name=NAME, storage=study_storage(store, NAME))
+        mlflow.set_tracking_uri(server.uri)
+        books = accounts.count(
+            study, mlflow.MlflowClient(server.uri), NAME, [log.read_text() for log in driver.logs]
+        )
+        books["processes leaked"], books["placement groups leaked"] = sum(left.values()), groups
+        mlflow.pyfunc.load_model("models:/survivor@champion")
+        done |= {f"S3: {kind}": number for kind, number in proxy.counts().items() if kind != "requests"}
+        show(done, books)
+        assert len(study.trials) == max(4, FAULTS // 3)
+        assert not +books
+
+
+def hurt(
+    chance: random.Random,
+    driver: Driver,
+    nodes: RayNodes,
+    postgres: Postgres,
+    server: MlflowServer,
+    proxy: FaultyProxy,
+) -> Counter[str]:
+    """Run the sweep to its end and kill on the way; gives how often each kind was hit."""
+    done: Counter[str] = Counter()
+    kinds = ["worker"] * 6 + ["controller"] * 3 + ["trial"] * 3 + ["driver"] * 3 + ["Ctrl-C", "SIGTERM"]
+    kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
+    driver.start()
+    time.sleep(20)
+    until = time.monotonic() + 5000
+    while driver.ended() is None or driver.ended() != 0:
+        assert time.monotonic() < until, driver.text()[-5000:]
+        if (code := driver.ended()) is not None:
+            assert code == 1, driver.text()[-5000:]  # it says so when MLflow is away at its start or end
+            time.sleep(3)
+            driver.start()
+        time.sleep(chance.uniform(*PACE))
+        if sum(done.values()) >= FAULTS:
+            proxy.plan()
+            continue
+        proxy.plan()  # a storm lasts until the next fault
+        kind = chance.choice(kinds)
+        done[kind] += strike(kind, chance, driver, nodes, postgres, server, proxy)
+    return done
+
+
+def strike(
+    kind: str,
+    chance: random.Random,
+    driver: Driver,
+    nodes: RayNodes,
+    postgres: Postgres,
+    server: MlflowServer,
+    proxy: FaultyProxy,
+) -> bool:
+    """Do one kind of violence; returns whether it could be done."""
+    if kind in KINDS:
+        return nodes.kill(kind, chance)
+    if kind == "node":
+        killed = nodes.kill_node(chance)
+        nodes.add()
+        return killed
+    if kind == "storm":
+        proxy.plan(seed=chance.randrange(1000), **chance.choice(STORMS))
+        return True
+    if kind == "outage":
+        proxy.down(chance.uniform(2, 10))
+        return True
+    if kind in ("MLflow", "PostgreSQL"):
+        hit = server if kind == "MLflow" else postgres
+        hit.kill()
+        time.sleep(chance.uniform(1, 10))
+        hit.restart()
+        return True
+    return driver.hit({"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind])
+
+
+def show(done: Counter[str], books: Counter[str]) -> None:
+    """The table of the suite."""
+    table = Table("fault", "injected", title=f"{sum(done.values())} faults, seed {SEED}")
+    for kind, number in sorted(done.items()):
+        table.add_row(kind, str(number))
+    after = Table("afterwards", "number")
+    for kind, number in books.items():
+        after.add_row(kind, str(number))
+    console = Console(file=sys.__stdout__, width=100)
+    console.print(table, after)
