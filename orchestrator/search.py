@@ -40,6 +40,9 @@ _TRAINING = "training"
 _MOST_FAILURES = 10
 """How often Tune starts a trial anew whose own process, which only waits for its workers, died."""
 
+_TRIALS = 1000
+"""Trials of one run of Tune, which never forgets one: so the memory of the driver is bounded."""
+
 End = Literal["done", "interrupted", "failing"]
 
 
@@ -108,7 +111,9 @@ def search(
         )
         lease.at_beat = monitor.beat
         with progress.doing(monitor.status):
-            _tune(study, cluster, job.resources, spec, limits, monitor)
+            going = True
+            while going and not study.ended() and not limits.stop_all():
+                going = _tune(study, cluster, job.resources, spec, limits, monitor)
         monitor.catch_up()
     if reason := limits.spent():
         progress.say(reason)
@@ -131,14 +136,14 @@ def _tune(
     spec: TrialSpec,
     limits: Limits,
     monitor: "Monitor",
-) -> None:
-    """Let Ray Tune run trials until there are none left or all have to stop."""
+) -> bool:
+    """Let Ray Tune run some of the trials that are left; returns False when the user interrupted it."""
     # Tune keeps records of its own, which nobody reads: a job continues from its study.
     with tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
             _tune_trainable(spec, cluster.driver_bundle()),
             tune_config=tune.TuneConfig(
-                num_samples=study.left(),
+                num_samples=min(study.left(), _TRIALS),
                 search_alg=StudySearcher(study),
                 scheduler=StudyScheduler(study),
                 max_concurrent_trials=cluster.concurrency(resources),
@@ -160,6 +165,7 @@ def _tune(
         before = signal.signal(signal.SIGINT, leave_at_once)
         try:
             tuner.fit()
+            return signal.getsignal(signal.SIGINT) is not leave_at_once
         finally:
             signal.signal(signal.SIGINT, before)
 

@@ -3,8 +3,8 @@
 ``--json`` prints one document: ``name``, ``kind``, ``place``, ``state`` (running, stopped, died, finished),
 ``driver`` (host, pid, started, seconds since its last sign of life), ``trials`` (number by state), ``budget``
 (``{trials: [used, of], seconds: [...], gpu_hours: [...]}``), ``best`` (trial, objective, parameters),
-``doing`` (what each unfinished trial does or waits for), ``failures`` (reason, trials), ``undelivered`` (records
-that wait for MLflow), ``model`` and ``report``.
+``doing`` (what each unfinished trial does or waits for), ``failures`` (reason, trials), ``undelivered`` (what
+waits for MLflow), ``model`` and ``report``.
 """
 
 import argparse

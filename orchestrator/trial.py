@@ -48,6 +48,9 @@ NAMES = "names"
 _REPORTED = "reported.json"
 """File of a checkpoint with every report up to it."""
 
+_MANIFEST = "checkpoint_manager_snapshot.json"
+"""File of a trial's folder in which Ray Train lists its checkpoints; one that is not there does not count."""
+
 _HUNG = "hung"
 """Files of a trial's folder that begin so hold the stacks of its worker when it was given up as hung."""
 
@@ -232,10 +235,10 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
     """
     filesystem, folder = _trial_folder(spec, point["number"])
     stacks = set(_files(filesystem, folder, _HUNG))
-    hangs, newest, vain = min(len(stacks), 1), "", 0
+    hangs, known, vain = min(len(stacks), 1), _registered(filesystem, folder), 0
 
     def give_up(state: RetryCallState) -> bool:
-        nonlocal stacks, hangs, newest, vain
+        nonlocal stacks, hangs, known, vain
         assert state.outcome is not None
         error = state.outcome.exception()
         assert isinstance(error, _LostError)
@@ -243,8 +246,8 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
             return False
         if more := set(_files(filesystem, folder, _HUNG)) - stacks:  # one for each worker that had the time
             stacks, hangs = stacks | more, hangs + 1
-        before, newest = newest, max(_files(filesystem, folder, "checkpoint_"), default="")
-        vain = 1 if newest > before else vain + 1
+        before, known = known, _registered(filesystem, folder)
+        vain = 1 if known != before else vain + 1
         return vain >= _ATTEMPTS or hangs >= _HANGS
 
     def tell(state: RetryCallState) -> None:
@@ -274,6 +277,7 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
     from ray.train.torch import TorchTrainer
 
     number = point["number"]
+    _forget_unregistered(spec, number)
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -322,7 +326,7 @@ def _cause(failures: Mapping[int, BaseException], log: str) -> Exception:
     if machine is None:
         return TrialError(explain(failures[min(failures)]), log)
     reason = explain(machine)
-    if "memory" in reason and "OOM" in log:  # Ray ends the worker that takes too much memory
+    if "running low on memory" in log:  # Ray ends the worker that takes too much
         return TrialError(f"out of memory: {reason}", log)
     return _LostError(reason, log, patient=False)
 
@@ -336,6 +340,26 @@ def _is_of_a_machine(error: BaseException) -> bool:
 
 def _trial_folder(spec: TrialSpec, number: int) -> tuple[pyarrow.fs.FileSystem, str]:
     return spec.filesystem or pyarrow.fs.LocalFileSystem(), f"{spec.folder}/{name(number)}"
+
+
+def _registered(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
+    """What Train recorded of a trial's checkpoints; nothing while there is none."""
+    if _MANIFEST not in _files(filesystem, folder, _MANIFEST):
+        return ""
+    with filesystem.open_input_stream(f"{folder}/{_MANIFEST}") as file:
+        return str(file.read().decode())
+
+
+def _forget_unregistered(spec: TrialSpec, number: int) -> None:
+    """Delete checkpoints that were uploaded, in part or whole, by workers who died before Train knew."""
+    filesystem, folder = _trial_folder(spec, number)
+    try:
+        known = _registered(filesystem, folder)
+        for checkpoint in _files(filesystem, folder, "checkpoint_2"):
+            if checkpoint not in known:
+                filesystem.delete_dir(f"{folder}/{checkpoint}")
+    except OSError:
+        return  # they do no harm, but take room
 
 
 def _files(filesystem: pyarrow.fs.FileSystem, folder: str, prefix: str) -> list[str]:

@@ -33,6 +33,7 @@ def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: S
                 "runs duplicated",
                 "runs lost",
                 "states wrong",
+                "trials failed",
             ),
             0,
         )
@@ -57,6 +58,7 @@ def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: S
         if run is None:
             found["runs lost"] += 1
             continue
+        found["trials failed"] += trial.state == TrialState.FAIL  # none has a fault of its own
         if run.data.tags["trial.state"] != trial.state.name or run.info.status != _MLFLOW[trial.state.name]:
             found["states wrong"] += 1
         reported = epochs(trial)

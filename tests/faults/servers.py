@@ -340,7 +340,7 @@ class Seaweed(Server):
 class MlflowServer(Server):
     """MLflow's server over a database; the artifacts go through it to a folder or bucket."""
 
-    patience = 180
+    patience = 400
 
     def __init__(
         self, folder: Path, store: str, artifacts: str | Path, environment: Mapping[str, str] | None = None

@@ -1,8 +1,8 @@
 """Ten thousand damaged sweep files: each is planned or refused with one line, and nothing is written.
 
 Each goes through what ``python -m orchestrator.sweep FILE --dry-run`` does, in this process and with a
-made-up cluster in place of Ray, which takes seconds to start. No server is asked either: whoever tries is told
-that nobody answers. ``FAULT_FILES`` (default 10,000) says how many.
+made-up cluster in place of Ray, which takes seconds to start. No server is asked either: whoever tries is
+told that nobody answers. ``FAULT_FILES`` (default 10,000) says how many.
 """
 
 import contextlib

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +46,7 @@ class ExampleConfig(BaseModel):
     y: float = Field(0.0, ge=-10, le=10)
     steps: int = Field(1, ge=1, le=8)
     noise: Noise | None = Noise()
-    fault: Literal["none", "data", "diverge", "crash", "score", "once", "picture"] = "none"
+    fault: Literal["none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die"] = "none"
     marker: str = Field("", description="fault once: the file that is written when it has struck")
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
@@ -84,6 +86,10 @@ class ExampleTrainable:
             time.sleep(config.seconds)
             if config.fault == "crash" and epoch == 2:
                 raise RuntimeError("the trainable crashed as asked")
+            if config.fault == "hang" and epoch == 2:
+                time.sleep(3600)
+            if config.fault == "die" and epoch == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
             for _ in range(config.steps):
                 state = {"epoch": epoch, "x": (state["x"] + 1) / 2, "y": (state["y"] - 2) / 2}
             loss = math.nan if config.fault == "diverge" else (state["x"] - 1) ** 2 + (state["y"] + 2) ** 2

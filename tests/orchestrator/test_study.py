@@ -14,8 +14,12 @@ from orchestrator import config
 from orchestrator.config import Sweep
 from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError
+from orchestrator.lease import Lease
+from orchestrator.search import Limits
+from orchestrator.storage import Folder
 from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy
 from orchestrator.trial import FAILURE
+from orchestrator.warm_start import Fitted
 
 FOLDER = "/sweeps/study"
 
@@ -232,6 +236,60 @@ def test_trials_without_gain_end_the_search(sweep: Sweep) -> None:
         run(study, [score] * 4)
     assert study.gained_nothing()
     assert StudySearcher(study).suggest("z") == Searcher.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "gpu_seconds", "expected"),
+    [
+        ({"wall": 60.0}, 59.0, 0.0, ""),
+        ({"wall": 60.0}, 60.0, 0.0, "the wall budget of 0:01:00 is spent"),
+        ({"gpu_hours": 0.5}, 1e6, 1799.0, ""),
+        ({"gpu_hours": 0.5}, 1e6, 1800.0, "the budget of 0.5 GPU hours is spent"),
+    ],
+)
+def test_what_all_runs_of_the_command_spent_counts(
+    sweep: Sweep, tmp_path: Path, budget: dict[str, float], seconds: float, gpu_seconds: float, expected: str
+) -> None:
+    with Lease(Folder(tmp_path), "study", "sweep study", print) as earlier:
+        earlier.record.spent.seconds, earlier.record.spent.gpu_seconds = seconds - 5, gpu_seconds - 5
+    limited = sweep.model_copy(update={"budget": sweep.budget.model_copy(update=budget)})
+    with Lease(Folder(tmp_path), "study", "sweep study", print) as lease:
+        lease.record.spent.seconds += 5
+        lease.record.spent.gpu_seconds += 5
+        limits = Limits(open_study(limited), lease)
+        assert limits.spent() == expected
+        assert limits.stop_all() == bool(expected)
+
+
+def test_only_failures_in_a_row_end_the_search(sweep: Sweep, tmp_path: Path) -> None:
+    strict = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"failures": 2})})
+    study = open_study(strict)
+    with Lease(Folder(tmp_path), "study", "sweep study", print) as lease:
+        limits = Limits(study, lease)
+        for fails in (True, False, True, True):
+            assert not limits.stop_all()
+            searcher = StudySearcher(study)
+            searcher.suggest("a")
+            searcher.on_trial_complete("a", {FAILURE: "no"} if fails else result(4, 0.5))
+        assert limits.failing().startswith("the last 2 trials failed, 2 of them with: no")
+        assert not Limits(open_study(strict), lease).stop_all()  # the next driver starts to count anew
+
+
+def test_the_search_starts_from_named_points_and_earlier_trials(sweep: Sweep) -> None:
+    point = {"x": 1.0}
+    study = open_study(sweep.model_copy(update={"enqueue": {"paper": point}}))
+    uniform, integer = (sweep.search[path].distribution() for path in ("x", "steps"))
+    earlier = Fitted({"x": 2.0, "steps": 3}, {"x": uniform, "steps": integer}, [9.0], "before", 4)
+    for _ in range(2):  # a driver that died between two of them begins again
+        study.begin([earlier])
+    assert run(study, [0.5] * 4) == TrialState.COMPLETE
+    assert study.suggested[0].user_attrs["point"] == "paper" and study.suggested[0].params["x"] == 1.0
+    assert len(study.suggested) == 1 and len(study.trials) == 2
+    best = study.best()
+    assert best is not None and best.number == 0  # earlier trials have no model here
+    while study.left():
+        run(study, [0.5] * 4)
+    assert len(study.suggested) == sweep.budget.trials
 
 
 def test_what_still_runs_when_the_budget_is_spent_is_pruned(sweep: Sweep) -> None:

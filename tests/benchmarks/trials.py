@@ -1,0 +1,93 @@
+"""How a sweep bears many trials: ``python tests/benchmarks/trials.py --trials 10000``.
+
+The trials are real ones of Ray Tune, with study, MLflow and report, but each reports once by itself instead
+of starting Ray Train workers, which would take seconds. The table shows the seconds of a trial and the memory
+of the driver over the sweep, then what the sweep took in all, its status, and how large its files are.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray import tune
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import search, status, sweep
+from orchestrator.storage import Folder
+
+EXAMPLE = str(Path(__file__).parents[1] / "orchestrator")
+FILE = """
+name: many
+trainable: example_trainable:ExampleTrainable
+config: {epochs: 1}
+search: {x: {uniform: [-3, 3]}, steps: {int: [1, 8]}}
+objective: {metric: val/score}
+sampler: {random: {seed: 0}}
+scheduler: none
+budget: {trials: 1}
+"""
+
+
+def no_op(point: Mapping[str, Any], spec: Any) -> None:
+    """A trial that is done at once."""
+    folder = Path(spec.folder) / f"trial-{point['number']:04d}" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"epoch": 1, "x": 1.0, "y": -2.0}')
+    score = -abs(point["config"]["x"])
+    names = ["epoch", "val/score", "train/loss", "rate"]
+    tune.report(
+        {"epoch": 1, "val/score": score, "train/loss": -score, "rate": 1.0, "names": names}
+        | {"checkpoint_path": str(folder)}
+    )
+
+
+def main() -> int:
+    """Run it, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=1000)
+    trials = parser.parse_args().trials
+    sys.path.insert(0, EXAMPLE)
+    os.environ["PYTHONPATH"] = f"{EXAMPLE}:{os.environ.get('PYTHONPATH', '')}"  # of the workers
+    seen: list[tuple[int, float, float]] = []
+    begin = time.perf_counter()
+    original = search.Monitor.ended
+
+    def ended(monitor: Any, number: int) -> None:
+        original(monitor, number)
+        if (number + 1) % max(1, trials // 10) == 0:
+            memory = psutil.Process().memory_info().rss / 2**20
+            seen.append((number + 1, time.perf_counter() - begin, memory))
+
+    search.run, search.Monitor.ended = no_op, ended  # type: ignore[assignment, method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "many.yaml"
+        file.write_text(FILE)
+        code = sweep.main([str(file), "--storage", folder, "--trials", str(trials)])
+        table = Table("trials", "s / trial", "driver MiB", title=f"{trials} trials, exit code {code}")
+        before, last = 0.0, 0
+        for count, seconds, memory in seen:
+            table.add_row(str(count), f"{(seconds - before) / (count - last):.3f}", f"{memory:.0f}")
+            before, last = seconds, count
+        after = time.perf_counter()
+        told = status.read(Folder(Path(folder)), "many")
+        report = Path(folder) / "many" / "report.html"
+        rows = Table("afterwards", "")
+        rows.add_row("sweep, from start to summary", f"{after - begin:.0f} s")
+        rows.add_row("status", f"{time.perf_counter() - after:.1f} s, {told.trials}")
+        rows.add_row("report", f"{report.stat().st_size / 2**20:.1f} MiB")
+        rows.add_row("study", f"{(report.parent / 'study.db').stat().st_size / 2**20:.1f} MiB")
+        Console().print(table, rows)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

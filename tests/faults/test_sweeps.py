@@ -1,0 +1,213 @@
+"""Whole sweeps on a Ray of their own, each hurt in one way: what the user reads, and what is kept."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import command_line
+import optuna
+import pytest
+from mlflow import MlflowClient
+from ray_nodes import RayNodes
+
+FILE = """
+name: parabola
+trainable: example_trainable:ExampleTrainable
+config: {epochs: 4}
+search:
+  x: {uniform: [-3, 3]}
+  steps: {int: [1, 3]}
+objective: {metric: val/score}
+sampler: {tpe: {seed: 5, n_startup_trials: 2}}
+scheduler: {asha: {grace: 1, reduction: 2}}
+budget: {trials: 6}
+resources: {concurrent: 1}
+"""
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "parabola.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def given(store: Path, *settings: str) -> list[str]:
+    return ["--storage", str(store), *(each for setting in settings for each in ("--set", setting))]
+
+
+def study(store: Path, name: str = "parabola") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{store}/{name}/study.db")
+
+
+def test_a_trial_that_hangs_is_started_once_more_and_fails(file: Path, tmp_path: Path) -> None:
+    settings = ["search={x: {uniform: [0, 1]}}", "config.fault=hang", "budget.trials=1"]
+    done = command_line.run("sweep", file, *given(tmp_path, *settings, "resources.silence=4s"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("goes on from its last checkpoint") == 1
+    assert "trial-0000 failed: it hung: no report for 4 s, 2 times" in done.stdout
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    (run,) = [run for run in runs if "trial.number" in run.data.tags]
+    assert run.info.status == "FAILED" and run.data.tags["trial.reason"].startswith("it hung")
+    log = Path(client.download_artifacts(run.info.run_id, "log-tail.txt", str(tmp_path))).read_text()
+    assert "example_trainable.py" in log and "in fit" in log  # where it hung
+
+
+def test_a_trial_whose_workers_die_without_progress_fails(file: Path, tmp_path: Path) -> None:
+    settings = ["search={x: {uniform: [0, 1]}}", "config.fault=die", "budget.trials=1"]
+    done = command_line.run("sweep", file, *given(tmp_path, *settings))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("goes on from its last checkpoint") == 4
+    assert "5 times without progress" in done.stdout
+    (trial,) = study(tmp_path).trials
+    assert trial.intermediate_values.keys() == {1}
+
+
+def test_failures_in_a_row_end_the_sweep_and_a_poisoned_region_does_not(file: Path, tmp_path: Path) -> None:
+    poisoned = ["search.fault={choice: [none, crash]}", "budget.failures=3", "config.epochs=2"]
+    everywhere = [poisoned[0].replace("none, ", ""), *poisoned[1:]]
+    done = command_line.run("sweep", file, *given(tmp_path / "all", *everywhere))
+    assert done.returncode == 1, done.stdout + done.stderr
+    reason = "RuntimeError: the trainable crashed as asked"
+    assert f"the last 3 trials failed, 3 of them with: {reason}" in done.stdout
+    assert len(study(tmp_path / "all").trials) in (3, 4)
+    done = command_line.run("sweep", file, *given(tmp_path / "some", *poisoned))
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = {trial.state.name for trial in study(tmp_path / "some").trials}
+    assert "FAIL" in states and "COMPLETE" in states
+
+
+def test_a_sweep_that_is_killed_again_and_again_gives_the_same_to_the_last_bit(
+    file: Path, tmp_path: Path
+) -> None:
+    settings = ["config.seconds=0.5"]
+    calm = command_line.run("sweep", file, *given(tmp_path / "calm", *settings))
+    assert calm.returncode == 0, calm.stdout + calm.stderr
+    killed = 0
+    for patience in (18.0, 25.0, 21.0, 31.0, 600.0):
+        command = command_line.command("sweep", file, *given(tmp_path / "hurt", *settings))
+        with subprocess.Popen(
+            command, env=command_line.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                assert process.wait(patience) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+    assert killed == 4
+    one, other = study(tmp_path / "calm").trials, study(tmp_path / "hurt").trials
+    assert [(t.params, t.values, t.intermediate_values, t.state) for t in one] == [
+        (t.params, t.values, t.intermediate_values, t.state) for t in other
+    ]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_clear_stop_and_the_sweep_goes_on_later(
+    file: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    settings = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "config.seconds=1", "config.epochs=12"]
+    options = given(small_disk, *settings, "scheduler=none", "budget.trials=2")
+    command = command_line.command("sweep", file, *options)
+    with subprocess.Popen(
+        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if " 3 epochs " in line:
+                break
+        rest = small_disk / "rest"
+        with contextlib.suppress(OSError):  # as much as there is room for
+            rest.write_bytes(bytes(4 << 20))
+        told.append(process.stdout.read())
+    text = "".join(told)
+    assert process.returncode == 1, text
+    assert "No space left" in text or "no space is left" in text or "disk is full" in text, text
+    assert "Traceback" not in text
+    rest.unlink()
+    done = command_line.run("sweep", file, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [len(trial.intermediate_values) for trial in study(small_disk).trials] == [12, 12]
+
+
+def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path) -> None:
+    environment = command_line.environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment["PYTHONPATH"] = str(Path(command_line.__file__).parent)
+    with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
+        jobs: list[subprocess.Popen[Any]] = []
+        for name in ("one", "two"):
+            options = given(tmp_path, f"name={name}", "resources={concurrent: auto}", "budget.trials=8")
+            command = command_line.command("sweep", file, *options, "--address", nodes.address)
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                jobs.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        codes = [job.wait(500) for job in jobs]
+        assert codes == [0, 0], [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
+        assert nodes.placement_groups() == 0
+    assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
+
+
+def test_status_and_stop_reach_a_running_sweep(file: Path, tmp_path: Path) -> None:
+    options = given(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
+    command = command_line.command("sweep", file, *options)
+    with subprocess.Popen(
+        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        found: dict[str, Any] = {}
+        deadline = time.monotonic() + 120
+        while "training" not in str(found.get("doing")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(2)
+            asked = [sys.executable, "-m", "orchestrator.status", f"{tmp_path}/parabola", "--json"]
+            told = subprocess.run(asked, capture_output=True, text=True, check=False)
+            found = json.loads(told.stdout) if told.returncode == 0 else {}
+        assert found["state"] == "running" and found["driver"]["pid"] == process.pid
+        stopping = [sys.executable, "-m", "orchestrator.stop", f"{tmp_path}/parabola"]
+        stopped = subprocess.run(stopping, capture_output=True, text=True, check=False)
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        assert process.stdout is not None
+        text = process.stdout.read()
+    assert process.returncode == 130, text
+    assert "it was asked to stop" in text and "the same command continues the sweep" in text
+
+
+def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp_path: Path) -> None:
+    options = given(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
+    command = command_line.command("sweep", file, *options)
+    with subprocess.Popen(
+        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " 1 epochs " in line:
+                break
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        text = process.stdout.read()
+        process.wait()
+    assert process.returncode == 130, text
+    assert time.monotonic() - begin < 60
+    assert "the same command continues" in text
