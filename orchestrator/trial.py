@@ -388,7 +388,7 @@ def explain(error: BaseException) -> str:
     error = _root(error)
     lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
-    return line[:500]
+    return line.partition(" Some common causes")[0][:500]
 
 
 def _root(error: BaseException) -> BaseException:

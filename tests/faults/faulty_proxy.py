@@ -130,8 +130,9 @@ class Proxy:
             return await self._serve(request, fault)
         except (CutError, ConnectionError, asyncio.IncompleteReadError, aiohttp.ClientPayloadError):
             pass
-        except aiohttp.ClientError:  # the server is away: the client sees what he would see of it
-            self._counts["unreachable"] += fault != "cut_request"
+        except aiohttp.ClientError as error:  # the server is away: the client sees what he would see of it
+            if fault != "cut_request":
+                self._count("unreachable", request, f"{type(error).__name__}: {error}")
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=502)  # to nobody
@@ -207,10 +208,14 @@ class Proxy:
         fault = plan.draw(base, next(self._numbers.setdefault(base, itertools.count())))
         if fault is not None:
             self._left = None if self._left is None else self._left - 1
-            self._counts[fault] += 1
-            seconds = round(time.monotonic() - self._begin, 3)
-            self._faults.append({"seconds": seconds, "kind": fault, "request": what})
+            self._count(fault, request)
         return fault
+
+    def _count(self, kind: str, request: web.BaseRequest, reason: str = "") -> None:
+        self._counts[kind] += 1
+        seconds = round(time.monotonic() - self._begin, 3)
+        what = f"{request.method} {request.raw_path}"
+        self._faults.append({"seconds": seconds, "kind": kind, "request": what, "reason": reason})
 
     def _follow(self, plan: Plan) -> None:
         self._plan, self._left = plan, plan.limit

@@ -420,7 +420,7 @@ class FaultyProxy(Server):
         return counts
 
     def faults(self) -> list[dict[str, Any]]:
-        """The last injected faults: seconds since the start, kind, method and path of each."""
+        """The last faults: seconds since the start, kind, request, and the reason of ``unreachable``."""
         faults: list[dict[str, Any]] = self._ask("GET", "faults")
         return faults
 

@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import command_line
 import optuna
@@ -49,6 +50,17 @@ def study(store: Path, name: str = "parabola") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{store}/{name}/study.db")
 
 
+def read_until(output: IO[str], epochs: int) -> list[str]:
+    """What a sweep prints until it tells of so many epochs."""
+    told = []
+    for line in output:
+        told.append(line)
+        found = re.search(r"\| (\d+) epochs \|", line)
+        if found and int(found[1]) >= epochs:
+            break
+    return told
+
+
 def test_a_trial_that_hangs_is_started_once_more_and_fails(file: Path, tmp_path: Path) -> None:
     settings = ["search={x: {uniform: [0, 1]}}", "config.fault=hang", "budget.trials=1"]
     done = command_line.run("sweep", file, *given(tmp_path, *settings, "resources.silence=4s"))
@@ -64,7 +76,7 @@ def test_a_trial_that_hangs_is_started_once_more_and_fails(file: Path, tmp_path:
 
 
 def test_a_trial_whose_workers_die_without_progress_fails(file: Path, tmp_path: Path) -> None:
-    settings = ["search={x: {uniform: [0, 1]}}", "config.fault=die", "budget.trials=1"]
+    settings = ["search={x: {uniform: [0, 1]}}", "config.fault=die", "config.seconds=1", "budget.trials=1"]
     done = command_line.run("sweep", file, *given(tmp_path, *settings))
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("goes on from its last checkpoint") == 4
@@ -74,8 +86,13 @@ def test_a_trial_whose_workers_die_without_progress_fails(file: Path, tmp_path: 
 
 
 def test_failures_in_a_row_end_the_sweep_and_a_poisoned_region_does_not(file: Path, tmp_path: Path) -> None:
-    poisoned = ["search.fault={choice: [none, crash]}", "budget.failures=3", "config.epochs=2"]
-    everywhere = [poisoned[0].replace("none, ", ""), *poisoned[1:]]
+    poisoned = [
+        "scheduler=none",
+        "search.fault={choice: [none, crash]}",
+        "budget.failures=3",
+        "config.epochs=2",
+    ]
+    everywhere = [*(each.replace("none, ", "") for each in poisoned)]
     done = command_line.run("sweep", file, *given(tmp_path / "all", *everywhere))
     assert done.returncode == 1, done.stdout + done.stderr
     reason = "RuntimeError: the trainable crashed as asked"
@@ -133,11 +150,7 @@ def test_a_full_disk_is_a_clear_stop_and_the_sweep_goes_on_later(
         command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        told = []
-        for line in process.stdout:
-            told.append(line)
-            if " 3 epochs " in line:
-                break
+        told = read_until(process.stdout, epochs=2)
         rest = small_disk / "rest"
         with contextlib.suppress(OSError):  # as much as there is room for
             rest.write_bytes(bytes(4 << 20))
@@ -199,9 +212,7 @@ def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp
         command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if " 1 epochs " in line:
-                break
+        read_until(process.stdout, epochs=1)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         begin = time.monotonic()
