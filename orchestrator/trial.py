@@ -1,11 +1,13 @@
 """One trial: a Ray Tune function that runs the trainable on a group of Ray Train workers."""
 
+import contextlib
 import faulthandler
 import json
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,10 @@ import pyarrow.fs
 import ray.train
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
+from ray.train import UserCallback
+from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from orchestrator import trainable
@@ -47,6 +52,9 @@ NAMES = "names"
 
 _REPORTED = "reported.json"
 """File of a checkpoint with every report up to it."""
+
+_REPORT_SECONDS = 1.0
+"""How long a trial waits for a report before it looks whether its training has ended."""
 
 _MANIFEST = "checkpoint_manager_snapshot.json"
 """File of a trial's folder in which Ray Train lists its checkpoints; one that is not there does not count."""
@@ -278,6 +286,8 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
 
     number = point["number"]
     _forget_unregistered(spec, number)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -297,11 +307,17 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
             storage_path=spec.folder,
             storage_filesystem=spec.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
+            callbacks=[Forward(reports)],  # type: ignore[list-item]
         ),
     )
+    outcome: Future[ray.train.Result] = Future()
+    threading.Thread(target=_settle, args=(outcome, trainer.fit), daemon=True).start()
     try:
-        checkpoint = trainer.fit().checkpoint
+        # Only this thread reports to Tune: it hangs when two do, as with Ray's own callback for this.
+        while not outcome.done() or not reports.empty():
+            with contextlib.suppress(Empty):
+                tune.report(reports.get(timeout=_REPORT_SECONDS))
+        checkpoint = outcome.result().checkpoint
     except ray.train.WorkerGroupError as error:
         raise _cause(error.worker_failures, str(error)) from error
     except (ray.train.TrainingFailedError, RayError) as error:  # of Train's controller, or of a preemption
@@ -313,6 +329,27 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
             raise StorageError(f"storage: {error}", full=True) from error
         raise _LostError(f"storage: {error}"[:300], str(error), patient=True) from error
     return None if checkpoint is None else str(checkpoint.path)
+
+
+class Forward(UserCallback):
+    """Hands what rank 0 reports, with the path of its checkpoint, from Train's controller to the trial."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None
+    ) -> None:
+        """Forward one report."""
+        path = {} if checkpoint is None else {CHECKPOINT_PATH_KEY: checkpoint.path}
+        self._reports.put({**metrics[0], **path})
+
+
+def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _cause(failures: Mapping[int, BaseException], log: str) -> Exception:
