@@ -4,6 +4,7 @@ As a program it is that process: it adds a node for each line of its input, and 
 JSON: the address, and the process numbers of the raylets of its worker nodes.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from servers import end
+from servers import end, runs
 
 KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::Trial."}
 """Processes of a trial by how their titles begin."""
@@ -48,16 +49,19 @@ class RayNodes:
                 text=True,
                 start_new_session=True,
             )
-        self._answer()
-        for _ in range(self._workers):
-            self.add()
+        try:
+            self._answer()
+            for _ in range(self._workers):
+                self.add()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        end(psutil.Process(self._process.pid))
+        self._end()
 
     def add(self) -> None:
         """Add a worker node."""
@@ -65,12 +69,10 @@ class RayNodes:
 
     def kill_node(self, random: random.Random) -> bool:
         """Kill a worker node as a power loss would: its raylet and all that it started."""
-        pids = [pid for pid in self.state["raylets"] if psutil.pid_exists(pid)]
-        if not pids:
+        raylets = [each for each in self._session() if each.pid in self.state["raylets"]]
+        if not raylets:
             return False
-        victim = psutil.Process(random.choice(pids))
-        for process in [*victim.children(recursive=True), victim]:
-            _kill(process)
+        end(random.choice(raylets))
         return True
 
     def kill(self, kind: str, random: random.Random) -> bool:
@@ -80,21 +82,18 @@ class RayNodes:
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """The processes of trials of this cluster by kind."""
-        assert self._process is not None
         found = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            try:
+        for process in self._session():
+            with contextlib.suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith(KINDS[kind]):
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
     def placement_groups(self) -> int:
         """Placement groups that hold or wait for resources."""
         code = (
             "import ray, sys; from ray.util import placement_group_table as table; ray.init(sys.argv[1]);"
-            "print(sum(group['state'] != 'REMOVED' for group in table().values()))"
+            "print('groups', sum(group['state'] != 'REMOVED' for group in table().values()))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, self.address],
@@ -103,7 +102,25 @@ class RayNodes:
             text=True,
             check=True,
         )
-        return int(done.stdout.splitlines()[-1])
+        (told,) = [line for line in done.stdout.splitlines() if line.startswith("groups ")]  # Ray talks too
+        return int(told.removeprefix("groups "))
+
+    def _session(self) -> list[psutil.Process]:
+        """All processes of the cluster, also those whose raylet is gone: they are of one session."""
+        assert self._process is not None
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) == self._process.pid and runs(process):
+                    found.append(process)
+        return found
+
+    def _end(self) -> None:
+        assert self._process is not None
+        end(psutil.Process(self._process.pid))
+        for process in self._session():
+            _kill(process)
+        self._process.wait()
 
     def _tell(self, line: str) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -129,12 +146,13 @@ def _kill(process: psutil.Process) -> bool:
 
 def serve() -> None:
     """Run the cluster until the input ends."""
+    import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "resources": {"trial_slot": 64}, "include_dashboard": True},
-    )
+    # It would write its address where every Ray on this machine looks for address="auto".
+    ray._private.utils.write_ray_address = lambda *address: None
+    head = {"num_cpus": 0, "resources": {"trial_slot": 64}, "include_dashboard": True, "dashboard_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes: list[Any] = []
 
     def answer() -> None:
