@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 _LISTED = 12
 _SHOWN = 60
+_LONGEST = 1000
 _EXPECTED = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping of keys to values"),
     **dict.fromkeys(("list_type", "tuple_type", "set_type"), "a list"),
@@ -49,6 +50,7 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         """Keep the message to one printable line, whatever it quotes."""
         line = " ".join(message.split())
+        line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
         super().__init__("".join(character if character.isprintable() else "?" for character in line))
 
 
