@@ -29,8 +29,10 @@ from orchestrator.trainable import Trainable
 
 __all__ = ["Job", "Override", "Sweep", "differences", "read"]
 
+NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
+"""What a job may be called."""
+
 _MAY_CHANGE = ("budget", "resources", "storage", "tracking")
-_NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -72,7 +74,7 @@ def _source(value: Any) -> Any:
     kind, colon, experiment = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind == "mlflow" and experiment.strip():
         return f"mlflow:{experiment.strip()}"
-    if colon or not re.fullmatch(_NAME, kind):
+    if colon or not re.fullmatch(NAME, kind):
         raise ValueError(f"{show(value)} is no sweep; write the name of one, or mlflow:EXPERIMENT")
     return value
 
@@ -205,7 +207,7 @@ class Job(Section):
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(_NAME, value):
+        if not re.fullmatch(NAME, value):
             raise ValueError(f"{show(value)} is no name; use at most 63 of a-z, 0-9, '-', '_' and '.'")
         return value
 

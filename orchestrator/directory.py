@@ -6,17 +6,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pyarrow.fs
-import ray.train
 
 from orchestrator.config import Job
 from orchestrator.errors import InputError
 from orchestrator.journal import BucketJournal
 from orchestrator.lease import Lease
 from orchestrator.storage import Bucket, Store, open_store
+
+if TYPE_CHECKING:
+    import ray.train
 
 KINDS = ("sweep", "comparison")
 
@@ -104,8 +106,10 @@ class JobDirectory:
         """Where Optuna keeps the study of the job; raises SweepError."""
         return study_storage(self.store, self._job.name, self._job.study)
 
-    def checkpoint(self, relative: str) -> ray.train.Checkpoint:
+    def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """A checkpoint by its path in this directory."""
+        import ray.train  # a second, which those who only look at a job do without
+
         return ray.train.Checkpoint(f"{self.root}/{relative}", self.filesystem)
 
     def publish(self, *files: Path) -> None:

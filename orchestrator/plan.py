@@ -1,26 +1,31 @@
 """What a sweep is going to do, as tables for the terminal."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.cluster import Cluster
 from orchestrator.config import Job, Sweep
 from orchestrator.progress import clock
 
+if TYPE_CHECKING:
+    from orchestrator.cluster import Cluster
+
 
 def pairs(title: str, rows: dict[str, str]) -> Table:
-    """A table of names and values."""
+    """A table of names and values, shown as they are."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        title=Text(title, "bold"), title_justify="left", show_header=False, box=None, padding=(0, 2)
     )
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))
     return table
 
 
-def plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
+def plan(sweep: Sweep, cluster: "Cluster") -> RenderableType:
     """The resolved search space, the budget, what runs where, and where to look."""
     space = Table(title="Search space", title_justify="left", title_style="bold")
     for column in ("path", "distribution", "range", "only when"):
@@ -30,7 +35,7 @@ def plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
     return Group(space, "", pairs(f"Sweep {sweep.name}", _settings(sweep, cluster)), "")
 
 
-def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
+def _settings(sweep: Sweep, cluster: "Cluster") -> dict[str, str]:
     budget = sweep.budget
     limits = [f"{budget.trials} trials of at most {sweep.epochs} epochs"]
     if budget.wall is not None:
@@ -50,7 +55,7 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     }
 
 
-def places(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:
+def places(job: Job, trials: int, cluster: "Cluster") -> dict[str, str]:
     """What each of so many trials takes, what runs where, and where to look."""
     resources = job.resources
     worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")

@@ -1,26 +1,31 @@
 """How a sweep or comparison stands: ``python -m orchestrator.status SWEEP``, wherever its storage is reached.
 
-``--json`` prints one document: ``name``, ``kind``, ``place``, ``state`` (running, stopped, died, finished),
-``driver`` (host, pid, started, seconds since its last sign of life), ``trials`` (number by state), ``budget``
-(``{trials: [used, of], seconds: [...], gpu_hours: [...]}``), ``best`` (trial, objective, parameters),
-``doing`` (what each unfinished trial does or waits for), ``failures`` (reason, trials), ``undelivered`` (what
-waits for MLflow), ``model`` and ``report``.
+``--json`` prints one document, and with ``--watch`` one a line: ``name``, ``kind``, ``place``, ``state``,
+``driver`` (host, pid, started, ``silent``: seconds since its last sign of life, by the clocks of two
+machines), ``asked_to_stop``, ``trials`` (number by state; of a comparison the last attempt at each),
+``budget`` (``{trials: [used, of], seconds: [...], gpu_hours: [...]}``), ``best`` (trial, objectives,
+parameters), ``doing`` (what each unfinished trial does or waits for), ``failures`` (reason, trials),
+``undelivered`` (what waits for MLflow), ``model`` and ``report``.
+
+The states: ``running``; ``stopped``, and the same command continues it; ``died``, its driver without a word;
+``silent``, a driver in a bucket that gives no sign of life; ``finished``.
 """
 
 import argparse
 import json
-import os
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from orchestrator.errors import InputError, StorageError, nearest
+from orchestrator.errors import InputError, StorageError
 from orchestrator.progress import Progress, clock
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
     from rich.console import RenderableType
 
     from orchestrator.storage import Store
@@ -32,8 +37,19 @@ examples:
   python -m orchestrator.status s3://bucket/sweeps/alignment --json
 """
 
-_SILENT = 30.0
-"""Seconds without a sign of life after which a driver may be dead."""
+# As `orchestrator.study` and `orchestrator.trial` have them, whose import takes seconds.
+_SOURCE, _POINT, _CELL = "source", "point", "cell"
+_STATES = {
+    "running": "running",
+    "stopped": "stopped; the same command continues it",
+    "died": "its driver died; the same command takes over",
+    "silent": "its driver gives no sign of life and may be dead; the same command takes over",
+    "finished": "finished",
+}
+"""The states in words."""
+
+_DRIVEN = ("running", "silent")
+"""States of a job that has a driver, as far as is known."""
 
 _SHOWN = 12
 """Trials or reasons listed on the terminal, at most."""
@@ -48,6 +64,7 @@ class Status:
     place: str
     state: str
     driver: dict[str, Any] | None = None
+    asked_to_stop: bool = False
     trials: dict[str, int] = field(default_factory=dict)
     budget: dict[str, list[float | None]] = field(default_factory=dict)
     best: dict[str, Any] | None = None
@@ -69,6 +86,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.add_argument("sweep", help="file of the sweep, its folder or s3:// address, or its name")
+        self.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="as given with the file"
+        )
         self.add_argument("--storage", metavar="PLACE", help="where it is kept (default: that of the file)")
         self.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
 
@@ -77,142 +97,150 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see --help\n")
 
 
-def find(sweep: str, storage: str | None) -> "tuple[Store, str]":
-    """The store of a job and its name, from what the user calls it; raises InputError."""
-    from orchestrator.document import Document
-    from orchestrator.storage import normalize, open_store
-
-    default = "~/reid-sweeps"
-    if sweep.endswith((".yaml", ".yml")) or Path(sweep).is_file():
-        document = Document.read(Path(sweep))
-        document.fill(os.environ)
-        name, default = str(document.tree.get("name", "")), document.tree.get("storage", default)
-    else:
-        above, _, name = sweep.rstrip("/").rpartition("/")
-        default = above or default
+def seconds(text: str) -> float:
+    """Read a number of seconds of the command line."""
     try:
-        store = open_store(normalize(storage or default, "sweep"))
-    except ValueError as error:
-        raise InputError(f"storage: {error}") from error
-    store.check()
-    if not name or _record(store, name) is None:
-        others = Path(store.path).glob("*/sweep.json") if not store.watched else ()
-        known = [each.parent.name for each in others]
-        raise InputError(f"there is no sweep {store.locate(name)}{nearest(name, known)}")
-    return store, name
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
 
 
 def read(store: "Store", name: str) -> Status:
     """How a job stands; raises InputError or StorageError."""
-    import optuna
+    from orchestrator import existing, lease
+    from orchestrator.directory import read_record
 
-    from orchestrator import lease
-    from orchestrator.directory import read_record, study_storage
-    from orchestrator.trial import name as trial_name
-
-    found = _record(store, name)
-    assert found is not None
-    kind, record = found
-    resolved = record["resolved"]
+    if (found := existing.record(store, name)) is None:
+        raise existing.missing(store, name)
+    kind, resolved = found
     status = Status(name, kind, store.locate(name), "stopped")
-    held = lease.holder(store, name)
+    doing: Mapping[str, str] = {}
     spent = lease.Spent()
-    if held is not None:
-        driver = held[0]
-        spent = driver.spent
-        silent = max(0.0, time.time() - driver.renewed)
+    if (held := lease.holder(store, name)) is not None:
+        driver, spent = held[0], held[0].spent
         status.driver = {
             "host": driver.host,
             "pid": driver.pid,
             "started": driver.started,
-            "silent": round(silent, 1),
+            "silent": round(max(0.0, time.time() - driver.renewed), 1),
         }
-        if not driver.ended:
-            status.state = "died" if driver.is_gone() else "running"
+        status.state = existing.condition(store, name, driver)
+        if status.state in _DRIVEN:
+            request = store.read(lease.request_name(name))
+            status.asked_to_stop = request is not None and request[0].decode() == driver.identity
             status.undelivered = driver.doing.get("undelivered", "")
-    outcome = read_record(store, f"{name}/outcome.json")
-    if outcome is not None and status.state != "running":
+            doing = driver.doing.get("trials", {})
+    outcome = read_record(store, f"{name}/outcome.json", "report")
+    trials = _counted(kind, existing.trials(store, name, resolved))
+    _tell_trials(status, trials, doing)
+    status.budget = {
+        "trials": [len(trials) - status.trials.get("waiting", 0), _total(store, name, kind, resolved)],
+        "seconds": [round(spent.seconds, 1), resolved.get("budget", {}).get("wall")],
+        "gpu_hours": [round(spent.gpu_seconds / 3600, 4), resolved.get("budget", {}).get("gpu_hours")],
+    }
+    if kind == "sweep":
+        status.best = _best(trials, resolved["objective"])
+    # An outcome may be that of a smaller budget, or of a comparison before it was extended.
+    final = outcome is not None and outcome.get("budget") == resolved.get("budget")
+    if outcome is not None and final and status.state not in _DRIVEN and "running" not in status.trials:
         status.state, status.report = "finished", outcome["report"]
         if model := outcome.get("model"):
             status.model = "{name} version {version}, alias {alias}".format(**model)
-    try:
-        study = optuna.load_study(
-            study_name=name, storage=study_storage(store, name, resolved.get("study", ""))
-        )
-    except KeyError:
-        return status  # its driver has not come that far
-    trials = [trial for trial in study.get_trials(deepcopy=False) if "source" not in trial.user_attrs]
+        if not outcome.get("delivered", True):
+            status.undelivered = "what was recorded last; the same command delivers it"
+    return status
+
+
+def _counted(kind: str, trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
+    """The trials of a job itself: not those of earlier sweeps, nor those that were tried again."""
+    if kind == "sweep":
+        return [trial for trial in trials if _SOURCE not in trial.user_attrs]
+    cells = {str(trial.user_attrs[_CELL]): trial for trial in trials if _CELL in trial.user_attrs}
+    return sorted(cells.values(), key=lambda trial: trial.number)
+
+
+def _tell_trials(status: Status, trials: "Sequence[FrozenTrial]", doing: Mapping[str, str]) -> None:
+    """Count the trials, and say what each unfinished one does and why others failed."""
+    later = f"goes on when the {status.kind} is continued"
     states = [{"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()) for trial in trials]
     status.trials = {state: states.count(state) for state in sorted(set(states))}
-    doing = held[0].doing.get("trials", {}) if held is not None and status.state == "running" else {}
     reasons: dict[str, list[str]] = {}
-    for trial in trials:
-        label = trial_name(trial.number)
-        if trial.state.name == "RUNNING":
-            status.doing[label] = doing.get(label, "goes on when the sweep is continued")
-        elif trial.state.name == "WAITING":
-            status.doing[label] = f"to be tried first: {trial.user_attrs.get('point', '')}"
-        elif trial.state.name == "FAIL":
+    for trial, state in zip(trials, states, strict=True):
+        label = _name(trial.number)
+        if state == "running":
+            status.doing[label] = doing.get(label, "starting" if status.state in _DRIVEN else later)
+        elif state == "waiting":
+            status.doing[label] = f"to be tried first: {trial.user_attrs.get(_POINT, '')}"
+        elif state == "failed":
             reasons.setdefault(str(trial.user_attrs.get("reason", "unknown")), []).append(label)
     status.failures = [
         {"reason": reason, "trials": which}
         for reason, which in sorted(reasons.items(), key=lambda each: -len(each[1]))
     ]
+
+
+def _best(trials: "Sequence[FrozenTrial]", objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The complete trial with the best value of the first objective."""
+    sign = 1 if objectives[0]["mode"] == "max" else -1
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    best = max(complete, key=lambda trial: sign * trial.values[0], default=None)
+    if best is None:
+        return None
+    values = {each["metric"]: value for each, value in zip(objectives, best.values, strict=True)}
+    return {"trial": _name(best.number), **values, "parameters": dict(best.params)}
+
+
+def _total(store: "Store", name: str, kind: str, resolved: Mapping[str, Any]) -> int | None:
+    """How many trials there are going to be; of a comparison its results tell, once there are some."""
     if kind == "sweep":
-        budget, objective = resolved["budget"], resolved["objective"][0]
-        begun = len(trials) - states.count("waiting")
-        status.budget = {
-            "trials": [begun, budget["trials"]],
-            "seconds": [round(spent.seconds, 1), budget.get("wall")],
-            "gpu_hours": [round(spent.gpu_seconds / 3600, 4), budget.get("gpu_hours")],
-        }
-        complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
-        sign = 1 if objective["mode"] == "max" else -1
-        if complete:
-            best = max(complete, key=lambda trial: sign * trial.values[0])
-            status.best = {
-                "trial": trial_name(best.number),
-                objective["metric"]: best.values[0],
-                "parameters": dict(best.params),
-            }
-    return status
+        return int(resolved["budget"]["trials"])
+    found = store.read(f"{name}/results.json")
+    try:
+        return None if found is None else len(json.loads(found[0]))
+    except (ValueError, TypeError):
+        return None
 
 
 def show(status: Status) -> "RenderableType":
     """The status for the terminal."""
     from rich.console import Group
+    from rich.text import Text
 
     from orchestrator.plan import pairs
 
-    rows = {"state": status.state}
+    rows = {"state": _STATES[status.state]}
+    if status.asked_to_stop:
+        rows["state"] += ", asked to stop"
+    rows["kept in"] = status.place
     if (driver := status.driver) is not None:
         rows["driver"] = f"process {driver['pid']} on {driver['host']}, started {driver['started']}"
-        if status.state == "running":
-            silent = driver["silent"] > _SILENT
-            rows["last sign"] = f"{driver['silent']:.0f} s ago" + (
-                "; it may be dead, and then the same command takes over" if silent else ""
-            )
+        if status.state in _DRIVEN:
+            rows["last sign"] = f"{driver['silent']:.0f} s ago"
     rows["trials"] = ", ".join(f"{count} {state}" for state, count in status.trials.items()) or "none yet"
     for what, (used, limit) in status.budget.items():
         text = [clock(each or 0) if what == "seconds" else f"{each or 0:g}" for each in (used, limit)]
-        if limit is not None or what == "seconds":
-            name = {"seconds": "time", "gpu_hours": "GPU hours"}.get(what, "budget")
-            rows[name] = text[0] + (f" of {text[1]}" if limit is not None else "")
+        if limit is not None or what == "seconds" or (what == "gpu_hours" and used):
+            label = {"seconds": "time", "gpu_hours": "GPU hours"}.get(what, "begun")
+            rows[label] = text[0] + (f" of {text[1]}" if limit is not None else "")
     if status.best is not None:
         best = dict(status.best)
         parameters = best.pop("parameters")
-        rows["best"] = ", ".join(_text(value) for value in best.values())
+        label = best.pop("trial")
+        rows["best"] = ", ".join(f"{metric} {_text(value)}" for metric, value in best.items()) + f" ({label})"
         rows["with"] = ", ".join(f"{path}={_text(value)}" for path, value in parameters.items())
     for name in ("undelivered", "model", "report"):
         if text := getattr(status, name):
             rows[{"undelivered": "waits for MLflow"}.get(name, name)] = text
-    parts: list[RenderableType] = [pairs(f"{status.kind.capitalize()} {status.place}", rows)]
+    parts: list[RenderableType] = [pairs(f"{status.kind.capitalize()} {status.name}", rows)]
     if status.doing:
         parts += ["", pairs("Unfinished trials", _shortened(status.doing))]
     if status.failures:
         table = pairs("Failures", {})
         for each in status.failures[:_SHOWN]:
-            table.add_row(str(len(each["trials"])), f"{each['reason']} ({_list(each['trials'])})")
+            table.add_row(str(len(each["trials"])), Text(f"{each['reason']} ({_list(each['trials'])})"))
         parts += ["", table]
     return Group(*parts)
 
@@ -221,21 +249,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 for bad input."""
     parser = Parser("python -m orchestrator.status", "Show how a sweep or comparison stands.", EXAMPLES)
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, until it ended"
+        "--watch",
+        nargs="?",
+        type=seconds,
+        const=5.0,
+        metavar="SECONDS",
+        help="again and again, until it ended",
     )
     parsed = parser.parse_args(arguments)
-    progress = Progress()
     try:
-        store, name = find(parsed.sweep, parsed.storage)
-        while True:
-            status = read(store, name)
-            if parsed.json:
-                print(json.dumps(asdict(status)), flush=True)
-            else:
-                progress.show(show(status))
-            if parsed.watch is None or status.state != "running":
-                return 0
-            time.sleep(parsed.watch)
+        from orchestrator import existing
+
+        store, name = existing.find(parsed.sweep, parsed.storage, parsed.set)
+        status = read(store, name)
+        with _output(parsed.json, parsed.watch is not None) as tell:
+            tell(status)
+            while parsed.watch is not None and status.state in _DRIVEN:
+                time.sleep(parsed.watch)
+                try:
+                    status = read(store, name)
+                except StorageError as error:  # it was there a moment ago, and may be there again
+                    print(f"{error}; trying again", file=sys.stderr)
+                else:
+                    tell(status)
+        return 0
     except (InputError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -243,15 +280,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _record(store: "Store", name: str) -> tuple[str, dict[str, Any]] | None:
-    """The kind of a job and what was recorded of its file."""
-    from orchestrator.directory import KINDS, read_record
+@contextmanager
+def _output(as_json: bool, watched: bool) -> Iterator[Callable[[Status], None]]:
+    """What tells a status: as JSON, as a table, or on a terminal as a table that is replaced."""
+    from rich.console import Console
+    from rich.live import Live
 
-    for kind in KINDS:
-        record = read_record(store, f"{name}/{kind}.json", "resolved")
-        if record is not None:
-            return kind, record
-    return None
+    console = Console(highlight=False)
+    if as_json:
+        yield lambda status: print(json.dumps(asdict(status)), flush=True)
+    elif watched and console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda status: live.update(show(status), refresh=True)
+    else:
+        progress = Progress()
+        yield lambda status: progress.show(show(status))
+
+
+def _name(number: int) -> str:
+    return f"trial-{number:04d}"
 
 
 def _shortened(rows: dict[str, str]) -> dict[str, str]:

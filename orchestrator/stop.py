@@ -1,14 +1,22 @@
-"""Stop a sweep or comparison as Ctrl-C does, from anywhere: ``python -m orchestrator.stop SWEEP``."""
+"""Stop a sweep or comparison as Ctrl-C does, from anywhere: ``python -m orchestrator.stop SWEEP``.
+
+``--json`` prints one document at the end: ``sweep`` (where it is kept), ``stopped``, and ``line`` (what is
+said otherwise).
+"""
 
 import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import InputError, StorageError
 from orchestrator.progress import Progress
-from orchestrator.status import Parser, find
+from orchestrator.status import Parser, seconds
+
+if TYPE_CHECKING:
+    from orchestrator.storage import Store
 
 EXAMPLES = """\
 examples:
@@ -22,38 +30,62 @@ Trials keep their last checkpoints; the command that started the sweep continues
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 it does not run, 1 it still does, 2 bad input."""
     parser = Parser("python -m orchestrator.stop", "Stop the driver of a sweep or comparison.", EXAMPLES)
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="default: 120")
+    parser.add_argument(
+        "--timeout", type=seconds, default=120.0, metavar="SECONDS", help="how long to wait (default: 120)"
+    )
     parsed = parser.parse_args(arguments)
     progress = Progress()
     try:
-        store, name = find(parsed.sweep, parsed.storage)
-        from orchestrator import lease
+        from orchestrator import existing
 
-        found = lease.holder(store, name)
-        if found is None or found[0].ended or found[0].is_gone():
-            line, stopped = f"{store.locate(name)} is not running", True
-        else:
-            driver = found[0]
-            store.write(lease.request_name(name), driver.identity.encode())
-            deadline, stopped = time.monotonic() + parsed.timeout, False
-            with nullcontext() if parsed.json else progress.doing(f"asked {driver} to stop"):
-                while not stopped and time.monotonic() < deadline:
-                    time.sleep(1.0)
-                    found = lease.holder(store, name)
-                    stopped = found is None or found[0].ended or found[0].is_gone()
-            line = f"{store.locate(name)} " + (
-                "has stopped; the command that started it continues it"
-                if stopped
-                else f"has not stopped within {parsed.timeout:g} s; it may still"
-            )
+        store, name = existing.find(parsed.sweep, parsed.storage, parsed.set)
+        stopped, line = _stop(store, name, parsed.timeout, None if parsed.json else progress)
     except (InputError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        progress.say("no longer waiting; what was asked stays asked")
+        return 130
     if parsed.json:
-        print(json.dumps({"sweep": store.locate(name), "stopped": stopped}))
+        print(json.dumps({"sweep": store.locate(name), "stopped": stopped, "line": line}))
     else:
         progress.say(line)
     return 0 if stopped else 1
+
+
+def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) -> tuple[bool, str]:
+    """Ask the driver of a job to stop, and wait until it has; says whether it did, and what came of it."""
+    from orchestrator import existing, lease
+
+    place = store.locate(name)
+    found = lease.holder(store, name)
+    if found is None or existing.condition(store, name, found[0]) in ("stopped", "died"):
+        return True, f"{place} is not running"
+    driver = found[0]
+    store.write(lease.request_name(name), driver.identity.encode())
+    what = f"waiting for {driver}, to end"
+    until, trouble = time.monotonic() + timeout, ""
+    beat, changed = driver.beat, time.monotonic()
+    with nullcontext() if progress is None else progress.doing(what):
+        while time.monotonic() < until:
+            time.sleep(1.0)
+            try:
+                found, trouble = lease.holder(store, name), ""
+                if found is None:
+                    return True, f"{place} is gone"
+                if found[0].identity != driver.identity:
+                    return False, f"{driver}, has ended, but {found[0]}, drives {place} now"
+                state = existing.condition(store, name, found[0])
+                if state in ("stopped", "died"):
+                    return True, f"{place} has stopped; the command that started it continues it"
+                if found[0].beat != beat:
+                    beat, changed = found[0].beat, time.monotonic()
+                elif state == "silent" and time.monotonic() - changed > existing.SILENT:
+                    # It was asked, so it stops if it should live; that it is dead nobody here can know.
+                    return False, f"{place}: its driver gives no sign of life; the same command takes over"
+            except StorageError as error:  # it was there a moment ago, and may be there again
+                trouble = f"; {error}"
+    return False, f"{place} has not stopped within {timeout:g} s; it may still{trouble}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ can never write over the work of the one that took over.
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -78,6 +79,10 @@ class Store(ABC):
         """Keep other drivers of this store out, as far as the store can; raises HeldError."""
 
     @abstractmethod
+    def is_held(self, name: str) -> bool | None:
+        """Whether somebody holds the lock; None where nobody can know."""
+
+    @abstractmethod
     def move(self, name: str, other: str) -> None:
         """Give all files under ``name/`` another name; raises StorageError."""
 
@@ -147,7 +152,8 @@ class Folder(Store):
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold a lock of the operating system, which ends with its process."""
-        lock = FileLock(self._folder / f".{name}.lock", timeout=0)
+        # Those who only look at a job share its lock for a moment; a driver keeps it.
+        lock = FileLock(self._folder / f".{name}.lock", timeout=1)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -159,6 +165,19 @@ class Folder(Store):
             yield
         finally:
             lock.release()
+
+    def is_held(self, name: str) -> bool | None:
+        """Try to share the lock, which needs no leave to write."""
+        try:
+            with (self._folder / f".{name}.lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
 
     def move(self, name: str, other: str) -> None:
         """Rename the folder."""
@@ -280,6 +299,9 @@ class Bucket(Store):
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A bucket has no locks; the driver's record is watched instead."""
         return contextlib.nullcontext()
+
+    def is_held(self, name: str) -> None:
+        """Nobody can know."""
 
     def move(self, name: str, other: str) -> None:
         """Copy within the bucket, then delete."""

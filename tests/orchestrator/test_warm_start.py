@@ -1,6 +1,7 @@
 """Trials of earlier sweeps become points of a new sweep's space, or are left out with a reason."""
 
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,11 @@ def test_an_experiment_that_is_not_there_is_one_line(recorded: str, tmp_path: Pa
     assert not (tmp_path / "none").exists()
 
 
-def test_a_server_that_is_away_is_one_line(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InputError, match=r"warm_start: mlflow:a cannot be read at .*: connection refused"):
-        from_mlflow(f"http://127.0.0.1:{free_port}", "a")
+    with (
+        socket.socket() as bound,  # it does not listen, and nobody else can
+        pytest.raises(InputError, match=r"warm_start: mlflow:a cannot be read at .*: connection refused"),
+    ):
+        bound.bind(("127.0.0.1", 0))
+        from_mlflow(f"http://127.0.0.1:{bound.getsockname()[1]}", "a")
