@@ -113,6 +113,7 @@ class Lease:
         self._stack = ExitStack()
         self._over = threading.Event()
         self._seen: str | None = None
+        self._lost = False
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.record = Holder(
             host=socket.gethostname(),
@@ -156,7 +157,7 @@ class Lease:
         self._over.set()
         self._thread.join(timeout=2 * BEAT)
         with self._stack:
-            if not self.ending.startswith("another"):
+            if not self._lost:
                 self.record.ended = True
                 self._renew()
 
@@ -169,6 +170,7 @@ class Lease:
             before = now
             try:
                 if not self._renew():
+                    self._lost = True
                     other = holder(self._store, self._job)
                     self._end(f"another driver took the {self._what} over: {other and other[0]}")
                     return

@@ -19,9 +19,10 @@ from orchestrator.config import Job, Resources
 from orchestrator.directory import JobDirectory
 from orchestrator.lease import Lease
 from orchestrator.progress import Progress, clock
-from orchestrator.study import POINT, NotSnapshotted, Study, StudyScheduler, StudySearcher, epochs
+from orchestrator.study import POINT, Study, epochs
 from orchestrator.tracking import State, Tracker, TrackingError
 from orchestrator.trial import HALT, LOG, LOST, STARTED, TrialSpec, is_epoch, name, run
+from orchestrator.tuning import NotSnapshotted, StudyScheduler, StudySearcher
 
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "COMPLETE",

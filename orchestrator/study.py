@@ -1,12 +1,10 @@
 """The Optuna study of a job: the one record of what was suggested and how it ended.
 
-Ray Tune asks it for trials (`StudySearcher`), asks it when to stop one (`StudyScheduler`), and both write
-to persistent storage before Tune goes on, so that a new driver continues from the study alone.
+Ray Tune asks it for trials and when to stop one (`orchestrator.tuning`), and it writes to persistent storage
+before Tune goes on, so that a new driver continues from the study alone.
 """
 
 import copy
-import dataclasses
-import json
 import logging
 import math
 import posixpath
@@ -20,13 +18,11 @@ import optuna
 import ray.train
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from orchestrator.config import Job, Sweep
 from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError
-from orchestrator.trial import FAILURE, HALT, LOG, NAMES, SCORES, TRAINED, is_epoch, name
+from orchestrator.trial import FAILURE, HALT, LOG, NAMES, SCORES, name
 from orchestrator.warm_start import Fitted
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,6 +42,9 @@ _BEGUN = "begun"
 
 _JUDGED = "judged"
 """User attribute of a trial with the last epoch that its pruner judged."""
+
+_STOPPED = "stopped"
+"""User attribute of a trial that its pruner gave up: the reason, which outlives a driver that dies of it."""
 
 _RUNG = "completed_rung_"
 """System attributes of a trial that begin so are those of Optuna's successive halving."""
@@ -414,9 +413,9 @@ class SweepStudy(Study):
         if self._judged(number) < epoch < self._epochs(number):
             # What the pruner says has to outlive this driver.
             if self.study.pruner.prune(self.study, self._unjudged(number, epoch)):
-                self._note(number, "reason", f"stopped early, after epoch {epoch}")
+                self._note(number, _STOPPED, f"stopped early, after epoch {epoch}")
             self._note(number, _JUDGED, epoch)
-        reason = self.trials[number].user_attrs.get("reason")
+        reason = self.trials[number].user_attrs.get(_STOPPED)
         if reason is not None:
             self._verdicts[number] = (TrialState.PRUNED, reason)
         return reason is not None
@@ -458,60 +457,3 @@ class SweepStudy(Study):
     def _epochs(self, number: int) -> int:
         config: Any = self.sweep.trial_config(self.trials[number].params)
         return int(config.epochs)
-
-
-class NotSnapshotted:
-    """Tune pickles its parts into snapshots that a job never reads: it continues from the study."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class StudySearcher(NotSnapshotted, Searcher):
-    """Hands the study's suggestions to Ray Tune and tells the study how each trial ended."""
-
-    def __init__(self, study: Study) -> None:
-        super().__init__()
-        self._study = study
-        self._numbers: dict[str, int] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next point, as the config of a Tune trial, or that there is none."""
-        suggestion = self._study.ask()
-        if suggestion is None:
-            return str(Searcher.FINISHED)
-        self._numbers[trial_id] = suggestion.number
-        return dataclasses.asdict(suggestion)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Tell the study how a trial ended."""
-        self._study.end(self._numbers.pop(trial_id), result, died=error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is persistent."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the study is persistent."""
-
-
-class StudyScheduler(NotSnapshotted, FIFOScheduler):
-    """Starts trials in the order of the study and stops those that its pruner gives up."""
-
-    def __init__(self, study: Study) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._study = study
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Record one report and decide whether the trial goes on."""
-        number = trial.config["number"]
-        if TRAINED in result:
-            self._study.trained(number, result[TRAINED])
-        if SCORES in result:
-            self._study.score(number, json.loads(result[SCORES]))
-        if is_epoch(result):
-            self._study.record(number, result)
-            if self._study.report(number, result):
-                return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE)

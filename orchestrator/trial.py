@@ -161,24 +161,32 @@ def _storing() -> Iterator[None]:
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
-    alive = threading.Event()
-    watch = threading.Thread(target=_watch, args=(alive, job["spec"], job["number"]), daemon=True)
+    alive, over = threading.Event(), threading.Event()
+    watch = threading.Thread(target=_watch, args=(alive, over, job["spec"], job["number"]), daemon=True)
     watch.start()
-    subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(alive.set))
+    try:
+        subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(alive.set))
+    finally:
+        over.set()
+        alive.set()
 
 
-def _watch(alive: threading.Event, spec: TrialSpec, number: int) -> None:
+def _watch(alive: threading.Event, over: threading.Event, spec: TrialSpec, number: int) -> None:
     """End this worker when it shows no sign of life for too long, and keep what it was doing."""
     while alive.wait(spec.silence):
+        if over.is_set():
+            return
         alive.clear()
-    with tempfile.TemporaryFile() as stacks:
-        faulthandler.dump_traceback(stacks)
-        stacks.seek(0)
-        filesystem, folder = _trial_folder(spec, number)
-        where = f"{folder}/{_HUNG}-{ray.get_runtime_context().get_worker_id()}.txt"
-        with filesystem.open_output_stream(where) as file:
-            file.write(stacks.read())
-    os._exit(1)
+    try:
+        with tempfile.TemporaryFile() as stacks:
+            faulthandler.dump_traceback(stacks)
+            stacks.seek(0)
+            filesystem, folder = _trial_folder(spec, number)
+            where = f"{folder}/{_HUNG}-{ray.get_runtime_context().get_worker_id()}.txt"
+            with filesystem.open_output_stream(where) as file:
+                file.write(stacks.read())
+    finally:
+        os._exit(1)
 
 
 def run(point: Mapping[str, Any], spec: TrialSpec) -> None:
@@ -242,8 +250,15 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         StorageError: there is no space left.
     """
     filesystem, folder = _trial_folder(spec, point["number"])
-    stacks = set(_files(filesystem, folder, _HUNG))
-    hangs, known, vain = min(len(stacks), 1), _registered(filesystem, folder), 0
+
+    def tell(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        tune.report({LOST: str(state.outcome.exception())[:500]})
+
+    waits = wait_random_exponential(min=0.5, max=30)
+    look = Retrying(retry=retry_if_exception_type(OSError), wait=waits, before_sleep=tell)
+    stacks = set(look(_files, filesystem, folder, _HUNG))
+    hangs, known, vain = min(len(stacks), 1), look(_registered, filesystem, folder), 0
 
     def give_up(state: RetryCallState) -> bool:
         nonlocal stacks, hangs, known, vain
@@ -252,20 +267,17 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         assert isinstance(error, _LostError)
         if error.patient:
             return False
-        if more := set(_files(filesystem, folder, _HUNG)) - stacks:  # one for each worker that had the time
-            stacks, hangs = stacks | more, hangs + 1
-        before, known = known, _registered(filesystem, folder)
+        found = set(look(_files, filesystem, folder, _HUNG))
+        if found - stacks:  # one for each worker that had the time
+            stacks, hangs = found, hangs + 1
+        before, known = known, look(_registered, filesystem, folder)
         vain = 1 if known != before else vain + 1
         return vain >= _ATTEMPTS or hangs >= _HANGS
-
-    def tell(state: RetryCallState) -> None:
-        assert state.outcome is not None
-        tune.report({LOST: str(state.outcome.exception())})
 
     attempts = Retrying(
         retry=retry_if_exception_type(_LostError),
         stop=give_up,
-        wait=wait_random_exponential(min=0.5, max=30),
+        wait=waits,
         before_sleep=tell,
         reraise=True,
     )
@@ -274,8 +286,7 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
     except _LostError as error:
         if hangs >= _HANGS:
             reason = f"it hung: no report for {spec.silence:g} s, {_HANGS} times"
-            with filesystem.open_input_stream(f"{folder}/{max(stacks)}") as file:
-                raise TrialError(reason, file.read().decode(errors="replace")) from error
+            raise TrialError(reason, look(_read, filesystem, f"{folder}/{max(stacks)}")) from error
         raise TrialError(f"{error.reason}, {_ATTEMPTS} times without progress", error.log) from error
     return checkpoint
 
@@ -383,8 +394,12 @@ def _registered(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
     """What Train recorded of a trial's checkpoints; nothing while there is none."""
     if _MANIFEST not in _files(filesystem, folder, _MANIFEST):
         return ""
-    with filesystem.open_input_stream(f"{folder}/{_MANIFEST}") as file:
-        return str(file.read().decode())
+    return _read(filesystem, f"{folder}/{_MANIFEST}")
+
+
+def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
+    with filesystem.open_input_stream(path) as file:
+        return str(file.read().decode(errors="replace"))
 
 
 def _forget_unregistered(spec: TrialSpec, number: int) -> None:

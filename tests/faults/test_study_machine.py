@@ -21,8 +21,9 @@ from ray.tune.search import Searcher
 
 from orchestrator import config
 from orchestrator.directory import JobDirectory
-from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy, epochs
+from orchestrator.study import SweepStudy, epochs
 from orchestrator.trial import FAILURE, HALT
+from orchestrator.tuning import StudyScheduler, StudySearcher
 
 SWEEP = """
 name: machine

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import accounts
@@ -115,7 +116,7 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 [sys.executable, "-m", "orchestrator.sweep", str(sweep), *options], environment, tmp_path
             )
             try:
-                done = hurt(chance, driver, nodes, postgres, server, proxy)
+                done = hurt(chance, Victims(driver, nodes, postgres, server, proxy))
             finally:
                 assert driver.process is not None
                 driver.process.kill()
@@ -140,15 +141,20 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert not +books
 
 
-def hurt(
-    chance: random.Random,
-    driver: Driver,
-    nodes: RayNodes,
-    postgres: Postgres,
-    server: MlflowServer,
-    proxy: FaultyProxy,
-) -> Counter[str]:
+@dataclass(frozen=True)
+class Victims:
+    """All that can be hurt."""
+
+    driver: Driver
+    nodes: RayNodes
+    postgres: Postgres
+    server: MlflowServer
+    proxy: FaultyProxy
+
+
+def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
     """Run the sweep to its end and kill on the way; gives how often each kind was hit."""
+    driver, proxy = victims.driver, victims.proxy
     done: Counter[str] = Counter()
     kinds = ["worker"] * 6 + ["controller"] * 3 + ["trial"] * 3 + ["driver"] * 3 + ["Ctrl-C", "SIGTERM"]
     kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
@@ -167,39 +173,33 @@ def hurt(
             continue
         proxy.plan()  # a storm lasts until the next fault
         kind = chance.choice(kinds)
-        done[kind] += strike(kind, chance, driver, nodes, postgres, server, proxy)
+        done[kind] += strike(kind, chance, victims)
     return done
 
 
-def strike(
-    kind: str,
-    chance: random.Random,
-    driver: Driver,
-    nodes: RayNodes,
-    postgres: Postgres,
-    server: MlflowServer,
-    proxy: FaultyProxy,
-) -> bool:
+def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
     """Do one kind of violence; returns whether it could be done."""
     if kind in KINDS:
-        return nodes.kill(kind, chance)
+        return victims.nodes.kill(kind, chance)
     if kind == "node":
-        killed = nodes.kill_node(chance)
-        nodes.add()
+        killed = victims.nodes.kill_node(chance)
+        victims.nodes.add()
         return killed
     if kind == "storm":
-        proxy.plan(seed=chance.randrange(1000), **chance.choice(STORMS))
+        victims.proxy.plan(seed=chance.randrange(1000), **chance.choice(STORMS))
         return True
     if kind == "outage":
-        proxy.down(chance.uniform(2, 10))
+        victims.proxy.down(chance.uniform(2, 10))
         return True
     if kind in ("MLflow", "PostgreSQL"):
-        hit = server if kind == "MLflow" else postgres
+        hit = victims.server if kind == "MLflow" else victims.postgres
         hit.kill()
         time.sleep(chance.uniform(1, 10))
         hit.restart()
         return True
-    return driver.hit({"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind])
+    return victims.driver.hit(
+        {"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind]
+    )
 
 
 def show(done: Counter[str], books: Counter[str]) -> None:

@@ -1,14 +1,13 @@
 """Whole sweeps on a Ray of their own, each hurt in one way: what the user reads, and what is kept."""
 
 import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,6 +47,20 @@ def given(store: Path, *settings: str) -> list[str]:
 
 def study(store: Path, name: str = "parabola") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{store}/{name}/study.db")
+
+
+@contextmanager
+def started(file: Path, options: list[str]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A sweep that runs, with what it prints."""
+    with subprocess.Popen(
+        command_line.command("sweep", file, *options),
+        env=command_line.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process, process.stdout
 
 
 def read_until(output: IO[str], epochs: int) -> list[str]:
@@ -135,7 +148,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
+        pytest.skip("a small file system cannot be mounted here: that takes root and its capabilities")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -145,16 +158,12 @@ def test_a_full_disk_is_a_clear_stop_and_the_sweep_goes_on_later(
 ) -> None:
     settings = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "config.seconds=1", "config.epochs=12"]
     options = given(small_disk, *settings, "scheduler=none", "budget.trials=2")
-    command = command_line.command("sweep", file, *options)
-    with subprocess.Popen(
-        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        told = read_until(process.stdout, epochs=2)
+    with started(file, options) as (process, output):
+        told = read_until(output, epochs=2)
         rest = small_disk / "rest"
         with contextlib.suppress(OSError):  # as much as there is room for
             rest.write_bytes(bytes(4 << 20))
-        told.append(process.stdout.read())
+        told.append(output.read())
     text = "".join(told)
     assert process.returncode == 1, text
     assert "No space left" in text or "no space is left" in text or "disk is full" in text, text
@@ -181,43 +190,15 @@ def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
 
 
-def test_status_and_stop_reach_a_running_sweep(file: Path, tmp_path: Path) -> None:
-    options = given(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
-    command = command_line.command("sweep", file, *options)
-    with subprocess.Popen(
-        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        found: dict[str, Any] = {}
-        deadline = time.monotonic() + 120
-        while "training" not in str(found.get("doing")):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(2)
-            asked = [sys.executable, "-m", "orchestrator.status", f"{tmp_path}/parabola", "--json"]
-            told = subprocess.run(asked, capture_output=True, text=True, check=False)
-            found = json.loads(told.stdout) if told.returncode == 0 else {}
-        assert found["state"] == "running" and found["driver"]["pid"] == process.pid
-        stopping = [sys.executable, "-m", "orchestrator.stop", f"{tmp_path}/parabola"]
-        stopped = subprocess.run(stopping, capture_output=True, text=True, check=False)
-        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-        assert process.stdout is not None
-        text = process.stdout.read()
-    assert process.returncode == 130, text
-    assert "it was asked to stop" in text and "the same command continues the sweep" in text
-
-
 def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp_path: Path) -> None:
     options = given(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
-    command = command_line.command("sweep", file, *options)
-    with subprocess.Popen(
-        command, env=command_line.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        read_until(process.stdout, epochs=1)
+    with started(file, options) as (process, output):
+        read_until(output, epochs=1)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         begin = time.monotonic()
         process.send_signal(signal.SIGINT)
-        text = process.stdout.read()
+        text = output.read()
         process.wait()
     assert process.returncode == 130, text
     assert time.monotonic() - begin < 60

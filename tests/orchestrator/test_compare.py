@@ -21,9 +21,9 @@ from orchestrator.comparison.study import ComparisonStudy
 from orchestrator.config import Override
 from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError
-from orchestrator.study import StudyScheduler, StudySearcher
 from orchestrator.trainable import Illustrating
 from orchestrator.trial import FAILURE, SCORES, TRAINED
+from orchestrator.tuning import StudyScheduler, StudySearcher
 
 compare = partial(command_line.run, "compare")
 

@@ -419,7 +419,7 @@ def test_stop_waits_for_the_end(
         assert code == 1 and "has ended, but process 8 on elsewhere" in out
 
 
-@pytest.mark.sweep
+@pytest.mark.faults
 def test_status_and_stop_reach_a_real_sweep(tmp_path: Path) -> None:
     file = tmp_path / "parabola.yaml"
     file.write_text(SWEEP.replace(", gpu_hours: 2", "").replace("{gpus: 1}", "{concurrent: 1}"))

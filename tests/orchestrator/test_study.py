@@ -17,8 +17,9 @@ from orchestrator.errors import InputError
 from orchestrator.lease import Lease
 from orchestrator.search import Limits
 from orchestrator.storage import Folder
-from orchestrator.study import StudyScheduler, StudySearcher, SweepStudy
+from orchestrator.study import SweepStudy
 from orchestrator.trial import FAILURE
+from orchestrator.tuning import StudyScheduler, StudySearcher
 from orchestrator.warm_start import Fitted
 
 FOLDER = "/sweeps/study"
@@ -170,6 +171,24 @@ def test_a_verdict_that_a_dying_driver_did_not_carry_out_stands(sweep: Sweep) ->
     StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.1))
     again = open_study(sweep)
     assert run(again, [0.1, 0.9, 0.9, 0.9]) == TrialState.PRUNED
+
+
+def test_a_failure_that_a_dying_driver_did_not_tell_stays_one(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(sweep)
+    point = StudySearcher(study).suggest("a")
+    assert isinstance(point, dict)
+    StudyScheduler(study).on_trial_result(None, TuneTrial(point), result(1, 0.5))
+    monkeypatch.setattr(study.study, "tell", lambda *_, **__: 1 / 0)  # it dies after it noted the reason
+    with pytest.raises(ZeroDivisionError):
+        study.end(0, {FAILURE: "RuntimeError: no"})
+    again = open_study(sweep)
+    searcher, scheduler = StudySearcher(again), StudyScheduler(again)
+    assert searcher.suggest("b") == point
+    assert scheduler.on_trial_result(None, TuneTrial(point), result(1, 0.5)) == TrialScheduler.CONTINUE
+    searcher.on_trial_complete("b", {FAILURE: "RuntimeError: no"})
+    assert again.trials[0].state == TrialState.FAIL
 
 
 def test_a_trial_that_ends_early_by_itself_is_complete(sweep: Sweep) -> None:
