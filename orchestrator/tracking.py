@@ -8,7 +8,8 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import mlflow
 import requests
 import yaml
+from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -169,10 +171,9 @@ class Tracker:
         self._last_epoch: dict[int, int] = {}
         self._monitor: SystemMetricsMonitor | None = None
         try:
-            if self.uri.startswith("sqlite"):
-                _sqlite_file(self.uri).parent.mkdir(parents=True, exist_ok=True)
-            self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
-            self.experiment_id = self._open_experiment(experiment)
+            with self._alone():
+                self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
+                self.experiment_id = self._open_experiment(experiment)
             parent = self._find_run() or self.client.create_run(
                 self.experiment_id,
                 tags=self._tags(kind) | {f"mlflow.source.{key}": text for key, text in _source().items()},
@@ -407,6 +408,17 @@ class Tracker:
             job()
 
         self._outbox.post(what, write)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other sweeps out of a database file while its tables are made: MLflow does not."""
+        if not self.uri.startswith("sqlite"):
+            yield
+            return
+        file = _sqlite_file(self.uri)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            yield
 
     def _open_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
