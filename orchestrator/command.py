@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.errors import InputError
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.set_defaults(prog=prog)
         self.add_argument("file", help=f"the {kind} file (YAML)")
         self.add_argument("--dry-run", action="store_true", help="check everything, show the plan, and stop")
         self.add_argument(
@@ -38,6 +40,12 @@ class Parser(argparse.ArgumentParser):
             help="Ray cluster to run on (default: RAY_ADDRESS, or one of its own)",
         )
         self.add_argument(
+            "--submit",
+            metavar="URL",
+            help="send the job to the Ray cluster with this dashboard (http://head:8265), which runs it "
+            "without this machine, and follow it",
+        )
+        self.add_argument(
             "--fresh", action="store_true", help="start over; what lies there is kept under another name"
         )
 
@@ -46,13 +54,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see --help\n")
 
 
+def _without_submit(arguments: Sequence[str] | None) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--submit")
+    return parser.parse_known_args(arguments)[1]
+
+
 def leave_at_once(*_: object) -> None:
     """End the process with everything as it stands: what to do at the second Ctrl-C."""
     print("stopped at once; the same command continues", file=sys.stderr, flush=True)
     os._exit(130)
 
 
-def execute(kind: str, parsed: argparse.Namespace, start: Start) -> int:
+def execute(
+    kind: str, parsed: argparse.Namespace, start: Start, arguments: Sequence[str] | None = None
+) -> int:
     """Run the command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     progress = Progress()
     try:
@@ -62,7 +78,15 @@ def execute(kind: str, parsed: argparse.Namespace, start: Start) -> int:
             given = [Override.parse(text) for text in parsed.set]
             if parsed.storage is not None:
                 given.append(Override("storage", parsed.storage, f"--storage {parsed.storage}"))
-            run = start(given, progress)
+            if parsed.submit is None:
+                run = start(given, progress)
+        if parsed.submit is not None:
+            if parsed.address is not None:
+                raise InputError("--submit, --address: give one; a submitted job runs where it is sent")
+            from orchestrator.submit import submit
+
+            command = f"{parsed.prog} {shlex.join(_without_submit(arguments))}"
+            return submit(command, parsed.file, given, parsed.submit, progress)
         return run(address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return driver.ComparisonDriver(config.read(parsed.file, given), progress).run
 
     parsed = parse(arguments)
-    return execute("comparison", parsed, start)
+    return execute("comparison", parsed, start, arguments)
 
 
 if __name__ == "__main__":

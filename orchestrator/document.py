@@ -1,7 +1,7 @@
 """YAML as a document: plain values, and for each the place where the user wrote it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +116,11 @@ class Document:
         for key in keys:
             here = here.get(key) if isinstance(here, dict) else None
         return here if isinstance(here, dict) else None
+
+    def variables(self) -> list[str]:
+        """Names of the environment variables that the values name."""
+        found = {match[1] for text in _strings(self.tree) for match in _VARIABLE.finditer(text)}
+        return sorted(found)
 
     def fill(self, environment: Mapping[str, str]) -> None:
         """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; raises FieldError for one not set."""
@@ -261,6 +266,14 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, places: dict[errors.
             f"{_place(origin, node.start_mark)}: {show(text)} holds a character that is not text"
         )
     return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> Any:

@@ -41,7 +41,7 @@ def find(sweep: str, place: str | None = None, settings: Sequence[str] = ()) -> 
     if sweep.endswith((".yaml", ".yml")) or Path(sweep).is_file():
         if place is not None:
             given.append(Override("storage", place, f"--storage {place}"))
-        above, name = _of_file(sweep, given)
+        above, name = of_file(sweep, given)
     elif given:
         raise InputError(f"{given[0].origin}: goes with the file of a job, and {show(sweep)} is none")
     elif "/" in sweep or sweep in (".", ".."):
@@ -154,8 +154,8 @@ def _of_study(opened: optuna.storages.BaseStorage, study: str) -> list[FrozenTri
     return found
 
 
-def _of_file(file: str, given: Sequence[Override]) -> tuple[str, str]:
-    """Storage and name that the file of a job names."""
+def of_file(file: str, given: Sequence[Override]) -> tuple[str, str]:
+    """Storage and name that the file of a job names; raises InputError."""
     document = Document.read(Path(file))
     for override in given:
         document.set(override)

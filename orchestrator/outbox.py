@@ -61,7 +61,11 @@ class Outbox:
             if self._jobs:
                 self._start()
 
-    def waiting(self) -> str:
+    def __len__(self) -> int:
+        """How many jobs wait."""
+        return len(self._jobs)
+
+    def trouble(self) -> str:
         """How many jobs wait for a server that is away, and why; nothing while it answers."""
         with self._lock:
             return f"{len(self._jobs)} records for {self._server}: {self._trouble}" if self._trouble else ""

