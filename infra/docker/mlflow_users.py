@@ -1,12 +1,15 @@
-"""Make the logins of an MLflow server: one for each file of a folder, named as its user, with the password in it.
+"""Make the logins of an MLflow server: one for each file of a folder, called as its user, with the password.
 
-``python mlflow_users.py http://mlflow:5000 FOLDER``, as the administrator that MLFLOW_AUTH_ADMIN_PASSWORD is the
-password of. Run it again after a password has changed. Everybody may make experiments and models and owns what
-he made; ``reader`` may read all, and ``prometheus`` is an administrator: MLflow shows its metrics to nobody else.
+``python mlflow_users.py http://mlflow:5000 FOLDER``, by the administrator whose password
+MLFLOW_AUTH_ADMIN_PASSWORD is. Run it again after a password has changed. Everybody may make experiments and
+models, and owns what he made; ``reader`` may read all; ``prometheus`` is an administrator, as MLflow shows its
+metrics to nobody else.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -19,16 +22,23 @@ READABLE = ("experiment", "registered_model")
 
 def make(client: AuthServiceClient, user: str, password: str) -> None:
     """Make one login, or give it its password and its rights again."""
-    try:
-        client.create_user(user, password)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    if not _is_new(lambda: client.create_user(user, password)):
         client.update_user_password(user, password)
     client.update_user_admin(user, user in ADMINISTRATORS)
     if user in READERS:
         for kind in READABLE:
-            client.grant_user_permission(user, kind, "*", "READ")
+            _is_new(functools.partial(client.grant_user_permission, user, kind, "*", "READ"))
+
+
+def _is_new(make: Callable[[], object]) -> bool:
+    """Make something, unless it is there already."""
+    try:
+        make()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
 
 
 def main(server: str, folder: Path) -> int:

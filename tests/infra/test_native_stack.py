@@ -1,4 +1,4 @@
-"""The servers of compose.yaml as processes of this machine, with a sweep on them, while each of them is killed.
+"""The servers of compose.yaml as processes of this machine, and a sweep while each of them is killed.
 
 Commands and environments are read from compose.yaml, the secrets are those of bootstrap.sh; only host names,
 ports and folders are others. What is not shown is the container: its file system, its user, its networks.
@@ -148,7 +148,7 @@ class HeadOfCompose(Server):
         credentials = self._home / ".mlflow/credentials"
         credentials.parent.mkdir()
         shutil.copy(place.secrets / "mlflow-credentials", credentials)
-        self._gcs, self.dashboard, self.metrics, *self._others = free_ports(8)
+        self._gcs, self.dashboard, self.metrics, *self._others = free_ports(9)
         self.address = f"http://127.0.0.1:{self.dashboard}"
 
     def variables(self) -> Mapping[str, str]:
@@ -160,7 +160,7 @@ class HeadOfCompose(Server):
             part for part in COMPOSE["ray-head"]["command"] if not re.match("--(dashboard-h|metrics)", part)
         ]
         names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
-        names += ("object-manager-port", "node-manager-port")
+        names += ("object-manager-port", "node-manager-port", "ray-client-server-port")
         ports = {"port": self._gcs, "dashboard-port": self.dashboard, "metrics-export-port": self.metrics}
         ports |= dict(zip(names, self._others, strict=True))
         return [
@@ -171,6 +171,8 @@ class HeadOfCompose(Server):
             "--dashboard-host=127.0.0.1",
             f"--temp-dir={self._home}",
             "--num-cpus=2",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
         ]
 
     def check(self) -> None:
