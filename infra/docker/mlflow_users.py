@@ -2,7 +2,7 @@
 
 ``python mlflow_users.py http://mlflow:5000 FOLDER``, by the administrator whose password
 MLFLOW_AUTH_ADMIN_PASSWORD is. Run it again after a password has changed. Everybody may make experiments and
-models, and owns what he made; ``reader`` may read all; ``prometheus`` is an administrator, as MLflow shows its
+models, and owns what he made. ``reader`` may read all. ``prometheus`` is an administrator: MLflow shows its
 metrics to nobody else.
 """
 

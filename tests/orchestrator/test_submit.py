@@ -1,0 +1,95 @@
+"""What ``--submit`` refuses and how it follows a log; a sweep on a real cluster is in tests/infra."""
+
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from command_line import refused
+from ray.job_submission import JobStatus
+
+from orchestrator import submit
+from orchestrator.progress import Progress
+
+SWEEP = Path(__file__).parents[2] / "search_spaces/alignment.yaml"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--submit", "head:8265"],
+            "error: --submit head:8265: is no address of a Ray dashboard; write http://",
+        ),
+        (
+            ["--submit", "http://127.0.0.1:1"],
+            "error: --submit http://127.0.0.1:1: no Ray dashboard answers there",
+        ),
+        (["--submit", "http://a", "--address", "b:1"], "error: --submit, --address: give one"),
+    ],
+)
+def test_one_line_says_what_is_wrong(options: list[str], expected: str) -> None:
+    assert refused("sweep", SWEEP, *options).startswith(expected)
+
+
+def test_a_file_outside_of_what_is_sent_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    file.write_text(SWEEP.read_text())
+    assert "lies outside of the working directory" in refused("sweep", file, "--submit", "http://127.0.0.1:1")
+
+
+class Head:
+    """Stands for Ray's client of a head whose connections break: each shows the log from its beginning."""
+
+    def __init__(self, logs: list[list[str]], states: list[Any]) -> None:
+        self._logs, self._states = iter(logs), iter(states)
+
+    async def tail_job_logs(self, number: str) -> AsyncIterator[str]:
+        for text in next(self._logs):
+            if text == "break":
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield text
+
+    def get_job_info(self, number: str) -> Any:
+        state = next(self._states)
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+
+def job(status: JobStatus, code: int | None = None) -> Any:
+    return SimpleNamespace(status=status, driver_exit_code=code, message="its reason")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+
+
+def follow(head: Head, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = submit._conclude(head, "raysubmit_1", "http://head:8265", Progress())  # type: ignore[arg-type]
+    return code, capsys.readouterr().out
+
+
+def test_a_log_that_breaks_off_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = [["one\ntwo\n", "break"], ["one\n", "two\nthree\n"], ["one\ntwo\nthree\n", "four\n"]]
+    head = Head(logs, [job(JobStatus.RUNNING), job(JobStatus.FAILED, 2)])
+    code, out = follow(head, capsys)
+    assert code == 2
+    told = [line for line in out.splitlines() if "trying again" in line]
+    assert len(told) == 2
+    shown = "".join(itertools.filterfalse(lambda line: "trying again" in line, out.splitlines(keepends=True)))
+    assert shown.replace("\n", "") == "onetwothreefour"
+
+
+def test_a_job_that_the_head_has_forgotten_ends_the_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = follow(Head([["one\n"]], [RuntimeError("Request failed with status code 404: gone")]), capsys)
+    assert code == 1
+    assert "the same command goes on with the job" in out
+
+
+def test_a_job_that_was_killed_gives_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = follow(Head([["one\n"]], [job(JobStatus.STOPPED)]), capsys)
+    assert (code, out) == (1, "one\nraysubmit_1 stopped: its reason\n")
