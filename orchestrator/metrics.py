@@ -3,19 +3,21 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.metrics import Gauge
 
-from orchestrator.config import Job
-from orchestrator.lease import Spent
-from orchestrator.study import Study
+if TYPE_CHECKING:  # a worker, which a trial waits for, needs none of them
+    from orchestrator.config import Job
+    from orchestrator.lease import Spent
+    from orchestrator.study import Study
 
 
 class SweepMetrics:
     """Gauges of a driver, all with the label ``sweep``."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: "Job") -> None:
         self._sweep = {"sweep": job.name}
         self._seen: set[str] = set()
         self._trials = Gauge("sweep_trials", "Trials by state", ("sweep", "state"))
@@ -39,7 +41,7 @@ class SweepMetrics:
         self._last.set(time.time(), self._sweep)
 
     def update(
-        self, study: Study, spent: Spent, waiting: Mapping[str, int], rate: float, undelivered: int
+        self, study: "Study", spent: "Spent", waiting: Mapping[str, int], rate: float, undelivered: int
     ) -> None:
         """Show how the sweep stands.
 

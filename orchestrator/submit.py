@@ -53,7 +53,7 @@ def submit(command: str, file: str, given: Sequence[Override], address: str, pro
         )
     place, title = existing.of_file(file, given)
     key = f"{place}/{title}"
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)
     with progress.doing(f"asking {address}"):
         client = _client(address)
         try:
