@@ -43,6 +43,8 @@ class Cluster:
     dashboard: str | None
     token_file: Path | None
     nodes: tuple[dict[str, float], ...]
+    joined: bool = False
+    """Whether it was there before, and so may grow: Ray does not say whether, nor how far."""
 
     @property
     def has_slots(self) -> bool:
@@ -58,11 +60,27 @@ class Cluster:
         return tune.PlacementGroupFactory([{TRIAL_SLOT: 1} if self.has_slots else {"CPU": _DRIVER_CPUS}])
 
     def concurrency(self, resources: Resources) -> int:
-        """How many trials fit at once.
+        """How many trials run at once: as many as fit, or as the file says of a cluster that may grow.
 
         Raises:
             InputError: not even one fits.
         """
+        if self.joined and resources.concurrent != "auto":
+            return resources.concurrent
+        fitting = self.fitting(resources)
+        if not fitting:
+            needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
+            field = "gpus" if resources.gpus > self.total("GPU") else "workers"
+            grows = "; if it adds nodes, resources.concurrent says how many trials to run" * self.joined
+            raise InputError(
+                f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
+                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
+                f"in all{grows}"
+            )
+        return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
+
+    def fitting(self, resources: Resources) -> int:
+        """How many trials fit on the nodes that are there."""
         cpus = resources.cpus if self.has_slots else resources.cpus + _DRIVER_CPUS / resources.workers
         workers = 0
         for node in self.nodes:
@@ -70,16 +88,7 @@ class Cluster:
             if resources.gpus:
                 fits = min(fits, int(node.get("GPU", 0) / resources.gpus))
             workers += fits
-        if workers < resources.workers:
-            needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
-            field = "gpus" if resources.gpus > self.total("GPU") else "workers"
-            raise InputError(
-                f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
-                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
-                f"in all; at most {workers} fit"
-            )
-        fitting = workers // resources.workers
-        return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
+        return workers // resources.workers
 
 
 def start(address: str | None) -> Cluster:
@@ -119,6 +128,7 @@ def start(address: str | None) -> Cluster:
         dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
         token_file=token if token.exists() else None,
         nodes=tuple(node["Resources"] for node in nodes if node["Alive"]),
+        joined=address is not None,
     )
 
 

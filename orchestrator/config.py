@@ -125,7 +125,7 @@ class Resources(Section):
         0.0, description="GPUs of a worker; below 1, trials share one"
     )
     concurrent: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
-        "auto", description="trials at once; auto: as many as fit"
+        "auto", description="trials at once; auto: as many as fit on the nodes that are there"
     )
     silence: Seconds = Field(
         3600.0, description="time without a report after which a trial counts as hung: 90s, 30m, 2h, 1d"

@@ -58,11 +58,13 @@ def _settings(sweep: Sweep, cluster: "Cluster") -> dict[str, str]:
 def places(job: Job, trials: int, cluster: "Cluster") -> dict[str, str]:
     """What each of so many trials takes, what runs where, and where to look."""
     resources = job.resources
+    at_once, now = min(cluster.concurrency(resources), trials), cluster.fitting(resources)
     worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
     rows = {
         "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
-        "at once": f"{min(cluster.concurrency(resources), trials)} trial(s) on "
-        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs",
+        "at once": f"{at_once} trial(s) on "
+        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs"
+        + (f"; {now} fit now, the others wait for nodes" if now < at_once else ""),
         "storage": f"{job.storage}/{job.name}",
         "tracking": f"{job.tracking.uri}, experiment {job.tracking.experiment}",
         "Ray dashboard": cluster.dashboard or "not running",

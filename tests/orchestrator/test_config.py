@@ -202,6 +202,19 @@ def test_the_plan_shows_what_is_tried_first(file: Path) -> None:
     assert "tried first" not in lines(given(file))
 
 
+def test_a_cluster_that_may_grow_runs_as_many_trials_as_the_file_says(file: Path) -> None:
+    small = ({"CPU": 1.0, "trial_slot": 8.0},)
+    here, there = Cluster("", None, None, small), Cluster("", None, None, small, joined=True)
+    three = given(file, "resources.concurrent=3").resources
+    assert (here.concurrency(three), there.concurrency(three)) == (1, 3)
+    large = given(file, "resources.workers=2", "resources.concurrent=3").resources
+    assert there.concurrency(large) == 3
+    with pytest.raises(InputError, match="2 workers of 1 CPUs do not fit"):
+        here.concurrency(large)
+    with pytest.raises(InputError, match="if it adds nodes, resources.concurrent says how many"):
+        there.concurrency(given(file, "resources.workers=2").resources)
+
+
 def test_an_invalid_trial_is_one_line(file: Path) -> None:
     with pytest.raises(InputError, match=r"^config\.x: should be less than or equal to 10, not 11$"):
         given(file).trial_config({"x": 11})
