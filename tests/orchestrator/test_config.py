@@ -211,7 +211,7 @@ def test_a_cluster_that_may_grow_runs_as_many_trials_as_the_file_says(file: Path
     assert there.concurrency(large) == 3
     with pytest.raises(InputError, match="2 workers of 1 CPUs do not fit"):
         here.concurrency(large)
-    with pytest.raises(InputError, match="if it adds nodes, resources.concurrent says how many"):
+    with pytest.raises(InputError, match=r"if it adds nodes, resources[.]concurrent says how many"):
         there.concurrency(given(file, "resources.workers=2").resources)
 
 
