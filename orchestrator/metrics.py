@@ -1,5 +1,6 @@
 """What a sweep shows on Ray's metrics endpoint, where every name begins with ``ray_``."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,10 @@ if TYPE_CHECKING:  # a worker, which a trial waits for, needs none of them
     from orchestrator.config import Job
     from orchestrator.lease import Spent
     from orchestrator.study import Study
+
+
+_AGAIN = 5.0
+"""Seconds after which a worker shows itself again."""
 
 
 class SweepMetrics:
@@ -34,16 +39,16 @@ class SweepMetrics:
             "Work per second of all running trials",
             ("sweep",),
         )
-        self.reported()
+        self._reported = time.time()
 
     def reported(self) -> None:
         """Note that a trial has just reported."""
-        self._last.set(time.time(), self._sweep)
+        self._reported = time.time()
 
     def update(
         self, study: "Study", spent: "Spent", waiting: Mapping[str, int], rate: float, undelivered: int
     ) -> None:
-        """Show how the sweep stands.
+        """Show how the sweep stands; Ray forgets within 20 s what is not shown again.
 
         Args:
             study: the trials.
@@ -68,19 +73,23 @@ class SweepMetrics:
             used["gpu_hours"] = spent.gpu_seconds / 3600 / study.gpu_hours
         for budget, part in used.items():
             self._budget.set(min(part, 1.0), {**self._sweep, "budget": budget})
+        self._last.set(self._reported, self._sweep)
         self._throughput.set(rate, self._sweep)
         self._undelivered.set(undelivered, self._sweep)
 
 
-def mark_worker(job: str, trial: str) -> None:
-    """Say which GPUs this worker process has: Ray's own metrics of GPUs know neither sweep nor trial.
+def mark_worker(job: str, trial: str, over: threading.Event) -> None:
+    """Say which GPUs this worker process has, until it is over: Ray's own metrics know neither sweep nor trial.
 
     ``ip`` and ``GpuIndex`` are the labels of Ray's ``ray_node_gpus_utilization``.
     """
     gauge = Gauge("sweep_worker", "1 for each worker and GPU", ("sweep", "trial", "ip", "GpuIndex"))
     ip = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    for gpu in ray.get_gpu_ids() or [""]:
-        gauge.set(1, {"sweep": job, "trial": trial, "ip": ip, "GpuIndex": str(gpu)})
+    while True:
+        for gpu in ray.get_gpu_ids() or [""]:
+            gauge.set(1, {"sweep": job, "trial": trial, "ip": ip, "GpuIndex": str(gpu)})
+        if over.wait(_AGAIN):
+            return
 
 
 def by_reason(doing: Mapping[int, str], training: str) -> Counter[str]:

@@ -251,13 +251,11 @@ class Monitor(NotSnapshotted, Callback):
         """Bring the metrics up to date, every few seconds."""
         if time.monotonic() - self._measured >= BEAT:
             self._measured = time.monotonic()
-            self._metrics.update(
-                self._study,
-                self._lease.record.spent,
-                by_reason(self._doing, _TRAINING),
-                sum(self._rates.values()),
-                self._tracker.undelivered(),
-            )
+            self._measure()
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Leave the metrics as they are at the end."""
+        self._measure()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell of a trial that starts, and open its MLflow run."""
@@ -330,6 +328,15 @@ class Monitor(NotSnapshotted, Callback):
                 reason=trial.user_attrs.get("reason", ""),
                 log_tail=trial.user_attrs.get(LOG, ""),
             )
+
+    def _measure(self) -> None:
+        self._metrics.update(
+            self._study,
+            self._lease.record.spent,
+            by_reason(self._doing, _TRAINING),
+            sum(self._rates.values()),
+            self._tracker.undelivered(),
+        )
 
     def _ended(self) -> int:
         counts = self._study.count()

@@ -118,10 +118,14 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
                 sys.stdout.write(new)
                 sys.stdout.flush()
 
-        asyncio.run(show())
+        broken: Exception = ConnectionError("the log broke off")
+        try:
+            asyncio.run(show())
+        except _AWAY as error:
+            broken = error
         job = _look(client, number)
         if not job.status.is_terminal():
-            raise ConnectionError("the log broke off")
+            raise broken
         return job
 
     def tell(state: RetryCallState) -> None:

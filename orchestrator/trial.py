@@ -163,10 +163,10 @@ def _storing() -> Iterator[None]:
 def work(job: Mapping[str, Any]) -> None:
     """What each Ray Train worker runs."""
     subject = trainable.load(job["trainable"])
-    mark_worker(job["spec"].job, name(job["number"]))
+    spec, number = job["spec"], job["number"]
     alive, over = threading.Event(), threading.Event()
-    watch = threading.Thread(target=_watch, args=(alive, over, job["spec"], job["number"]), daemon=True)
-    watch.start()
+    threading.Thread(target=_watch, args=(alive, over, spec, number), daemon=True).start()
+    threading.Thread(target=mark_worker, args=(spec.job, name(number), over), daemon=True).start()
     try:
         subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(alive.set))
     finally:
