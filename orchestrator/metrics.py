@@ -79,7 +79,7 @@ class SweepMetrics:
 
 
 def mark_worker(job: str, trial: str, over: threading.Event) -> None:
-    """Say which GPUs this worker process has, until it is over: Ray's own metrics know neither sweep nor trial.
+    """Say which GPUs this worker has, until it is over: Ray's own metrics know neither sweep nor trial.
 
     ``ip`` and ``GpuIndex`` are the labels of Ray's ``ray_node_gpus_utilization``.
     """

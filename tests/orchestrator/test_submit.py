@@ -75,7 +75,7 @@ def follow(head: Head, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 def test_a_log_that_breaks_off_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     logs = [["one\ntwo\n", "break"], ["one\n", "two\nthree\n"], ["one\ntwo\nthree\n", "four\n"]]
-    head = Head(logs, [job(JobStatus.RUNNING), job(JobStatus.FAILED, 2)])
+    head = Head(logs, [job(JobStatus.RUNNING), job(JobStatus.RUNNING), job(JobStatus.FAILED, 2)])
     code, out = follow(head, capsys)
     assert code == 2
     told = [line for line in out.splitlines() if "trying again" in line]
@@ -85,7 +85,9 @@ def test_a_log_that_breaks_off_goes_on_where_it_was(capsys: pytest.CaptureFixtur
 
 
 def test_a_job_that_the_head_has_forgotten_ends_the_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = follow(Head([["one\n"]], [RuntimeError("Request failed with status code 404: gone")]), capsys)
+    code, out = follow(
+        Head([["one\n", "break"]], [RuntimeError("Request failed with status code 404: gone")]), capsys
+    )
     assert code == 1
     assert "the same command goes on with the job" in out
 
