@@ -63,6 +63,8 @@ def register(
         # The fluent API, which saves models, takes the store from the process.
         mlflow.set_tracking_uri(tracker.uri)
         mlflow.set_registry_uri(tracker.uri)
+        # Else the model lies in the experiment "Default", which a login need not have a right to.
+        mlflow.set_experiment(experiment_id=tracker.experiment_id)
         identity = {"sweep.id": tracker.sweep_id, "trial.number": str(number)}
         version = _find_version(tracker.client, model, identity)
         created = version is None

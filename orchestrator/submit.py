@@ -131,7 +131,9 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
     def tell(state: RetryCallState) -> None:
         assert state.outcome is not None
         error = state.outcome.exception()
-        progress.say(f"{address}: {_line(error)}; the job may go on without us, trying again")
+        away = isinstance(error, requests.ConnectionError | aiohttp.ClientConnectionError)
+        reason = "it does not answer" if away else _line(error)
+        progress.say(f"{address}: {reason}; the job may go on without us, trying again")
 
     retrying = Retrying(
         retry=retry_if_exception_type(_AWAY),

@@ -1,10 +1,12 @@
 """Whole sweeps on a Ray of their own, each hurt in one way: what the user reads, and what is kept."""
 
 import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 from ray_nodes import RayNodes
+from servers import Postgres
 
 FILE = """
 name: parabola
@@ -188,6 +191,30 @@ def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path
         assert codes == [0, 0], [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
         assert nodes.placement_groups() == 0
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
+
+
+def test_a_study_in_postgresql_goes_on_after_its_driver_and_its_server_died(
+    file: Path, tmp_path: Path
+) -> None:
+    with Postgres(tmp_path / "postgres") as postgres:
+        options = given(tmp_path, f"study={postgres.uri}", "config.seconds=0.5")
+        with started(file, options) as (process, output):
+            read_until(output, epochs=3)
+            process.kill()
+        postgres.restart()
+        done = command_line.run("sweep", file, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "continuing: " in done.stdout
+        trials = optuna.load_study(study_name="parabola", storage=postgres.uri).trials
+        shown = subprocess.run(
+            [sys.executable, "-m", "orchestrator.status", str(tmp_path / "parabola"), "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert len(trials) == 6 and all(trial.state.is_finished() for trial in trials)
+    assert not (tmp_path / "parabola/study.db").exists()
+    assert sum(json.loads(shown.stdout)["trials"].values()) == 6
 
 
 def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp_path: Path) -> None:

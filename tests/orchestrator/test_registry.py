@@ -79,6 +79,7 @@ def test_model_is_registered_once_and_the_alias_follows_the_latest_sweep(
         assert first.uri == f"models:/{name}@champion"
         after = client.get_run(tracker.run_id(0)).info
         assert (after.status, after.end_time) == (before.status, before.end_time)
+        assert client.search_logged_models([tracker.experiment_id]), "beside its run, not in Default"
 
     with finish_sweep(uri, "once-b") as tracker:
         second = register_best(tracker, export, 0.75)
