@@ -58,9 +58,10 @@ def test_workers_come_with_the_work_and_go_with_it(
     token.write_text(secrets.token_hex(32))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     own = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    unshare = [need("unshare", "util-linux"), "--net", "--mount", "--pid", "--fork", "--kill-child"]
+    unshare = [need("setpriv", "util-linux"), "--pdeathsig", "KILL", need("unshare", "util-linux")]
+    unshare += ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     done = subprocess.run(
-        [*unshare, "--mount-proc", sys.executable, __file__, tmp_path / "cluster.yaml", json.dumps(bundle)],
+        [*unshare, sys.executable, __file__, tmp_path / "cluster.yaml", json.dumps(bundle)],
         env=inherited | own,
         capture_output=True,
         text=True,

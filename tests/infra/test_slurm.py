@@ -130,7 +130,9 @@ class Slurm:
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, cpus=os.cpu_count()))
         (folder / "hosts").write_text("127.0.0.1 localhost\n10.9.0.1 n1\n10.9.0.2 n2\n10.9.0.254 ctl\n")
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n")
-        unshare = [need("unshare", "util-linux"), "--net", "--mount", "--uts", "--pid", "--fork"]
+        # What is left of it must not outlive the tests, however they end.
+        unshare = [need("setpriv", "util-linux"), "--pdeathsig", "KILL", need("unshare", "util-linux")]
+        unshare += ["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))},
             "HOME": str(folder / "home"),
@@ -141,7 +143,7 @@ class Slurm:
         }
         with (folder / "namespaces.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*unshare, "--kill-child", "--mount-proc", "bash", "-c", CONTROLLER, str(folder)],
+                [*unshare, "bash", "-c", CONTROLLER, str(folder)],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
