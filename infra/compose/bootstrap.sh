@@ -36,6 +36,9 @@ for user in admin mlflow sweep; do
     once "$folder/aws-$user" keys "$user"
 done
 
+webhook() { echo https://chat.invalid/replace-me; }
+once "$folder/alert-webhook" webhook
+
 # What follows from the others is written anew each time.
 credentials() {
     printf '[mlflow]\nmlflow_tracking_username = sweep\nmlflow_tracking_password = %s\n' \

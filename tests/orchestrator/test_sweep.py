@@ -70,6 +70,7 @@ def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, t
     assert "search.steps: int [1, 3] → int [1, 2]" in changed
 
 
+@pytest.mark.faults
 @pytest.mark.sweep
 def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
@@ -97,6 +98,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
             assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.faults
 @pytest.mark.sweep
 def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "1", "--set", "config.epochs=1"]
@@ -111,6 +113,7 @@ def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path:
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
 
 
+@pytest.mark.faults
 @pytest.mark.sweep
 def test_a_trial_that_the_wall_budget_cuts_short_is_not_complete(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=25s"]
