@@ -29,7 +29,7 @@ from orchestrator.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 FAULTS = int(os.environ.get("FAULTS", "60"))
-TRIALS = max(4, FAULTS // 5)
+TRIALS = max(4, FAULTS // 2)
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 NAME = "survivor"
 SWEEP = """
