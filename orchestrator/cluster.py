@@ -75,12 +75,15 @@ class Cluster:
             raise InputError(
                 f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
                 f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
-                f"in all{grows}"
+                f"in all; at most {self._workers(resources)} fit{grows}"
             )
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
 
     def fitting(self, resources: Resources) -> int:
         """How many trials fit on the nodes that are there."""
+        return self._workers(resources) // resources.workers
+
+    def _workers(self, resources: Resources) -> int:
         cpus = resources.cpus if self.has_slots else resources.cpus + _DRIVER_CPUS / resources.workers
         workers = 0
         for node in self.nodes:
@@ -88,7 +91,7 @@ class Cluster:
             if resources.gpus:
                 fits = min(fits, int(node.get("GPU", 0) / resources.gpus))
             workers += fits
-        return workers // resources.workers
+        return workers
 
 
 def start(address: str | None) -> Cluster:

@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from rich.console import RenderableType
 from sqlalchemy.exc import OperationalError
 
-from orchestrator import cluster, registry, report, tracking, warm_start
+from orchestrator import cluster, registry, report, tracking, tracking_store, warm_start
 from orchestrator.cluster import Cluster
 from orchestrator.command import leave_at_once
 from orchestrator.config import Job, Sweep
@@ -63,7 +63,7 @@ class Driver(ABC):
             self.summarise(outcome)
             return 0
         try:
-            tracking.check(job.tracking.uri)
+            tracking_store.check(job.tracking.uri)
             self.check(fresh or self._directory.is_new())
             with progress.doing(
                 "starting Ray" if address is None else f"joining the Ray cluster at {address}"
@@ -406,7 +406,7 @@ def _short(value: Any) -> str:
 def _commands(outcome: dict[str, Any]) -> dict[str, str]:
     """How to look at the outcome of a sweep and how to use it, as commands to copy."""
     uri = outcome["tracking"]
-    commands = {"MLflow": tracking.look(uri), "report": outcome["report"]}
+    commands = {"MLflow": tracking_store.look(uri), "report": outcome["report"]}
     if outcome["model"]:
         commands["use the model"] = (
             f"MLFLOW_TRACKING_URI={uri} python -c "

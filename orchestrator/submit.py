@@ -62,7 +62,10 @@ def submit(command: str, file: str, given: Sequence[Override], address: str, pro
             raise InputError(f"--submit {address}: {_line(error)}") from error
     if job is None:
         with progress.doing(f"sending the working directory to {address}"):
-            names = Document.read(Path(file)).variables()
+            document = Document.read(Path(file))
+            for override in given:
+                document.set(override)
+            names = document.variables()
             environment = {name: os.environ[name] for name in names if os.environ.get(name)}
             try:
                 number = client.submit_job(
@@ -144,6 +147,9 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
         job: JobDetails = retrying(follow)
     except _GoneError:
         progress.say(f"{address} knows no {number}: it began anew; the same command goes on with the job")
+        return 1
+    except AuthenticationError as error:
+        progress.say(f"{address} does not accept the token any more: {_line(error)}; {number} goes on")
         return 1
     except KeyboardInterrupt:
         progress.say(

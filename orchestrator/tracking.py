@@ -3,37 +3,31 @@
 import json
 import logging
 import math
-import os
-import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import mlflow
-import requests
 import yaml
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import provenance
 from orchestrator.errors import InputError, SweepError
 from orchestrator.outbox import Outbox, one_line
+from orchestrator.tracking_store import sqlite_file
 from orchestrator.trainable import DataSetRecord
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
-_ANSWER_SECONDS = 5.0
 _BATCH = 100  # parameters that MLflow takes in one request
 _DIGEST = 36  # characters of a data set's digest that MLflow keeps
 _TAG = 5000  # characters of a tag that every MLflow store keeps
@@ -51,98 +45,6 @@ class Known(NamedTuple):
 
 class TrackingError(SweepError):
     """MLflow did not take or have something; `str()` is one line."""
-
-
-def check(uri: str) -> None:
-    """See that runs can be recorded at `uri`, in seconds and without writing anything.
-
-    Args:
-        uri: `sqlite:///file.db`, or the `http(s)://` address of an MLflow server.
-
-    Raises:
-        InputError: the folder cannot be written, the file is no database, the server is silent or refuses.
-    """
-    try:
-        parts = urlsplit(uri)
-    except ValueError as error:
-        raise InputError(f"tracking.uri: {uri!r} is no address: {error}") from error
-    scheme = parts.scheme
-    if scheme in ("http", "https") and parts.password:
-        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise InputError(f"tracking.uri: a password does not belong into the address; set {names}")
-    if scheme == "sqlite":
-        _check_sqlite(_sqlite_file(uri))
-    elif scheme in ("http", "https"):
-        _check_server(uri.rstrip("/"))
-    else:
-        raise InputError(
-            f"tracking.uri: {uri!r} is neither sqlite:///FILE nor the http(s):// address of an MLflow server"
-        )
-
-
-def look(uri: str) -> str:
-    """How to look at what is recorded at `uri`: the address of a server, or the command that starts one."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-
-
-def _sqlite_file(uri: str) -> Path:
-    try:
-        database = make_url(uri).database
-    except ArgumentError:
-        database = None
-    if not database or database == ":memory:":
-        raise InputError(f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db")
-    return Path(database).expanduser().absolute()
-
-
-def _check_sqlite(file: Path) -> None:
-    folder = file.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):  # never has a name, so nothing stays behind
-            pass
-    except OSError as error:
-        raise InputError(f"tracking.uri: cannot write in {folder}: {error.strerror}") from None
-    if not file.exists():
-        return
-    if not file.is_file() or not os.access(file, os.W_OK):
-        raise InputError(f"tracking.uri: {file} is not a file that can be written")
-    with file.open("rb") as content:  # SQLite takes any file below 512 bytes for an empty database
-        if content.read(16) not in (b"", b"SQLite format 3\0"):
-            raise InputError(f"tracking.uri: {file} is no SQLite database; name another file")
-    try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)
-        try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise InputError(f"tracking.uri: {file} is no usable SQLite database: {error}") from None
-
-
-def _check_server(uri: str) -> None:
-    start = f"tracking.uri: the MLflow server at {uri}"
-    try:
-        health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
-    except requests.RequestException as error:
-        raise InputError(f"{start} does not answer: {one_line(error)}; is `mlflow server` running?") from None
-    if health.status_code not in (200, 401, 403):
-        raise InputError(
-            f"{start} answers {health.status_code} {health.reason} to /health; is it an MLflow server?"
-        )
-    # /health needs neither a sign-in nor an allowed host name, so ask for something that does.
-    try:
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        status = error.get_http_status_code()
-        why = one_line(error)
-        if status == 401 or "401" in why:
-            names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            why = f"sign-in needed or refused (401): set {names}"
-        elif status == 403 or "403" in why:
-            why = "access refused (403): no permission, or its --allowed-hosts lacks this host name"
-        raise InputError(f"{start}: {why}") from None
 
 
 class Tracker:
@@ -419,7 +321,7 @@ class Tracker:
         if not self.uri.startswith("sqlite"):
             yield
             return
-        file = _sqlite_file(self.uri)
+        file = sqlite_file(self.uri)
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(f".{file.name}.lock")):
             yield
@@ -439,7 +341,7 @@ class Tracker:
         """Next to the database: MLflow's default is the folder the command happens to be run in."""
         if not self.uri.startswith("sqlite"):
             return None
-        return (_sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
+        return (sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
 
     def _find_run(self, number: int | None = None) -> Run | None:
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator import tracking
+from orchestrator import tracking, tracking_store
 from orchestrator.config import Sweep
 from orchestrator.document import plain
 from orchestrator.errors import InputError, nearest
@@ -146,7 +146,7 @@ def from_mlflow(uri: str, experiment: str) -> list[Earlier]:
 
 def _client(uri: str) -> mlflow.MlflowClient | None:
     """Open the store, but make none where there is none."""
-    if uri.startswith("sqlite") and not tracking._sqlite_file(uri).exists():
+    if uri.startswith("sqlite") and not tracking_store.sqlite_file(uri).exists():
         return None
     tracking._quiet()
     return mlflow.MlflowClient(uri, registry_uri=uri)

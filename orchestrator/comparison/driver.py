@@ -11,7 +11,7 @@ import ray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from orchestrator import tracking, trainable
+from orchestrator import tracking_store, trainable
 from orchestrator.cluster import Cluster
 from orchestrator.comparison import report, results
 from orchestrator.comparison.config import Comparison
@@ -90,7 +90,10 @@ class ComparisonDriver(Driver):
             summary = {
                 "job_id": tracker.sweep_id,
                 "data_sets": data_sets,
-                "commands": {"MLflow": tracking.look(comparison.tracking.uri), "results": self._results()},
+                "commands": {
+                    "MLflow": tracking_store.look(comparison.tracking.uri),
+                    "results": self._results(),
+                },
                 "notes": [*trouble, *self._unknown(rows)],
                 "chart": chart if has_chart else None,
                 "pictures": drawn,
@@ -134,7 +137,7 @@ class ComparisonDriver(Driver):
         self._show(rows)
         for line in (*report.explanation(self._comparison, rows), *outcome["trouble"], *self._unknown(rows)):
             self._progress.say(line)
-        self._progress.say(f"MLflow: {tracking.look(outcome['tracking'])}")
+        self._progress.say(f"MLflow: {tracking_store.look(outcome['tracking'])}")
         self._progress.say(f"report: {outcome['report']}")
         self._progress.say(f"results: {self._results()}")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tools import INFRA, need
+from required_tools import INFRA, need, need_root
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(600)]
 CLUSTER = INFRA / "aws" / "cluster.yaml"
@@ -50,8 +50,7 @@ def fake_cluster() -> dict[str, Any]:
 def test_workers_come_with_the_work_and_go_with_it(
     tmp_path: Path, bundle: dict[str, int], group: set[str]
 ) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("namespaces need root")
+    need_root("make namespaces")
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(fake_cluster()))
     token = tmp_path / "token"
     token.touch(mode=0o600)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tools import INFRA, need, need_module
+from required_tools import INFRA, need, need_module, need_root
 
 pytestmark = pytest.mark.infra
 AWS = INFRA / "aws"
@@ -512,10 +512,10 @@ def test_the_image_of_the_nodes_is_in_order() -> None:
     assert {"openssh-client", "rsync"} <= set((AWS / "Dockerfile").read_text().split())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user, which root alone may")
 def test_secrets_reach_the_container_user_alone(
     cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    need_root("give files to another user")
     secret = "Aa1" * 20
     tool(tmp_path, "aws", f"case $* in *get-secret-value*) echo {secret};; *) exit 1;; esac")
     tool(tmp_path, "sudo", 'exec "$@"')

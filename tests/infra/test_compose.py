@@ -14,7 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-from tools import INFRA, ROOT, need, need_module
+from required_tools import INFRA, ROOT, need, need_module
 
 pytestmark = pytest.mark.infra
 

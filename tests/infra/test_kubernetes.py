@@ -23,7 +23,7 @@ import yaml
 from crd import CustomResource
 from kuberay_rules import RULES, broken
 from pods import Pod, pods, quantity, reaches, selects
-from tools import INFRA, ROOT, need, need_module
+from required_tools import INFRA, ROOT, need, need_file, need_module
 
 from orchestrator import config, sweep
 from orchestrator.cluster import TRIAL_SLOT, Cluster
@@ -95,12 +95,6 @@ def resources() -> dict[str, CustomResource]:
     for file in files:
         need_file(file, "KubeRay's CRDs, of its release 1.7.0; name their folder in REID_CRDS")
     return {each.kind: each for each in map(CustomResource, files)}
-
-
-def need_file(file: Path, what: str) -> None:
-    """See that a file is there, as ``need`` does for a program."""
-    if not file.exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{file} is missing: {what}")
 
 
 def of(objects: list[Manifest], kind: str) -> list[Manifest]:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pytest
 import requests
 import yaml
-from tools import INFRA, ROOT, need, need_module
+from required_tools import INFRA, ROOT, need, need_module
 
 pytestmark = pytest.mark.infra
 
@@ -109,7 +109,7 @@ def test_promtool_accepts_configuration_and_rules() -> None:
 
 
 def test_rules_do_what_they_say() -> None:
-    tool(need("promtool", "prometheus"), "test", "rules", MONITORING / "rules_test.yml")
+    assert "SUCCESS" in tool(need("promtool", "prometheus"), "test", "rules", MONITORING / "rules_test.yml")
 
 
 def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
@@ -521,7 +521,9 @@ def test_every_panel_shows_something(monitored: Monitored) -> None:
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
 def test_spilled_objects_are_seen(monitored: Monitored) -> None:
-    until(lambda: monitored.prometheus.query(alerts()["ObjectStoreSpills"]["expr"]), 120, "spilled objects")
+    spills = alerts()["ObjectStoreSpills"]["expr"]
+    found = until(lambda: monitored.prometheus.query(spills), 120, "spilled objects")
+    assert all(float(each["value"][1]) > 0 for each in found), found
 
 
 @pytest.mark.infra_slow

@@ -25,8 +25,8 @@ import botocore.exceptions
 import pytest
 import requests
 import yaml
+from required_tools import INFRA, ROOT, need, need_module
 from servers import Postgres, Seaweed, Server, free_ports, until
-from tools import INFRA, ROOT, need, need_module
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3000)]
 

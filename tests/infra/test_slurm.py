@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tools import INFRA, ROOT, need
+from required_tools import INFRA, ROOT, need, need_root
 
 pytestmark = pytest.mark.infra
 BATCH = INFRA / "slurm" / "sweep.sbatch"
@@ -198,8 +198,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         need(program, "apt install slurm-wlm")
     for program in ("ip", "nsenter"):
         need(program, "apt install iproute2 util-linux")
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
+    need_root("make network namespaces")
     made = Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         time.sleep(2)

@@ -17,7 +17,8 @@ import pytest
 
 from orchestrator.errors import InputError
 from orchestrator.outbox import Outbox
-from orchestrator.tracking import Tracker, TrackingError, check
+from orchestrator.tracking import Tracker, TrackingError
+from orchestrator.tracking_store import check
 
 
 @dataclass

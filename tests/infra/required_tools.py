@@ -26,6 +26,18 @@ def need_module(module: str, package: str = "") -> None:
         _missing(f"the module {module} is not installed (pip install {package or module})")
 
 
+def need_file(file: Path, what: str) -> None:
+    """See that a file is there; ``what`` says what it is and where it comes from."""
+    if not file.exists():
+        _missing(f"{file} is missing: {what}")
+
+
+def need_root(why: str) -> None:
+    """See that the tests run as root."""
+    if os.geteuid() != 0:
+        _missing(f"only root may: {why}")
+
+
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
