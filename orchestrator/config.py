@@ -237,6 +237,10 @@ class Job(Section):
         """Configs that the trainable has to accept before anything starts."""
 
     @abstractmethod
+    def needed_metrics(self) -> list[str]:
+        """Metrics of the trainable that every epoch has to report."""
+
+    @abstractmethod
     def to_prepare(self) -> Iterator[BaseModel]:
         """Configs that between them use all the data."""
 
@@ -332,6 +336,10 @@ class Sweep(Job):
     def to_check(self) -> Iterator[BaseModel]:
         """The fixed config, then with every edge of every searched path alone."""
         return map(self.trial_config, self.space.corners())
+
+    def needed_metrics(self) -> list[str]:
+        """The objectives."""
+        return [each.metric for each in self.objective]
 
     def to_prepare(self) -> Iterator[BaseModel]:
         """The fixed config: every trial uses the same data."""

@@ -98,7 +98,7 @@ class Driver(ABC):
         try:
             with self._progress.doing("checking the data"):
                 for config in job.to_check():
-                    job.implementation.check(config, job.resources.workers)
+                    job.implementation.check(config, job.resources.workers, job.needed_metrics())
         except OSError as error:
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
 

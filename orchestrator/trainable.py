@@ -80,8 +80,12 @@ class Trainable(Protocol):
     def prepare(self, config: Any, say: Callable[[str], None]) -> list[Any]:
         """Check, generate and pack the data once before any trial; gives a ``DataSetRecord`` for each set."""
 
-    def check(self, config: Any, workers: int) -> None:
-        """Check cheaply that so many workers can train on it; raises ``InputError``, writes nothing."""
+    def check(self, config: Any, workers: int, metrics: Sequence[str]) -> None:
+        """Check cheaply that so many workers can train on it; raises ``InputError``, writes nothing.
+
+        ``metrics`` are those of ``Trainable.metrics`` that the job cannot do without, such as the objective:
+        what ``fit`` does not report under this config is refused as well.
+        """
 
     def fit(self, config: Any, context: Context) -> None:
         """Train on one worker; raises FloatingPointError when the loss or a gradient is not finite."""

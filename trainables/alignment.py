@@ -83,8 +83,11 @@ class AlignmentTrainable:
             roles += [("images", name) for name in data.images]
         return [_record(config, role, packs, name) for role, name in roles]
 
-    def check(self, config: AlignmentConfig, workers: int) -> None:
-        """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing."""
+    def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
+        """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing.
+
+        ``metrics`` are to be reported by every epoch; without validation there are none of its scores.
+        """
         config.batch.check_shares(workers, images=config.trains_on_images)
         _check_encoder(config)
         if config.data not in [data for data, _ in self._checked]:
@@ -94,6 +97,10 @@ class AlignmentTrainable:
             raise DataError(
                 f"batch.identities: {config.batch.identities} make a batch, but {config.data.sequences!r} has"
                 f" {people} identities to train on beside those that validate"
+            )
+        if config.data.validation == 0 and (lost := [name for name in metrics if name.startswith("val/")]):
+            raise DataError(
+                f"data.validation: 0 keeps nobody to validate on, so {lost[0]} is never reported; write 0.25, say"
             )
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:

@@ -135,6 +135,10 @@ class Comparison(Job):
                 seen.add((cell.variant, cell.place[:-1]))
                 yield self.cell_config(cell)
 
+    def needed_metrics(self) -> list[str]:
+        """Those of the table that an epoch reports; the others are scores."""
+        return [metric for metric in self.metrics if metric in self.implementation.metrics]
+
     def to_prepare(self) -> Iterator[BaseModel]:
         """Every variant on the first split: what is prepared are whole data sets."""
         return map(self.cell_config, self.cells[: len(self.variants)])

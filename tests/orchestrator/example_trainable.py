@@ -70,7 +70,7 @@ class ExampleTrainable:
         say("the parabola is ready")
         return [Record()]
 
-    def check(self, config: ExampleConfig, workers: int) -> None:
+    def check(self, config: ExampleConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Refuse the fault that a test asks for."""
         if config.fault == "data":
             raise DataError("fault: data is at fault; write none")

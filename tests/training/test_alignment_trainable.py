@@ -132,6 +132,14 @@ def test_training_starts_from_the_weights_that_are_named(tiny, prepared, tmp_pat
         prepared.check(tiny(encoder={"weights": str(tmp_path / "other.safetensors")}), workers=1)
 
 
+def test_what_is_to_be_improved_has_to_be_reported(tiny, prepared):
+    alone = tiny(data={"validation": 0})
+    prepared.check(alone, workers=1, metrics=["train/loss"])
+    prepared.check(tiny(), workers=1, metrics=["val/mAP"])
+    with pytest.raises(DataError, match=r"^data.validation: 0 .* so val/mAP is never reported"):
+        prepared.check(alone, workers=1, metrics=["train/loss", "val/mAP"])
+
+
 def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):
     with pytest.raises(DataError, match="batch of 13 identities needs as many to train on: there are 12"):
         prepared.prepare(tiny(batch={"identities": 13}), lambda line: None)
