@@ -100,7 +100,7 @@ class AlignmentTrainable:
             )
         if config.data.validation == 0 and (lost := [name for name in metrics if name.startswith("val/")]):
             raise DataError(
-                f"data.validation: 0 keeps nobody to validate on, so {lost[0]} is never reported; write 0.25, say"
+                f"data.validation: 0 keeps nobody to validate on, so {lost[0]} is never reported; write 0.25"
             )
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
