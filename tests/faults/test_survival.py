@@ -84,7 +84,7 @@ class Driver:
         if self.process.poll() is not None:
             return False
         self.process.send_signal(number)
-        code = self.process.wait(120)
+        code = self.process.wait(600)
         young = time.monotonic() - self.begin < 60  # it may not have come to where it listens to signals
         assert number == signal.SIGKILL or young or code in (0, 130), self.text()[-3000:]
         self.start()
