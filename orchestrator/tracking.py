@@ -329,7 +329,12 @@ class Tracker:
     def _open_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return self.client.create_experiment(name, artifact_location=self._artifacts(name))
+            try:
+                return self.client.create_experiment(name, artifact_location=self._artifacts(name))
+            except MlflowException as error:  # another sweep may have been faster
+                found = self.client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise InputError(
                 f"tracking.experiment: {name!r} was deleted at {self.uri}; restore it "

