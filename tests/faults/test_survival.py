@@ -45,8 +45,11 @@ scheduler: {asha: {grace: 3, reduction: 2}}
 budget: {trials: TRIALS}
 registry: {model: survivor}
 """
-PACE = (4.0, 14.0)
+PACE = (3.0, 11.0)
 """Seconds between two blows: time for a driver to begin, so that the next one hits it at work."""
+
+CALM = 0.4
+"""How likely a storm at the bucket ends before the next blow."""
 
 STORMS = [
     {"rates": {"error": 0.15, "slow_down": 0.15}},
@@ -175,7 +178,8 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
         if sum(done.values()) >= FAULTS:
             proxy.plan()
             continue
-        proxy.plan()  # a storm lasts until the next fault
+        if chance.random() < CALM:
+            proxy.plan()
         kind = chance.choice(kinds)
         done[kind] += strike(kind, chance, victims)
     for server in (victims.postgres, victims.server):
