@@ -7,6 +7,7 @@ killed and started again like all the rest. At the end nothing may be lost, doub
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,16 @@ budget: {trials: TRIALS}
 registry: {model: survivor}
 """
 PACE = (3.0, 11.0)
-"""Seconds between two blows: time for a driver to begin, so that the next one hits it at work."""
+"""Seconds between two blows."""
+
+HEAVY = ("driver", "Ctrl-C", "SIGTERM", "node", "MLflow", "PostgreSQL")
+"""What takes long to get over: most of these blows are followed by none until another epoch is done.
+
+Else the next would only ever hit what has not begun yet.
+"""
+
+AGAIN = 0.2
+"""How likely a heavy blow is followed by another one at once."""
 
 CALM = 0.4
 """How likely a storm at the bucket ends before the next blow."""
@@ -92,6 +102,11 @@ class Driver:
         assert number == signal.SIGKILL or young or code in (0, 130), self.text()[-3000:]
         self.start()
         return True
+
+    def epochs(self) -> int:
+        """How many epochs of all trials the last drivers told of."""
+        told = re.findall(r"\| (\d+) epochs \|", self.text())
+        return int(told[-1]) if told else 0
 
     def text(self) -> str:
         return "\n".join(log.read_text(errors="replace") for log in self.logs)
@@ -162,8 +177,8 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
     done: Counter[str] = Counter()
     kinds = ["worker"] * 6 + ["controller"] * 3 + ["trial"] * 3 + ["driver", "driver", "Ctrl-C", "SIGTERM"]
     kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
+    awaited = 1
     driver.start()
-    time.sleep(20)
     until = time.monotonic() + 8000
     while driver.ended() is None or driver.ended() != 0:
         assert time.monotonic() < until, driver.text()[-5000:]
@@ -171,10 +186,12 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
             assert code in (1, 2), driver.text()[-5000:]  # so it ends when MLflow is away at its start or end
             time.sleep(3)
             driver.start()
-        time.sleep(chance.uniform(*PACE))
         for server in (victims.postgres, victims.server):
             if not server.alive:  # MLflow ends when it finds no database at its start
                 server.launch()
+        time.sleep(chance.uniform(*PACE))
+        if driver.epochs() < awaited:
+            continue
         if sum(done.values()) >= FAULTS:
             proxy.plan()
             continue
@@ -182,6 +199,8 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
             proxy.plan()
         kind = chance.choice(kinds)
         done[kind] += strike(kind, chance, victims)
+        if kind in HEAVY and chance.random() > AGAIN:
+            awaited = driver.epochs() + 1
     for server in (victims.postgres, victims.server):
         server.wait()
     return done
