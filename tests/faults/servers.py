@@ -374,8 +374,9 @@ class MlflowServer(Server):
         return f"http://127.0.0.1:{self.port}"
 
     def variables(self) -> Mapping[str, str]:
-        """MLflow has a name of its own for the endpoint."""
-        given = {"MLFLOW_DISABLE_TELEMETRY": "true", **self._environment}
+        """MLflow has a name of its own for the endpoint; its job engine has nothing to do here."""
+        given = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        given |= self._environment
         if "AWS_ENDPOINT_URL" in given:
             given["MLFLOW_S3_ENDPOINT_URL"] = given["AWS_ENDPOINT_URL"]
         return given
