@@ -104,9 +104,9 @@ class Driver:
         return True
 
     def epochs(self) -> int:
-        """How many epochs of all trials the last drivers told of."""
-        told = re.findall(r"\| (\d+) epochs \|", self.text())
-        return int(told[-1]) if told else 0
+        """How many epochs the drivers told of, each counting its own."""
+        told = [re.findall(r"\| (\d+) epochs \|", log.read_text(errors="replace")) for log in self.logs]
+        return sum(int(counts[-1]) for counts in told if counts)
 
     def text(self) -> str:
         return "\n".join(log.read_text(errors="replace") for log in self.logs)
