@@ -30,7 +30,7 @@ from orchestrator.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 FAULTS = int(os.environ.get("FAULTS", "60"))
-TRIALS = max(4, FAULTS * 3 // 4)
+TRIALS = max(4, FAULTS // 2)
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 NAME = "survivor"
 SWEEP = """
@@ -44,6 +44,7 @@ objective: {metric: val/score}
 sampler: {random: {seed: 1}}
 scheduler: {asha: {grace: 3, reduction: 2}}
 budget: {trials: TRIALS}
+resources: {concurrent: 2}
 registry: {model: survivor}
 """
 PACE = (3.0, 11.0)

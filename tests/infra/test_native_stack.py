@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
@@ -176,6 +177,8 @@ class HeadOfCompose(Server):
         ]
 
     def check(self) -> None:
+        asked = urlsplit(COMPOSE["ray-head"]["healthcheck"]["test"][-1]).path
+        requests.get(f"{self.address}{asked}", timeout=5).raise_for_status()
         requests.get(f"{self.address}/api/version", headers=self.bearer(), timeout=5).raise_for_status()
 
     def bearer(self) -> dict[str, str]:
