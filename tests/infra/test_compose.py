@@ -68,8 +68,10 @@ def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
 
 def test_the_network_of_metrics_and_databases_is_shut() -> None:
     assert COMPOSE["networks"]["inside"]["internal"] is True
-    for name in ("postgres", "seaweedfs", "prometheus"):
-        assert SERVICES[name]["networks"] == ["inside"] and "ports" not in SERVICES[name]
+    for name in ("postgres", "seaweedfs"):
+        assert SERVICES[name]["networks"] == ["inside"]
+    for name in ("postgres", "seaweedfs", "prometheus", "alertmanager"):
+        assert "ports" not in SERVICES[name]
 
 
 def test_ray_asks_for_the_token() -> None:
