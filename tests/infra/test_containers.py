@@ -246,6 +246,7 @@ def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podma
     podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
     reader = {
         "MLFLOW_TRACKING_URI": f"http://{HERE}:5000",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
         "MLFLOW_TRACKING_USERNAME": "reader",
         "MLFLOW_TRACKING_PASSWORD": (secrets / "mlflow-users/reader").read_text().strip(),
     }
