@@ -89,11 +89,15 @@ class RayNodes:
                     found.append(process)
         return found
 
-    def placement_groups(self) -> int:
-        """Placement groups that hold or wait for resources."""
+    def placement_groups(self) -> list[dict[str, Any]]:
+        """Placement groups that hold or wait for resources, a minute after their driver ended."""
         code = (
-            "import ray, sys; from ray.util import placement_group_table as table; ray.init(sys.argv[1]);"
-            "print('groups', sum(group['state'] != 'REMOVED' for group in table().values()))"
+            "import json, ray, sys, time; from ray.util import placement_group_table as table\n"
+            "ray.init(sys.argv[1])\n"
+            "left = lambda: [group for group in table().values() if group['state'] != 'REMOVED']\n"
+            "until = time.monotonic() + 60\n"
+            "while left() and time.monotonic() < until: time.sleep(1)\n"
+            "print('groups', json.dumps(left(), default=str))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, self.address],
@@ -103,7 +107,8 @@ class RayNodes:
             check=True,
         )
         (told,) = [line for line in done.stdout.splitlines() if line.startswith("groups ")]  # Ray talks too
-        return int(told.removeprefix("groups "))
+        groups: list[dict[str, Any]] = json.loads(told.removeprefix("groups "))
+        return groups
 
     def _session(self) -> list[psutil.Process]:
         """All processes of the cluster, also those whose raylet is gone: they are of one session."""

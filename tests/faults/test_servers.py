@@ -269,7 +269,7 @@ def test_a_ray_cluster_of_several_nodes_loses_and_gains_some(tmp_path: Path) -> 
         assert alive(nodes, 2) == "[0, 2.0]"
         nodes.add()
         assert alive(nodes, 3) == "[0, 2.0, 2.0]"
-        assert nodes.placement_groups() == 0
+        assert nodes.placement_groups() == []
         assert not nodes.kill("worker", random.Random(0))
         assert [nodes.kill_node(random.Random(seed)) for seed in range(3)] == [True, True, False]
         assert alive(nodes, 1) == "[0]"

@@ -189,7 +189,7 @@ def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path
                 jobs.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         codes = [job.wait(500) for job in jobs]
         assert codes == [0, 0], [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
-        assert nodes.placement_groups() == 0
+        assert nodes.placement_groups() == []
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
 
 
