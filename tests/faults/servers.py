@@ -271,6 +271,7 @@ def _as_nobody() -> list[str]:
     return [
         *("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
         *(f"--inh-caps={rights}", f"--ambient-caps={rights}"),
+        "--securebits=+no_setuid_fixup",  # access(2), by which initdb finds its programs, heeds them, too
     ]
 
 
