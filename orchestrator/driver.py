@@ -22,6 +22,7 @@ from orchestrator.config import Job, Sweep
 from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError, StorageError, SweepError, is_full
 from orchestrator.lease import Lease
+from orchestrator.leftovers import Leftovers
 from orchestrator.plan import pairs, plan
 from orchestrator.progress import Progress
 from orchestrator.search import search
@@ -146,7 +147,7 @@ class Driver(ABC):
         data_sets = self._prepare()
         outcome: dict[str, Any] | None = None
         undelivered: str | None = None
-        with self._directory.open(fresh) as (job_id, lease):
+        with self._directory.open(fresh) as (job_id, lease), Leftovers(lease.record.ray_jobs, progress.say):
             with progress.doing(f"opening the tracking store {uri}"):
                 study = self.open_study()
                 tracker = Tracker(uri, self._job.tracking.experiment, self._job.name, job_id, self._job.kind)

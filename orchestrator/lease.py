@@ -52,6 +52,9 @@ class Holder(BaseModel):
 
     ended: bool = False
     spent: Spent = Spent()
+    ray_jobs: list[str] = []
+    """Ray jobs that this driver and those before it were, as `Leftovers` writes them."""
+
     doing: dict[str, Any] = {}
     """What the driver says of itself, for those who ask how the job stands."""
 
@@ -140,6 +143,7 @@ class Lease:
                 found = self._watch(*found)
             if found is not None:
                 self._seen = found[1]
+                self.record.ray_jobs = found[0].ray_jobs
                 if not self._fresh:
                     self.record.spent = found[0].spent
                 if not found[0].ended:

@@ -21,6 +21,9 @@ from servers import end, runs
 KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::Trial."}
 """Processes of a trial by how their titles begin."""
 
+_OF_RAY = ("ray::IDLE", "ray::TrainStateActor")
+"""Processes that Ray keeps for the next who needs one."""
+
 _CPUS = 2
 
 
@@ -82,11 +85,18 @@ class RayNodes:
 
     def processes(self, kind: str) -> list[psutil.Process]:
         """The processes of trials of this cluster by kind."""
+        return [process for process, title in self._titles() if title.startswith(KINDS[kind])]
+
+    def left(self) -> list[str]:
+        """The titles of processes that work for somebody."""
+        titles = [title for _, title in self._titles()]
+        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OF_RAY)]
+
+    def _titles(self) -> list[tuple[psutil.Process, str]]:
         found = []
         for process in self._session():
             with contextlib.suppress(psutil.Error):
-                if " ".join(process.cmdline()).startswith(KINDS[kind]):
-                    found.append(process)
+                found.append((process, " ".join(process.cmdline())))
         return found
 
     def placement_groups(self) -> list[dict[str, Any]]:

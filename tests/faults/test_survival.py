@@ -140,8 +140,8 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             finally:
                 assert driver.process is not None
                 driver.process.kill()
-            left = {kind: len(nodes.processes(kind)) for kind in KINDS}
             groups = nodes.placement_groups()
+            left = nodes.left()
         for name, value in bucket.items():
             monkeypatch.setenv(name, value)
         store = open_store(storage)
@@ -151,14 +151,14 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         books = accounts.count(
             study, mlflow.MlflowClient(server.uri), NAME, [log.read_text() for log in driver.logs]
         )
-        books["processes leaked"], books["placement groups leaked"] = sum(left.values()), len(groups)
+        books["processes leaked"], books["placement groups leaked"] = len(left), len(groups)
         mlflow.pyfunc.load_model("models:/survivor@champion")
         injected = proxy.counts()
         del done["storm"], done["outage"]  # counted by what they did to requests
         done |= {f"S3: {kind}": injected[kind] for kind in injected.keys() - {"requests", "unreachable"}}
         show(done, books)
         assert len(study.trials) == TRIALS
-        assert not +books, groups
+        assert not +books, (left, groups)
 
 
 @dataclass(frozen=True)

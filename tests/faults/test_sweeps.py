@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,8 +179,7 @@ def test_a_full_disk_is_a_clear_stop_and_the_sweep_goes_on_later(
 
 
 def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path) -> None:
-    environment = command_line.environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    environment["PYTHONPATH"] = str(Path(command_line.__file__).parent)
+    environment = command_line.environment()
     with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
         jobs: list[subprocess.Popen[Any]] = []
         for name in ("one", "two"):
@@ -189,8 +189,25 @@ def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path
                 jobs.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         codes = [job.wait(500) for job in jobs]
         assert codes == [0, 0], [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
-        assert nodes.placement_groups() == []
+        assert nodes.placement_groups() == [] and nodes.left() == []
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
+
+
+@pytest.mark.timeout(3600)
+def test_trials_that_are_stopped_early_leave_nothing(file: Path, tmp_path: Path) -> None:
+    environment = command_line.environment()
+    stops = int(os.environ.get("FAULT_STOPS", "20"))
+    settings = ["sampler={random: {seed: 3}}", "scheduler={asha: {grace: 1, reduction: 4}}"]
+    settings += ["resources={concurrent: auto}", f"budget.trials={2 * stops}"]
+    with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
+        options = [*given(tmp_path, *settings), "--address", nodes.address]
+        done = command_line.run("sweep", file, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "nobody used any more" not in done.stdout  # nothing that had to be cleared away, either
+        assert nodes.placement_groups() == [] and nodes.left() == []
+    states = Counter(trial.state.name for trial in study(tmp_path).trials)
+    print(f"{states['PRUNED']} trials were stopped early, {states['COMPLETE']} were not")
+    assert states["PRUNED"] >= stops and states.total() == 2 * stops
 
 
 def test_a_study_in_postgresql_goes_on_after_its_driver_and_its_server_died(
