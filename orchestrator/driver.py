@@ -22,7 +22,6 @@ from orchestrator.config import Job, Sweep
 from orchestrator.directory import JobDirectory
 from orchestrator.errors import InputError, StorageError, SweepError, is_full
 from orchestrator.lease import Lease
-from orchestrator.leftovers import Leftovers
 from orchestrator.plan import pairs, plan
 from orchestrator.progress import Progress
 from orchestrator.search import search
@@ -31,6 +30,7 @@ from orchestrator.tracking import Tracker
 from orchestrator.trainable import DataSetRecord
 from orchestrator.trial import evaluate, explain, name, trainable_task
 from orchestrator.warm_start import Fitted
+from orchestrator.watch import Watch
 
 INTERRUPTED = 130
 FAILED = 1
@@ -147,7 +147,10 @@ class Driver(ABC):
         data_sets = self._prepare()
         outcome: dict[str, Any] | None = None
         undelivered: str | None = None
-        with self._directory.open(fresh) as (job_id, lease), Leftovers(lease.record.ray_jobs, progress.say):
+        with (
+            self._directory.open(fresh) as (job_id, lease),
+            Watch(lease.record.ray_jobs, progress.say, lease.end),
+        ):
             with progress.doing(f"opening the tracking store {uri}"):
                 study = self.open_study()
                 tracker = Tracker(uri, self._job.tracking.experiment, self._job.name, job_id, self._job.kind)

@@ -53,7 +53,7 @@ class Holder(BaseModel):
     ended: bool = False
     spent: Spent = Spent()
     ray_jobs: list[str] = []
-    """Ray jobs that this driver and those before it were, as `Leftovers` writes them."""
+    """Ray jobs that this driver and those before it were, as `Watch` writes them."""
 
     doing: dict[str, Any] = {}
     """What the driver says of itself, for those who ask how the job stands."""
@@ -176,15 +176,16 @@ class Lease:
                 if not self._renew():
                     self._lost = True
                     other = holder(self._store, self._job)
-                    self._end(f"another driver took the {self._what} over: {other and other[0]}")
+                    self.end(f"another driver took the {self._what} over: {other and other[0]}")
                     return
                 request = self._store.read(request_name(self._job))
                 if request is not None and request[0].decode() == self.record.identity:
-                    self._end("it was asked to stop")
+                    self.end("it was asked to stop")
             except StorageError as error:
                 self._say(str(error))  # the next beat tries again
 
-    def _end(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
+        """End this driver as Ctrl-C would, and say why."""
         if not self.ending:
             self.ending = reason
             os.kill(os.getpid(), signal.SIGINT)  # the main thread stops as it does after Ctrl-C

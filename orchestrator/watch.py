@@ -1,8 +1,9 @@
-"""Placement groups that nobody will use: who is killed in the moment that he makes one leaves it to nobody.
+"""What a driver looks after on its Ray cluster: what nobody will use any more, and whether its node is there.
 
-Ray removes a group once it learns that both the actor and the job that made it are dead, if the group was
-there before it learned that; Ray Train removes the group of a dead controller, if it was told of the group.
-What both miss would keep CPUs and GPUs from all trials, for the time of the cluster.
+Ray removes a placement group once it learns that both the actor and the job that made it are dead, if the
+group was there before it learned that; Ray Train removes that of a dead controller, if it was told of it.
+What both miss, because somebody was killed in the moment that he made one, would keep CPUs and GPUs from all
+trials for the time of the cluster. And a driver whose raylet dies is not told: it would wait for ever.
 """
 
 import contextlib
@@ -27,26 +28,33 @@ _UNANSWERED = (RayStateApiException, RayError, OSError, ValueError)
 _Filter = tuple[str, str, str | bool | int | float]
 
 
-class Leftovers:
-    """Removes them while this driver runs, in a ``with`` block, and those of earlier drivers.
+class Watch:
+    """Looks around while a driver runs, in a ``with`` block; clears up what it and earlier ones left.
 
-    One that was made by a driver that is dead, or that is there when this one ends, goes at once; else one
+    A placement group of an earlier driver, or one that is there when this one ends, goes at once; else one
     without an actor in two looks. The groups of trials themselves have names, and are Tune's.
     """
 
-    def __init__(self, jobs: list[str], say: Callable[[str], None], interval: float = _INTERVAL) -> None:
-        """``jobs``: those of earlier drivers, as this has written them; that of this driver is added."""
+    def __init__(
+        self,
+        jobs: list[str],
+        say: Callable[[str], None],
+        end: Callable[[str], None],
+        interval: float = _INTERVAL,
+    ) -> None:
+        """``jobs``: those of earlier drivers, as this wrote them; ``end`` is told why this one has to end."""
         context = ray.get_runtime_context()
         self._session, self._job = context.get_session_name(), context.get_job_id()
+        self._node = context.get_node_id()
         # Numbers of jobs mean nothing in another Ray cluster, where nothing of this one is left either.
         jobs[:] = [job for job in jobs if job.startswith(f"{self._session}/")]
         self._dead = [job.rpartition("/")[2] for job in jobs]
         jobs.append(f"{self._session}/{self._job}")
         # Without an address Ray asks any cluster of this machine; an answer has 10,000 entries at most.
         self._asked: dict[str, Any] = {"address": context.gcs_address, "timeout": 10, "limit": 10_000}
-        self._say, self._interval = say, interval
+        self._say, self._end, self._interval = say, end, interval
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="leftovers", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,11 +74,17 @@ class Leftovers:
         before: set[str] = set()
         while True:
             with contextlib.suppress(*_UNANSWERED):
+                if not self._is_there():
+                    return self._end("the Ray node of this driver died")
                 unused = self._unused()
                 self._remove(before & unused | self._groups(*self._dead).keys())
                 before = unused
             if self._over.wait(self._interval):
-                return
+                return None
+
+    def _is_there(self) -> bool:
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return any(node["NodeID"] == self._node and node["Alive"] for node in nodes)
 
     def _unused(self) -> set[str]:
         """Groups of this job that have their resources, but no actor that lives or starts."""

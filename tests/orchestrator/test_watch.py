@@ -1,16 +1,17 @@
-"""Placement groups whose makers were killed, on a real Ray."""
+"""What a driver looks after, on a real Ray: the groups of makers who were killed, and its own node."""
 
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.leftovers import Leftovers
+from orchestrator.watch import Watch
 
 EARLIER = """
 import ray, sys
@@ -70,12 +71,14 @@ def test_the_group_of_a_killed_maker_goes_while_its_driver_runs(address: str) ->
     time.sleep(3)
     assert there(left)  # as Ray has it: its job lives
     said: list[str] = []
-    with Leftovers([], said.append, interval=0.5):
+    ended: list[str] = []
+    with Watch([], said.append, ended.append, interval=0.5):
         until(lambda: not there(left))
         time.sleep(3)
         assert there(used) and there(named)
     assert not there(used) and there(named)  # whatever is there at the end was used by trials that are over
     assert said == ["removed 1 placement groups that nobody used any more"] * 2
+    assert not ended
 
 
 def test_the_group_of_an_earlier_driver_goes(address: str) -> None:
@@ -88,6 +91,17 @@ def test_the_group_of_an_earlier_driver_goes(address: str) -> None:
     assert there(group)
     session = ray.get_runtime_context().get_session_name()
     jobs = ["another-session/01000000", f"{session}/{job}"]
-    with Leftovers(jobs, print):
+    with Watch(jobs, print, print):
         until(lambda: not there(group))
     assert jobs == [f"{session}/{job}", f"{session}/{ray.get_runtime_context().get_job_id()}"]
+
+
+def test_a_driver_whose_node_died_is_told(address: str) -> None:
+    ended: list[str] = []
+    with Watch([], print, ended.append, interval=0.5):
+        time.sleep(3)
+        assert not ended
+        (raylet,) = [each for each in psutil.Process().children() if each.name() == "raylet"]
+        raylet.kill()
+        until(lambda: bool(ended))
+    assert ended == ["the Ray node of this driver died"]
