@@ -21,7 +21,7 @@ from ray.util.state.exception import RayStateApiException
 _INTERVAL = 30.0
 """Seconds between two looks; a worker group that starts makes its actors right after its placement group."""
 
-_UNANSWERED = (RayStateApiException, RayError, OSError, ValueError)
+_UNANSWERED = (RayStateApiException, RayError, RuntimeError, OSError, ValueError)
 """What Ray raises when its dashboard, or all of it, does not answer."""
 
 
@@ -99,7 +99,7 @@ class Watch:
         for group in groups:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
         if groups:
-            self._say(f"removed {len(groups)} placement groups that nobody used any more")
+            self._say(f"placement groups that nobody used any more, removed: {len(groups)}")
 
     def _groups(self, *jobs: str) -> dict[str, str]:
         """The unnamed placement groups of Ray jobs that are there, with their states; raises _UNANSWERED."""

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
+from champion import PULL
 from required_tools import INFRA, ROOT, need, need_compose, need_root
 from servers import Server, until
 
@@ -245,12 +246,8 @@ def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podma
         "MLFLOW_TRACKING_USERNAME": "reader",
         "MLFLOW_TRACKING_PASSWORD": (secrets / "mlflow-users/reader").read_text().strip(),
     }
-    pull = (
-        "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/multi-shot-reid@champion');"
-        "print(model.predict(numpy.zeros((2, 5, 64, 32, 3), numpy.uint8)).shape)"
-    )
     pulled = subprocess.run(
-        [sys.executable, "-c", pull],
+        [sys.executable, "-c", PULL],
         cwd=tmp_path,
         env={**laptop, **reader},
         capture_output=True,

@@ -26,6 +26,7 @@ import botocore.exceptions
 import pytest
 import requests
 import yaml
+from champion import PULL
 from required_tools import INFRA, ROOT, need, need_module
 from servers import Postgres, Seaweed, Server, free_ports, until
 
@@ -378,10 +379,6 @@ def test_a_sweep_outlives_its_laptop_and_every_server(stack: Stack, tmp_path: Pa
     text = log.read_text()
     assert "continuing: " in text and "champion" in text
 
-    pull = (
-        "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/multi-shot-reid@champion');"
-        "print(model.predict(numpy.zeros((2, 5, 64, 32, 3), numpy.uint8)).shape)"
-    )
     mlflow_of = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_TRACKING_URI": stack.mlflow.uri}
     for user, code in (("reader", 0), ("stranger", 1)):
         if user == "stranger":
@@ -393,7 +390,7 @@ def test_a_sweep_outlives_its_laptop_and_every_server(stack: Stack, tmp_path: Pa
         password = "stranger-password" if user == "stranger" else stack.mlflow.login(user)[1]
         login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
         done = subprocess.run(
-            [sys.executable, "-c", pull],
+            [sys.executable, "-c", PULL],
             env={**mlflow_of, **login},
             cwd=tmp_path,
             capture_output=True,

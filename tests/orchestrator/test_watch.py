@@ -77,7 +77,7 @@ def test_the_group_of_a_killed_maker_goes_while_its_driver_runs(address: str) ->
         time.sleep(3)
         assert there(used) and there(named)
     assert not there(used) and there(named)  # whatever is there at the end was used by trials that are over
-    assert said == ["removed 1 placement groups that nobody used any more"] * 2
+    assert said == ["placement groups that nobody used any more, removed: 1"] * 2
     assert not ended
 
 

@@ -1,0 +1,7 @@
+"""What a user runs to pull the champion of the example sweep."""
+
+PULL = (
+    "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/multi-shot-reid@champion');"
+    "print(model.predict(numpy.zeros((2, 5, 64, 32, 3), numpy.uint8)).shape)"
+)
+"""Python code that prints the shape of the features of two sequences."""
