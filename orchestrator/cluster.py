@@ -124,6 +124,8 @@ def start(address: str | None) -> Cluster:
         raise InputError(f"{what}: {error}") from error
     finally:
         os.umask(mask)
+    if address is not None and "RAY_ADDRESS" in os.environ:
+        os.environ["RAY_ADDRESS"] = address  # Ray's tools heed it more than what they are told
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     return Cluster(

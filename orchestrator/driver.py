@@ -143,13 +143,14 @@ class Driver(ABC):
         return 0
 
     def _run(self, joined: Cluster, fresh: bool) -> int:
-        progress, uri = self._progress, self._job.tracking.uri
+        progress, uri, resources = self._progress, self._job.tracking.uri, self._job.resources
+        workers = [{"CPU": resources.cpus, "GPU": resources.gpus}] * resources.workers
         data_sets = self._prepare()
         outcome: dict[str, Any] | None = None
         undelivered: str | None = None
         with (
             self._directory.open(fresh) as (job_id, lease),
-            Watch(lease.record.ray_jobs, progress.say, lease.end),
+            Watch(lease.record.ray_jobs, workers, progress.say, lease.end),
         ):
             with progress.doing(f"opening the tracking store {uri}"):
                 study = self.open_study()
@@ -170,8 +171,6 @@ class Driver(ABC):
                 except KeyboardInterrupt:
                     signal.signal(signal.SIGINT, leave_at_once)
                     status = "KILLED"
-                    if lease.ending:
-                        progress.say(lease.ending)
                     raise
                 finally:
                     figures, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")

@@ -33,15 +33,16 @@ class SweepError(RuntimeError):
 class StorageError(SweepError):
     """The storage did not take or give something; what was written before is whole.
 
-    ``full``: there is no space left, so that trying again helps nobody.
+    ``full``: there is no space left, so that trying again helps nobody. ``missing``: it answered, and has not
+    what should be there, so that trying for ever helps nobody.
     """
 
-    def __init__(self, message: str, full: bool = False) -> None:
+    def __init__(self, message: str, full: bool = False, missing: bool = False) -> None:
         super().__init__(message)
-        self.full = full
+        self.full, self.missing = full, missing
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.full)
+        return type(self), (str(self), self.full, self.missing)
 
 
 class InputError(ValueError):

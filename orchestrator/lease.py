@@ -20,6 +20,7 @@ from typing import Any, Self
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.command import leave_at_once
 from orchestrator.errors import InputError, StorageError
 from orchestrator.storage import HeldError, Store
 
@@ -117,6 +118,7 @@ class Lease:
         self._over = threading.Event()
         self._seen: str | None = None
         self._lost = False
+        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.record = Holder(
             host=socket.gethostname(),
@@ -185,10 +187,13 @@ class Lease:
                 self._say(str(error))  # the next beat tries again
 
     def end(self, reason: str) -> None:
-        """End this driver as Ctrl-C would, and say why."""
-        if not self.ending:
+        """Say why this driver has to end, and end it as Ctrl-C would; nothing where it is ending already."""
+        with self._ending:
+            if self.ending or signal.getsignal(signal.SIGINT) is leave_at_once:
+                return
             self.ending = reason
-            os.kill(os.getpid(), signal.SIGINT)  # the main thread stops as it does after Ctrl-C
+        self._say(reason)
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread stops as it does after Ctrl-C
 
     def _renew(self) -> bool:
         self.record.beat += 1

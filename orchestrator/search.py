@@ -126,7 +126,6 @@ def search(
         progress.say(reason)
         return "failing"
     if lease.ending:
-        progress.say(lease.ending)
         return "interrupted"
     return "done" if study.ended() else "interrupted"
 

@@ -4,6 +4,8 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +23,14 @@ from ray.train import UserCallback
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from orchestrator import trainable
 from orchestrator.errors import StorageError, is_full
@@ -70,6 +79,13 @@ _ATTEMPTS = 5
 """How often in a row a trial may lose its workers without a new checkpoint before it fails."""
 
 
+_UPLOADS = 5
+"""How often a file of a checkpoint is sent before the attempt of its trial is given up."""
+
+_PIECE = 1 << 26
+"""Bytes of a file that are copied at once."""
+
+
 def name(number: int) -> str:
     """The name of a trial everywhere: folder, Ray dashboard, MLflow run."""
     return f"trial-{number:04d}"
@@ -111,7 +127,7 @@ class WorkerContext:
     them a dying driver still heard; those who listen leave out what they know.
     """
 
-    def __init__(self, sign_of_life: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, upload: "Upload", sign_of_life: Callable[[], None] = lambda: None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -119,7 +135,7 @@ class WorkerContext:
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
         self._reported: list[dict[str, float]] = []
-        self._sign_of_life = sign_of_life
+        self._upload, self._sign_of_life = upload, sign_of_life
         ray.train.report({STARTED: True})
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
@@ -133,7 +149,8 @@ class WorkerContext:
             with tempfile.TemporaryDirectory() as folder, _storing():
                 save(Path(folder))
                 (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
-                ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                ray.train.report(report, checkpoint=checkpoint, checkpoint_upload_fn=self._upload)
         self._sign_of_life()
 
     def restore(self) -> Path | None:
@@ -150,6 +167,37 @@ class WorkerContext:
         return folder
 
 
+@dataclass(frozen=True)
+class Upload:
+    """Copies a checkpoint from a local folder into that of its trial: all of it, or it raises OSError.
+
+    Arrow's own copying, which Train would use, overlooks what fails as a file is closed; in a bucket that is
+    where most of it is sent.
+    """
+
+    filesystem: pyarrow.fs.FileSystem
+    folder: str
+
+    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """What Ray Train calls; ``name`` is that of the checkpoint's folder."""
+        again = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, OSError) and not is_full(error)),
+            stop=stop_after_attempt(_UPLOADS),
+            wait=wait_random_exponential(min=0.5, max=10),
+            reraise=True,
+        )
+        for source in sorted(Path(checkpoint.path).rglob("*")):
+            if source.is_file():
+                part = source.relative_to(checkpoint.path).as_posix()
+                again(self._copy, source, f"{self.folder}/{name}/{part}")
+        return ray.train.Checkpoint(f"{self.folder}/{name}", self.filesystem)
+
+    def _copy(self, source: Path, target: str) -> None:
+        self.filesystem.create_dir(target.rpartition("/")[0])
+        with source.open("rb") as file, self.filesystem.open_output_stream(target) as copy:
+            shutil.copyfileobj(file, copy, _PIECE)
+
+
 @contextmanager
 def _storing() -> Iterator[None]:
     """Tell faults of the storage from those of the trainable."""
@@ -157,7 +205,8 @@ def _storing() -> Iterator[None]:
         yield
     except OSError as error:
         message = " ".join(str(error).split())[:300]
-        raise StorageError(f"storage: {message}", full=is_full(error)) from error
+        missing = isinstance(error, FileNotFoundError)
+        raise StorageError(f"storage: {message}", is_full(error), missing) from error
 
 
 def work(job: Mapping[str, Any]) -> None:
@@ -168,7 +217,8 @@ def work(job: Mapping[str, Any]) -> None:
     threading.Thread(target=_watch, args=(alive, over, spec, number), daemon=True).start()
     threading.Thread(target=mark_worker, args=(spec.job, name(number), over), daemon=True).start()
     try:
-        subject.fit(subject.Config.model_validate(job["config"]), WorkerContext(alive.set))
+        context = WorkerContext(Upload(*_trial_folder(spec, number)), alive.set)
+        subject.fit(subject.Config.model_validate(job["config"]), context)
     finally:
         over.set()
         alive.set()
@@ -342,6 +392,7 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         if is_full(error):
             raise StorageError(f"storage: {error}", full=True) from error
         raise _LostError(f"storage: {error}"[:300], str(error), patient=True) from error
+    _forget_unregistered(spec, number)
     return None if checkpoint is None else str(checkpoint.path)
 
 
@@ -372,7 +423,7 @@ def _cause(failures: Mapping[int, BaseException], log: str) -> Exception:
     if full := next((each for each in found if isinstance(each, StorageError) and each.full), None):
         return full
     if unanswered := next((each for each in found if isinstance(each, StorageError)), None):
-        return _LostError(str(unanswered), log, patient=True)
+        return _LostError(str(unanswered), log, patient=not unanswered.missing)
     machine = next((each for each in found if _is_of_a_machine(each)), None)
     if machine is None:
         return TrialError(explain(failures[min(failures)]), log)
@@ -406,12 +457,16 @@ def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
 
 
 def _forget_unregistered(spec: TrialSpec, number: int) -> None:
-    """Delete checkpoints that were uploaded, in part or whole, by workers who died before Train knew."""
+    """Delete checkpoints that were uploaded, in part or whole, by workers who died before Train knew.
+
+    One that is newer than what Train knows may be in the making: by a worker who was told later than its
+    trial that it is over.
+    """
     filesystem, folder = _trial_folder(spec, number)
     try:
-        known = _registered(filesystem, folder)
+        known = re.findall(r"checkpoint_2[\w.-]+", _registered(filesystem, folder))
         for checkpoint in _files(filesystem, folder, "checkpoint_2"):
-            if checkpoint not in known:
+            if checkpoint not in known and checkpoint < max(known, default=""):
                 filesystem.delete_dir(f"{folder}/{checkpoint}")
     except OSError:
         return  # they do no harm, but take room

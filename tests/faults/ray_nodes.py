@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,13 @@ from servers import end, runs
 KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::Trial."}
 """Processes of a trial by how their titles begin."""
 
-_OF_RAY = ("ray::IDLE", "ray::TrainStateActor")
+_OF_RAY = (
+    "ray::IDLE",
+    "ray::TrainStateActor",
+    "ray::_AutoscalingCoordinatorActor",
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+)
 """Processes that Ray keeps for the next who needs one."""
 
 _CPUS = 2
@@ -88,9 +95,14 @@ class RayNodes:
         return [process for process, title in self._titles() if title.startswith(KINDS[kind])]
 
     def left(self) -> list[str]:
-        """The titles of processes that work for somebody."""
-        titles = [title for _, title in self._titles()]
-        return [title for title in titles if title.startswith("ray::") and not title.startswith(_OF_RAY)]
+        """The titles of processes that work for somebody, a minute after their driver ended."""
+        deadline = time.monotonic() + 60
+        while True:
+            titles = [title for _, title in self._titles()]
+            left = [each for each in titles if each.startswith("ray::") and not each.startswith(_OF_RAY)]
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(1)
 
     def _titles(self) -> list[tuple[psutil.Process, str]]:
         found = []

@@ -191,13 +191,10 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
             if not server.alive:  # MLflow ends when it finds no database at its start
                 server.launch()
         time.sleep(chance.uniform(*PACE))
-        if driver.epochs() < awaited:
-            continue
-        if sum(done.values()) >= FAULTS:
+        if chance.random() < CALM or sum(done.values()) >= FAULTS:
             proxy.plan()
+        if driver.epochs() < awaited or sum(done.values()) >= FAULTS:
             continue
-        if chance.random() < CALM:
-            proxy.plan()
         kind = chance.choice(kinds)
         done[kind] += strike(kind, chance, victims)
         if kind in HEAVY and chance.random() > AGAIN:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import command_line
 import optuna
+import psutil
 import pytest
 from mlflow import MlflowClient
 from ray_nodes import RayNodes
@@ -191,6 +192,21 @@ def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path
         assert codes == [0, 0], [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
         assert nodes.placement_groups() == [] and nodes.left() == []
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
+
+
+def test_a_sweep_whose_raylet_dies_ends_and_goes_on(file: Path, tmp_path: Path) -> None:
+    options = given(tmp_path, "config.seconds=1", "budget.trials=3")
+    with started(file, options) as (process, output):
+        told = read_until(output, 2)
+        (raylet,) = [each for each in psutil.Process(process.pid).children() if each.name() == "raylet"]
+        raylet.kill()
+        told += output
+        assert process.wait(120) == 130
+    assert "the Ray node of this driver died\n" in told
+    assert "interrupted; the same command continues the sweep\n" in told
+    done = command_line.run("sweep", file, *options)
+    assert done.returncode == 0 and "continuing: " in done.stdout, done.stdout + done.stderr
+    assert len(study(tmp_path).trials) == 3
 
 
 @pytest.mark.timeout(3600)

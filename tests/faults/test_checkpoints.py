@@ -1,0 +1,75 @@
+"""Checkpoints in a bucket that fails: whole, or not there."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+import ray.train
+from servers import FaultyProxy, Seaweed
+
+from orchestrator import trial
+
+pytestmark = pytest.mark.faults
+CONTENT = {"reported.json": b"[1]" * 50, "parts/weights.bin": bytes(range(256)) * 1000}
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+def opened(seaweed: Seaweed, endpoint: str) -> pyarrow.fs.FileSystem:
+    keys = {"access_key": seaweed.access_key, "secret_key": seaweed.secret_key}
+    return pyarrow.fs.S3FileSystem(endpoint_override=endpoint, region="us-east-1", **keys)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"expired": 0.15},
+        {"error": 0.1, "slow_down": 0.1},
+        {"lost_answer": 0.15, "cut_answer": 0.1},
+        {"cut_request": 0.2},
+    ],
+    ids=lambda rates: "-".join(rates),
+)
+def test_an_upload_that_does_not_raise_is_whole(
+    rates: dict[str, float], seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_UPLOADS", 1)
+    for name, content in CONTENT.items():
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_bytes(content)
+    checkpoint = ray.train.Checkpoint.from_directory(tmp_path / "local")
+    seen: Counter[str] = Counter()
+    with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
+        proxy.plan(seed=3, rates=rates)
+        folder = f"{seaweed.bucket}/{'-'.join(rates)}"
+        upload = trial.Upload(opened(seaweed, proxy.endpoint), folder)
+        for number in range(15):
+            try:
+                made = upload(checkpoint, f"checkpoint_{number}")
+            except OSError:
+                seen["refused"] += 1
+                continue
+            seen["whole"] += 1
+            there = opened(seaweed, seaweed.endpoint)
+            for name, content in CONTENT.items():
+                with there.open_input_stream(f"{made.path}/{name}") as file:
+                    assert file.read() == content, (number, name)
+        assert sum(proxy.counts()[kind] for kind in rates) > 5
+    assert seen["whole"]
+
+
+def test_an_upload_is_tried_again(seaweed: Seaweed, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
+        upload = trial.Upload(opened(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
+        proxy.plan(rates={"expired": 1.0}, limit=2)
+        made = upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+        assert proxy.counts()["expired"] == 2
+    with opened(seaweed, seaweed.endpoint).open_input_stream(f"{made.path}/state.json") as file:
+        assert file.read() == b"{}"
