@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -77,7 +78,6 @@ _HANGS = 2
 
 _ATTEMPTS = 5
 """How often in a row a trial may lose its workers without a new checkpoint before it fails."""
-
 
 _UPLOADS = 5
 """How often a file of a checkpoint is sent before the attempt of its trial is given up."""
@@ -186,6 +186,11 @@ class Upload:
             wait=wait_random_exponential(min=0.5, max=10),
             reraise=True,
         )
+        # Train made it, on the node of its controller: where it is missing, the storage is another one.
+        if again(self.filesystem.get_file_info, self.folder).type is pyarrow.fs.FileType.NotFound:
+            raise ValueError(
+                f"storage {self.folder} is not there on {platform.node()}: all nodes have to share it"
+            )
         for source in sorted(Path(checkpoint.path).rglob("*")):
             if source.is_file():
                 part = source.relative_to(checkpoint.path).as_posix()

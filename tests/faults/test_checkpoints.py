@@ -48,6 +48,7 @@ def test_an_upload_that_does_not_raise_is_whole(
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         proxy.plan(seed=3, rates=rates)
         folder = f"{seaweed.bucket}/{'-'.join(rates)}"
+        opened(seaweed, seaweed.endpoint).create_dir(folder)
         upload = trial.Upload(opened(seaweed, proxy.endpoint), folder)
         for number in range(15):
             try:
@@ -68,8 +69,17 @@ def test_an_upload_is_tried_again(seaweed: Seaweed, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         upload = trial.Upload(opened(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
+        opened(seaweed, seaweed.endpoint).create_dir(upload.folder)
         proxy.plan(rates={"expired": 1.0}, limit=2)
         made = upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
         assert proxy.counts()["expired"] == 2
     with opened(seaweed, seaweed.endpoint).open_input_stream(f"{made.path}/state.json") as file:
         assert file.read() == b"{}"
+
+
+def test_a_folder_that_not_all_nodes_share_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    upload = trial.Upload(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match="all nodes have to share it"):
+        upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+    assert not (tmp_path / "elsewhere").exists()
