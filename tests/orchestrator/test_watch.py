@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.watch import Watch
 
+pytestmark = pytest.mark.faults
 WORKERS = [{"CPU": 1, "GPU": 0}]
 
 EARLIER = """
