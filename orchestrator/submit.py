@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,6 +109,11 @@ def _runs(job: JobDetails, key: str) -> bool:
 def _conclude(client: JobSubmissionClient, number: str, address: str, progress: Progress) -> int:
     """Follow a job to its end, however often the connection breaks; gives its exit code."""
     shown = 0
+    pressed = threading.Event()
+
+    def press(*_: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
 
     def follow() -> JobDetails:
         nonlocal shown
@@ -126,6 +133,8 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
             asyncio.run(show())
         except _AWAY as error:
             broken = error
+        if pressed.is_set():
+            raise KeyboardInterrupt
         job = _look(client, number)
         if not job.status.is_terminal():
             raise broken
@@ -143,6 +152,8 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
         wait=wait_random_exponential(min=0.5, max=30),
         before_sleep=tell,
     )
+    # With Python's own handler, asyncio makes Ctrl-C a cancellation, which what runs in it may swallow.
+    before = signal.signal(signal.SIGINT, press)
     try:
         job: JobDetails = retrying(follow)
     except _GoneError:
@@ -156,6 +167,8 @@ def _conclude(client: JobSubmissionClient, number: str, address: str, progress: 
             f"{number} goes on; the same command follows it again, and ray job stop {number} ends it"
         )
         return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     if job.driver_exit_code is None:
         progress.say(f"{number} {job.status.value.lower()}: {_line(job.message)}")
         return 1
