@@ -4,14 +4,10 @@ import contextlib
 import faulthandler
 import json
 import os
-import platform
-import re
-import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +23,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import (
     RetryCallState,
     Retrying,
-    retry_if_exception,
     retry_if_exception_type,
-    stop_after_attempt,
     wait_random_exponential,
 )
 
 from orchestrator import trainable
+from orchestrator.checkpoints import TrialFolder, storing
 from orchestrator.errors import StorageError, is_full
 from orchestrator.metrics import mark_worker
 
@@ -67,9 +62,6 @@ _REPORTED = "reported.json"
 _REPORT_SECONDS = 1.0
 """How long a trial waits for a report before it looks whether its training has ended."""
 
-_MANIFEST = "checkpoint_manager_snapshot.json"
-"""File of a trial's folder in which Ray Train lists its checkpoints; one that is not there does not count."""
-
 _HUNG = "hung"
 """Files of a trial's folder that begin so hold the stacks of its worker when it was given up as hung."""
 
@@ -78,12 +70,6 @@ _HANGS = 2
 
 _ATTEMPTS = 5
 """How often in a row a trial may lose its workers without a new checkpoint before it fails."""
-
-_UPLOADS = 5
-"""How often a file of a checkpoint is sent before the attempt of its trial is given up."""
-
-_PIECE = 1 << 26
-"""Bytes of a file that are copied at once."""
 
 
 def name(number: int) -> str:
@@ -119,6 +105,10 @@ class TrialSpec:
         """Ray resources of one Train worker."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
+    def folder_of(self, number: int) -> TrialFolder:
+        """The folder of a trial."""
+        return TrialFolder(self.filesystem or pyarrow.fs.LocalFileSystem(), f"{self.folder}/{name(number)}")
+
 
 class WorkerContext:
     """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`).
@@ -127,7 +117,7 @@ class WorkerContext:
     them a dying driver still heard; those who listen leave out what they know.
     """
 
-    def __init__(self, upload: "Upload", sign_of_life: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: TrialFolder, sign_of_life: Callable[[], None] = lambda: None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -135,7 +125,7 @@ class WorkerContext:
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
         self._reported: list[dict[str, float]] = []
-        self._upload, self._sign_of_life = upload, sign_of_life
+        self._folder, self._sign_of_life = folder, sign_of_life
         ray.train.report({STARTED: True})
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
@@ -143,14 +133,14 @@ class WorkerContext:
         self._reported.append(metrics)
         report = {**metrics, NAMES: list(metrics)}
         if save is None or self.rank != 0:
-            with _storing():
+            with storing():
                 ray.train.report(report)
         else:
-            with tempfile.TemporaryDirectory() as folder, _storing():
+            with tempfile.TemporaryDirectory() as folder, storing():
                 save(Path(folder))
                 (Path(folder) / _REPORTED).write_text(json.dumps(self._reported))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(report, checkpoint=checkpoint, checkpoint_upload_fn=self._upload)
+                ray.train.report(report, checkpoint=checkpoint, checkpoint_upload_fn=self._folder.upload)
         self._sign_of_life()
 
     def restore(self) -> Path | None:
@@ -158,60 +148,13 @@ class WorkerContext:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        with _storing():
+        with storing():
             folder = Path(checkpoint.to_directory())
             self._reported = json.loads((folder / _REPORTED).read_text())
         for metrics in self._reported:
             ray.train.report({**metrics, NAMES: list(metrics), CHECKPOINT_PATH_KEY: checkpoint.path})
         self._sign_of_life()
         return folder
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Copies a checkpoint from a local folder into that of its trial: all of it, or it raises OSError.
-
-    Arrow's own copying, which Train would use, overlooks what fails as a file is closed; in a bucket that is
-    where most of it is sent.
-    """
-
-    filesystem: pyarrow.fs.FileSystem
-    folder: str
-
-    def __call__(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """What Ray Train calls; ``name`` is that of the checkpoint's folder."""
-        again = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, OSError) and not is_full(error)),
-            stop=stop_after_attempt(_UPLOADS),
-            wait=wait_random_exponential(min=0.5, max=10),
-            reraise=True,
-        )
-        # Train made it, on the node of its controller: where it is missing, the storage is another one.
-        if again(self.filesystem.get_file_info, self.folder).type is pyarrow.fs.FileType.NotFound:
-            raise ValueError(
-                f"storage {self.folder} is not there on {platform.node()}: all nodes have to share it"
-            )
-        for source in sorted(Path(checkpoint.path).rglob("*")):
-            if source.is_file():
-                part = source.relative_to(checkpoint.path).as_posix()
-                again(self._copy, source, f"{self.folder}/{name}/{part}")
-        return ray.train.Checkpoint(f"{self.folder}/{name}", self.filesystem)
-
-    def _copy(self, source: Path, target: str) -> None:
-        self.filesystem.create_dir(target.rpartition("/")[0])
-        with source.open("rb") as file, self.filesystem.open_output_stream(target) as copy:
-            shutil.copyfileobj(file, copy, _PIECE)
-
-
-@contextmanager
-def _storing() -> Iterator[None]:
-    """Tell faults of the storage from those of the trainable."""
-    try:
-        yield
-    except OSError as error:
-        message = " ".join(str(error).split())[:300]
-        missing = isinstance(error, FileNotFoundError)
-        raise StorageError(f"storage: {message}", is_full(error), missing) from error
 
 
 def work(job: Mapping[str, Any]) -> None:
@@ -222,7 +165,7 @@ def work(job: Mapping[str, Any]) -> None:
     threading.Thread(target=_watch, args=(alive, over, spec, number), daemon=True).start()
     threading.Thread(target=mark_worker, args=(spec.job, name(number), over), daemon=True).start()
     try:
-        context = WorkerContext(Upload(*_trial_folder(spec, number)), alive.set)
+        context = WorkerContext(spec.folder_of(number), alive.set)
         subject.fit(subject.Config.model_validate(job["config"]), context)
     finally:
         over.set()
@@ -239,10 +182,8 @@ def _watch(alive: threading.Event, over: threading.Event, spec: TrialSpec, numbe
         with tempfile.TemporaryFile() as stacks:
             faulthandler.dump_traceback(stacks)
             stacks.seek(0)
-            filesystem, folder = _trial_folder(spec, number)
-            where = f"{folder}/{_HUNG}-{ray.get_runtime_context().get_worker_id()}.txt"
-            with filesystem.open_output_stream(where) as file:
-                file.write(stacks.read())
+            worker = ray.get_runtime_context().get_worker_id()
+            spec.folder_of(number).write(f"{_HUNG}-{worker}.txt", stacks.read())
     finally:
         os._exit(1)
 
@@ -307,7 +248,7 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         TrialError: the trial failed by itself, hung twice, or lost its workers too often without progress.
         StorageError: there is no space left.
     """
-    filesystem, folder = _trial_folder(spec, point["number"])
+    folder = spec.folder_of(point["number"])
 
     def tell(state: RetryCallState) -> None:
         assert state.outcome is not None
@@ -315,8 +256,8 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
 
     waits = wait_random_exponential(min=0.5, max=30)
     look = Retrying(retry=retry_if_exception_type(OSError), wait=waits, before_sleep=tell)
-    stacks = set(look(_files, filesystem, folder, _HUNG))
-    hangs, known, vain = min(len(stacks), 1), look(_registered, filesystem, folder), 0
+    stacks = set(look(folder.names, _HUNG))
+    hangs, known, vain = min(len(stacks), 1), look(folder.registered), 0
 
     def give_up(state: RetryCallState) -> bool:
         nonlocal stacks, hangs, known, vain
@@ -325,10 +266,10 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         assert isinstance(error, _LostError)
         if error.patient:
             return False
-        found = set(look(_files, filesystem, folder, _HUNG))
+        found = set(look(folder.names, _HUNG))
         if found - stacks:  # one for each worker that had the time
             stacks, hangs = found, hangs + 1
-        before, known = known, look(_registered, filesystem, folder)
+        before, known = known, look(folder.registered)
         vain = 1 if known != before else vain + 1
         return vain >= _ATTEMPTS or hangs >= _HANGS
 
@@ -344,7 +285,7 @@ def _train(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
     except _LostError as error:
         if hangs >= _HANGS:
             reason = f"it hung: no report for {spec.silence:g} s, {_HANGS} times"
-            raise TrialError(reason, look(_read, filesystem, f"{folder}/{max(stacks)}")) from error
+            raise TrialError(reason, look(folder.read, max(stacks))) from error
         raise TrialError(f"{error.reason}, {_ATTEMPTS} times without progress", error.log) from error
     return checkpoint
 
@@ -354,7 +295,8 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
     from ray.train.torch import TorchTrainer
 
     number = point["number"]
-    _forget_unregistered(spec, number)
+    folder = spec.folder_of(number)
+    folder.forget_unregistered()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = TorchTrainer(
@@ -397,7 +339,7 @@ def _attempt(point: Mapping[str, Any], spec: TrialSpec) -> str | None:
         if is_full(error):
             raise StorageError(f"storage: {error}", full=True) from error
         raise _LostError(f"storage: {error}"[:300], str(error), patient=True) from error
-    _forget_unregistered(spec, number)
+    folder.forget_unregistered()
     return None if checkpoint is None else str(checkpoint.path)
 
 
@@ -443,44 +385,6 @@ def _is_of_a_machine(error: BaseException) -> bool:
         return False
     # Ray Train has no public names for what the checks of its workers find.
     return isinstance(error, RayError) or type(error).__name__.startswith("WorkerHealthCheck")
-
-
-def _trial_folder(spec: TrialSpec, number: int) -> tuple[pyarrow.fs.FileSystem, str]:
-    return spec.filesystem or pyarrow.fs.LocalFileSystem(), f"{spec.folder}/{name(number)}"
-
-
-def _registered(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
-    """What Train recorded of a trial's checkpoints; nothing while there is none."""
-    if _MANIFEST not in _files(filesystem, folder, _MANIFEST):
-        return ""
-    return _read(filesystem, f"{folder}/{_MANIFEST}")
-
-
-def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> str:
-    with filesystem.open_input_stream(path) as file:
-        return str(file.read().decode(errors="replace"))
-
-
-def _forget_unregistered(spec: TrialSpec, number: int) -> None:
-    """Delete checkpoints that were uploaded, in part or whole, by workers who died before Train knew.
-
-    One that is newer than what Train knows may be in the making: by a worker who was told later than its
-    trial that it is over.
-    """
-    filesystem, folder = _trial_folder(spec, number)
-    try:
-        known = re.findall(r"checkpoint_2[\w.-]+", _registered(filesystem, folder))
-        for checkpoint in _files(filesystem, folder, "checkpoint_2"):
-            if checkpoint not in known and checkpoint < max(known, default=""):
-                filesystem.delete_dir(f"{folder}/{checkpoint}")
-    except OSError:
-        return  # they do no harm, but take room
-
-
-def _files(filesystem: pyarrow.fs.FileSystem, folder: str, prefix: str) -> list[str]:
-    selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
-    names = (entry.base_name for entry in filesystem.get_file_info(selector))
-    return [each for each in names if each.startswith(prefix)]
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:

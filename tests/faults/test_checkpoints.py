@@ -9,7 +9,8 @@ import pytest
 import ray.train
 from servers import FaultyProxy, Seaweed
 
-from orchestrator import trial
+from orchestrator import checkpoints
+from orchestrator.checkpoints import TrialFolder
 
 pytestmark = pytest.mark.faults
 CONTENT = {"reported.json": b"[1]" * 50, "parts/weights.bin": bytes(range(256)) * 1000}
@@ -39,7 +40,7 @@ def opened(seaweed: Seaweed, endpoint: str) -> pyarrow.fs.FileSystem:
 def test_an_upload_that_does_not_raise_is_whole(
     rates: dict[str, float], seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_UPLOADS", 1)
+    monkeypatch.setattr(checkpoints, "_UPLOADS", 1)
     for name, content in CONTENT.items():
         (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "local" / name).write_bytes(content)
@@ -47,12 +48,11 @@ def test_an_upload_that_does_not_raise_is_whole(
     seen: Counter[str] = Counter()
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         proxy.plan(seed=3, rates=rates)
-        folder = f"{seaweed.bucket}/{'-'.join(rates)}"
-        opened(seaweed, seaweed.endpoint).create_dir(folder)
-        upload = trial.Upload(opened(seaweed, proxy.endpoint), folder)
+        folder = TrialFolder(opened(seaweed, proxy.endpoint), f"{seaweed.bucket}/{'-'.join(rates)}")
+        opened(seaweed, seaweed.endpoint).create_dir(folder.path)
         for number in range(15):
             try:
-                made = upload(checkpoint, f"checkpoint_{number}")
+                made = folder.upload(checkpoint, f"checkpoint_{number}")
             except OSError:
                 seen["refused"] += 1
                 continue
@@ -68,10 +68,10 @@ def test_an_upload_that_does_not_raise_is_whole(
 def test_an_upload_is_tried_again(seaweed: Seaweed, tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
-        upload = trial.Upload(opened(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
-        opened(seaweed, seaweed.endpoint).create_dir(upload.folder)
+        folder = TrialFolder(opened(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
+        opened(seaweed, seaweed.endpoint).create_dir(folder.path)
         proxy.plan(rates={"expired": 1.0}, limit=2)
-        made = upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+        made = folder.upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
         assert proxy.counts()["expired"] == 2
     with opened(seaweed, seaweed.endpoint).open_input_stream(f"{made.path}/state.json") as file:
         assert file.read() == b"{}"
@@ -79,7 +79,7 @@ def test_an_upload_is_tried_again(seaweed: Seaweed, tmp_path: Path) -> None:
 
 def test_a_folder_that_not_all_nodes_share_is_told(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
-    upload = trial.Upload(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"))
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match="all nodes have to share it"):
-        upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+        folder.upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
     assert not (tmp_path / "elsewhere").exists()
