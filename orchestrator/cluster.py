@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.config import Resources
 from orchestrator.errors import InputError
+from orchestrator.sections import Resources
 
 TRIAL_SLOT = "trial_slot"
 """Custom resource that a trial's driver takes, so that drivers never compete with workers for CPUs."""

@@ -17,11 +17,12 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from orchestrator import lease, storage
-from orchestrator.config import NAME, Job
+from orchestrator.config import Job
 from orchestrator.directory import KINDS, read_record, study_storage
 from orchestrator.document import Document, Override
 from orchestrator.errors import Fault, FieldError, InputError, StorageError, nearest, show
 from orchestrator.lease import Holder
+from orchestrator.sections import NAME
 from orchestrator.storage import Bucket, Store
 
 SILENT = 30.0

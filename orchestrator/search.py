@@ -14,11 +14,12 @@ from ray.tune.trainable.function_trainable import wrap_function
 
 from orchestrator.cluster import Cluster
 from orchestrator.command import leave_at_once
-from orchestrator.config import Job, Resources
+from orchestrator.config import Job
 from orchestrator.directory import JobDirectory
 from orchestrator.lease import BEAT, Lease
 from orchestrator.metrics import SweepMetrics, by_reason
 from orchestrator.progress import Progress, clock
+from orchestrator.sections import Resources
 from orchestrator.study import POINT, Study, epochs
 from orchestrator.tracking import State, Tracker, TrackingError
 from orchestrator.trial import HALT, LOG, LOST, STARTED, TrialSpec, is_epoch, name, run

@@ -21,7 +21,7 @@ from orchestrator.config import Sweep
 from orchestrator.document import plain
 from orchestrator.errors import InputError, nearest
 from orchestrator.outbox import one_line
-from orchestrator.space import Parameter
+from orchestrator.parameter import Parameter
 
 MLFLOW = "mlflow:"
 """What a source begins with that is an MLflow experiment."""

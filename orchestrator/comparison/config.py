@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from orchestrator.config import Job, changes, flat, load_job, read_job, refuse_idle
 from orchestrator.document import Override
 from orchestrator.errors import Fault, FieldError, dotted, first_fault, nearest, show
-from orchestrator.space import Choices, Space
+from orchestrator.parameter import Choices
+from orchestrator.space import Space
 
 SEED = "seed"
 """Field that every config has."""

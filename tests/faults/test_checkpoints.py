@@ -1,5 +1,6 @@
 """Checkpoints in a bucket that fails: whole, or not there."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,3 +84,16 @@ def test_a_folder_that_not_all_nodes_share_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all nodes have to share it"):
         folder.upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_checkpoints_that_nobody_registered_go_unless_they_may_be_in_the_making(tmp_path: Path) -> None:
+    half, registered, making = (f"checkpoint_2026-01-01_00-00-0{second}.5" for second in range(3))
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path))
+    for name in (half, registered, making):
+        (tmp_path / name).mkdir()
+    folder.forget_unregistered()
+    assert len(folder.names("checkpoint_2")) == 3  # before the first one is registered
+    listed = {"checkpoint_results": [{"checkpoint_dir_name": registered}]}
+    folder.write("checkpoint_manager_snapshot.json", json.dumps(listed).encode())
+    folder.forget_unregistered()
+    assert sorted(folder.names("checkpoint_2")) == [registered, making]

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.errors import FieldError
-from orchestrator.space import Parameter, Row, Space, leaves
+from orchestrator.parameter import Parameter
+from orchestrator.space import Row, Space, leaves
 
 
 class Part(BaseModel):
