@@ -1,6 +1,8 @@
 """What ``--submit`` refuses and how it follows a log; a sweep on a real cluster is in tests/infra."""
 
+import contextlib
 import itertools
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +10,11 @@ from typing import Any
 
 import pytest
 from command_line import refused
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from orchestrator import submit
+from orchestrator.document import Override
 from orchestrator.progress import Progress
 
 SWEEP = Path(__file__).parents[2] / "search_spaces/alignment.yaml"
@@ -48,6 +52,10 @@ class Head:
 
     async def tail_job_logs(self, number: str) -> AsyncIterator[str]:
         for text in next(self._logs):
+            if text == "ctrl-c":  # in a moment when what runs in asyncio swallows it
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+                continue
             if text == "break":
                 raise RuntimeError("WebSocket connection closed unexpectedly")
             yield text
@@ -95,3 +103,48 @@ def test_a_job_that_the_head_has_forgotten_ends_the_wait(capsys: pytest.CaptureF
 def test_a_job_that_was_killed_gives_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = follow(Head([["one\n"]], [job(JobStatus.STOPPED)]), capsys)
     assert (code, out) == (1, "one\nraysubmit_1 stopped: its reason\n")
+
+
+def test_a_token_that_expired_ends_the_following_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = follow(Head([["one\n", "break"]], [AuthenticationError("the token expired")]), capsys)
+    assert code == 1
+    assert "http://head:8265 does not accept the token any more: the token expired" in out
+    assert out.endswith("raysubmit_1 goes on\n")
+
+
+def test_a_swallowed_ctrl_c_ends_the_following(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    code, out = follow(Head([["one\n", "ctrl-c", "two\n"]], [job(JobStatus.RUNNING)]), capsys)
+    assert code == 130
+    assert "raysubmit_1 goes on; the same command follows it again" in out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Cluster(Head):
+    """Takes a job, which is done at once."""
+
+    def __init__(self) -> None:
+        super().__init__([[]], [job(JobStatus.SUCCEEDED, 0)])
+        self.taken: dict[str, Any] = {}
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def submit_job(self, **given: Any) -> str:
+        self.taken = given
+        return "raysubmit_1"
+
+
+def test_a_job_gets_the_variables_that_file_and_overrides_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named.yaml").write_text("name: named\nconfig: {folder: '${FIRST}', other: '${UNSET:-5}'}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("FIRST", "SECOND", "THIRD"):
+        monkeypatch.setenv(name, name.lower())
+    cluster = Cluster()
+    monkeypatch.setattr(submit, "_client", lambda address: cluster)
+    override = Override.parse("config.seed=${SECOND}")
+    assert submit.submit("sweep named.yaml", "named.yaml", [override], "http://head:8265", Progress()) == 0
+    assert cluster.taken["entrypoint"] == "sweep named.yaml"
+    assert cluster.taken["runtime_env"]["env_vars"] == {"FIRST": "first", "SECOND": "second"}
