@@ -229,8 +229,9 @@ def test_a_sweep_whose_raylet_dies_ends_and_goes_on(file: Path, tmp_path: Path) 
 def test_trials_that_are_stopped_early_leave_nothing(file: Path, tmp_path: Path) -> None:
     environment = command_line.environment()
     stops = int(os.environ.get("FAULT_STOPS", "20"))
-    settings = ["sampler={random: {seed: 3}}", "scheduler={asha: {grace: 1, reduction: 4}}"]
-    settings += ["resources={concurrent: auto}", f"budget.trials={stops * 3 // 2}"]
+    trials = stops * 4 // 3 + 4
+    settings = ["sampler={random: {seed: 3}}", "scheduler={asha: {grace: 1, reduction: 8}}"]
+    settings += ["resources={concurrent: auto}", f"budget.trials={trials}"]
     with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
         options = [*given(tmp_path, *settings), "--address", nodes.address]
         done = command_line.run("sweep", file, *options)
@@ -239,7 +240,7 @@ def test_trials_that_are_stopped_early_leave_nothing(file: Path, tmp_path: Path)
         assert nodes.placement_groups() == [] and nodes.left() == []
     states = Counter(trial.state.name for trial in study(tmp_path).trials)
     print(f"{states['PRUNED']} trials were stopped early, {states['COMPLETE']} were not")
-    assert states["PRUNED"] >= stops and states.total() == stops * 3 // 2
+    assert states["PRUNED"] >= stops and states.total() == trials
 
 
 def test_a_study_in_postgresql_goes_on_after_its_driver_and_its_server_died(
