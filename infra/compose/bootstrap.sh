@@ -36,6 +36,12 @@ for user in admin mlflow sweep; do
     once "$folder/aws-$user" keys "$user"
 done
 
+certificate() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=seaweedfs \
+        -keyout /dev/stdout -out /dev/stdout 2> /dev/null
+}
+once "$folder/s3-grpc.pem" certificate
+
 webhook() { echo https://chat.invalid/replace-me; }
 once "$folder/alert-webhook" webhook
 

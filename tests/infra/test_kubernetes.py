@@ -5,6 +5,7 @@ RayCluster, the sweep's own reading of its command, and an evaluator of network 
 """
 
 import base64
+import configparser
 import copy
 import importlib.metadata
 import json
@@ -1082,14 +1083,26 @@ def _secrets(mark: str, kubectl: str, folder: Path, **environment: str) -> dict[
 
 
 def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
-    assert readme("secrets").startswith("kubectl apply -f infra/k8s/base/namespace.yaml\n")
+    text = (INFRA / "k8s/README.md").read_text()
+    steps = (
+        "kubectl apply -f infra/k8s/base/namespace.yaml",
+        "helm upgrade",
+        "create secret",
+        "kubectl apply -k",
+    )
+    assert [text.index(step) for step in steps] == sorted(text.index(step) for step in steps)
     made = _secrets("secrets", kubectl, tmp_path)
     bucket = _secrets("bucket", kubectl, tmp_path)
     assert {name: set(data) for name, data in (made | bucket).items()} == documented_secrets()
 
     assert made["mlflow-scrape"]["username"] == "prometheus"
     assert made["mlflow-scrape"]["password"] == made["mlflow-users"]["prometheus"]
-    values = [value for name, data in made.items() for value in data.values() if name != "mlflow-scrape"]
+    login = configparser.ConfigParser()
+    login.read_string(made["mlflow-login"]["credentials"])
+    assert login["mlflow"]["mlflow_tracking_username"] == "sweep"
+    assert login["mlflow"]["mlflow_tracking_password"] == made["mlflow-users"]["sweep"]
+    random = made.keys() - {"mlflow-scrape", "mlflow-login"}
+    values = [value for name in random for value in made[name].values()]
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values)
     assert len(values) == len(set(values)) == 7
 

