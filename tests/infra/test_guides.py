@@ -1,0 +1,36 @@
+"""What the guides of infra/ say of each other and of the recipes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from required_tools import INFRA, ROOT
+
+pytestmark = pytest.mark.infra
+GUIDES = sorted(INFRA.rglob("README.md"))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.parent.relative_to(ROOT)))
+def test_the_champion_of_a_guide_is_one_that_its_recipe_registers(guide: Path) -> None:
+    text = guide.read_text()
+    recipes = set(re.findall(r"search_spaces/\w+\.yaml", text))
+    assert recipes
+    registered = {f"models:/{each['model']}@{each['alias']}" for each in map(_registry, recipes)}
+    pulled = set(re.findall(r"models:/[\w-]+@\w+", text))
+    assert pulled and pulled <= registered
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.parent.relative_to(ROOT)))
+def test_the_files_that_a_guide_names_are_there(guide: Path) -> None:
+    text = guide.read_text()
+    for path in set(re.findall(r"(?:infra|search_spaces)/[\w./-]+\w", text)) - {"infra/compose/secrets"}:
+        place = ROOT / path
+        assert place.exists() or "compose/secrets/" in path or path.endswith("/.env"), path
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (guide.parent / link).exists(), link
+
+
+def _registry(recipe: str) -> dict[str, str]:
+    registry: dict[str, str] = yaml.safe_load((ROOT / recipe).read_text())["registry"]
+    return {"alias": "champion"} | registry
