@@ -110,11 +110,11 @@ def test_a_trial_whose_checkpoint_lost_a_file_fails(file: Path, tmp_path: Path) 
         process.send_signal(signal.SIGINT)
         text = output.read()
     assert process.returncode == 130, text
-    (state,) = tmp_path.rglob("checkpoint_*/state.json")
-    state.unlink()
+    (reported,) = tmp_path.rglob("checkpoint_*/reported.json")
+    reported.unlink()
     done = command_line.run("sweep", file, *given(tmp_path, *settings))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert f"No such file or directory: '{state}', 5 times without progress" in done.stdout
+    assert "/reported.json', 5 times without progress" in done.stdout
 
 
 def test_failures_in_a_row_end_the_sweep_and_a_poisoned_region_does_not(file: Path, tmp_path: Path) -> None:
