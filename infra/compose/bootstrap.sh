@@ -65,7 +65,7 @@ identities() {
 write "$folder/s3.json" identities
 
 # Nobody's default: a secret that somebody wrote by hand has to be long.
-for file in "$folder"/{postgres-password,mlflow-admin-password,mlflow-secret-key,grafana-admin-password,ray-auth-token} "$folder"/mlflow-users/*; do
+for file in "$folder"/{s3-grpc.pem,postgres-password,mlflow-admin-password,mlflow-secret-key,grafana-admin-password,ray-auth-token} "$folder"/mlflow-users/*; do
     if [ "$(tr -d '\n' < "$file" | wc -c)" -lt 16 ]; then
         echo "error: $file: shorter than 16 characters; delete it and run this again for a good one" >&2
         exit 2

@@ -353,7 +353,7 @@ def test_nobody_comes_at_the_buckets_around_their_keys(stack: Stack) -> None:
     outside = {port for port, address in listening.items() if not address.is_loopback}
     grpc_port = next(int(flag.split("=")[1]) for flag in stack.seaweed.command() if "s3.port.grpc=" in flag)
     assert outside == {stack.seaweed.port, grpc_port}
-    # PutIdentity of weed/pb/s3.proto: a name, a pair of keys, and what they may do
+    # what PutIdentity takes: a name, a pair of keys, and what they may do
     key, secret = b"A" * 20, b"B" * 40
     identity = _field(1, b"stranger") + _field(2, _field(1, key) + _field(2, secret)) + _field(3, b"Admin")
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, pytest.raises(grpc.RpcError) as refused:
