@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from checkov import objections
 from required_tools import INFRA, need, need_module, need_root
 
 pytestmark = pytest.mark.infra
@@ -25,6 +26,13 @@ CLUSTER = AWS / "cluster.yaml"
 REGION = "eu-central-1"
 STACK = "reid"
 Policies = dict[str, list[dict[str, Any]]]
+ACCEPTED = {
+    "CKV_AWS_18": "a log of every access costs, and CloudTrail is the account's choice",
+    "CKV_AWS_111": "what takes no resource, or all instances under a condition that Checkov does not read",
+    "CKV_AWS_136": "AWS encrypts images anyhow; a key of one's own costs and can be lost",
+    "CKV_AWS_149": "AWS encrypts secrets anyhow; a key of one's own costs and can be lost",
+}
+"""Checks of Checkov that fail, and why they may."""
 WITHOUT_RESOURCES = {
     # Actions to which the Service Authorization Reference assigns no resource type that could be named here.
     "ec2:DescribeInstances",
@@ -136,6 +144,11 @@ def cluster(rendered: Path) -> dict[str, Any]:
 def test_cloudformation_has_no_objection() -> None:
     lint = subprocess.run([need("cfn-lint"), TEMPLATE], capture_output=True, text=True)
     assert lint.returncode == 0, lint.stdout
+
+
+def test_checkov_objects_to_nothing_else() -> None:
+    found = objections("cloudformation", TEMPLATE)
+    assert {check for check, _ in found} == ACCEPTED.keys(), sorted(found)
 
 
 def test_every_output_is_a_placeholder_and_every_placeholder_an_output(template: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from checkov import objections
 from packaging.requirements import Requirement
 from packaging.version import Version
 from required_tools import INFRA, ROOT, need, need_compose
@@ -138,6 +139,16 @@ def test_hadolint_finds_nothing(file: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_checkov_objects_to_nothing_else_in_dockerfiles() -> None:
+    accepted = {
+        "CKV_DOCKER_2",  # Compose and Kubernetes have health checks of their own, and OCI images none
+        "CKV_DOCKER_7",  # the base image is a variable, whose default has a tag
+    }
+    files = [INFRA / "docker" / file for file in DOCKERFILES]
+    found = objections("dockerfile", *files, INFRA / "aws" / "Dockerfile")
+    assert {check for check, _ in found} == accepted, sorted(found)
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)

@@ -7,6 +7,7 @@ RayCluster, the sweep's own reading of its command, and an evaluator of network 
 import base64
 import configparser
 import copy
+import fnmatch
 import importlib.metadata
 import json
 import os
@@ -14,13 +15,16 @@ import re
 import shlex
 import subprocess
 import tarfile
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from checkov import objections
 from crd import CustomResource
 from kuberay_rules import RULES, broken
 from pods import Pod, pods, quantity, reaches, selects
@@ -49,6 +53,16 @@ WORLDS = {
     "eks-queued": ("overlays/eks", "jobs/eks-queued"),
 }
 """What is in the namespace while a sweep runs."""
+
+ACCEPTED = {
+    "CKV_K8S_8": "Ray's come from the operator; a database that recovers must not be killed for it",
+    "CKV_K8S_9": "Ray's come from the operator",
+    "CKV_K8S_15": "images loaded into kind are in no registry; tags name a version, which does not change",
+    "CKV_K8S_35": "the operator hands the token over as an environment variable",
+    "CKV_K8S_40": "the user of the image of PostgreSQL is 999",
+    "CKV_K8S_43": "our images have no digest before they are built and pushed",
+}
+"""Checks of Checkov that fail, and why they may."""
 
 
 @pytest.fixture(scope="session")
@@ -116,9 +130,10 @@ def clusters(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 def readme(mark: str) -> str:
     """The commands of the README after the comment ``<!-- test: MARK -->``."""
-    found = re.search(rf"<!-- test: {mark} -->\n```sh\n(.*?)\n```", (K8S / "README.md").read_text(), re.S)
+    pattern = rf"<!-- test: {mark} -->\n *```sh\n(.*?)\n *```"
+    found = re.search(pattern, (K8S / "README.md").read_text(), re.S)
     assert found
-    return found[1]
+    return textwrap.dedent(found[1])
 
 
 def documented_secrets() -> dict[str, set[str]]:
@@ -153,6 +168,18 @@ def test_core_objects_are_valid(build: Build, directory: str) -> None:
     assert core
     for each in core:
         assert kubernetes_validate.validate(each, KUBERNETES, strict=True) == KUBERNETES
+
+
+def test_checkov_objects_to_nothing_else(build: Build, tmp_path: Path) -> None:
+    for number, directory in enumerate(BUILDS):
+        objects = build(directory)
+        for pod in pods([each for each in objects if each["kind"].startswith("Ray")]):
+            # Checkov does not look into custom resources.
+            metadata = {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels}
+            objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod.spec})
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump_all(objects))
+    found = objections("kubernetes", *sorted(tmp_path.glob("*.yaml")))
+    assert {check for check, _ in found} == ACCEPTED.keys(), sorted(found)
 
 
 def test_a_misspelt_field_of_a_core_object_is_seen(build: Build) -> None:
@@ -950,6 +977,61 @@ def test_each_role_is_worn_by_its_service_accounts(build: Build) -> None:
     database = one(objects, "NetworkPolicy", "database")["spec"]["egress"][0]["to"]
     assert database == [{"ipBlock": {"cidr": settings["DATABASE_CIDR"]}}]
     assert settings["MLFLOW_DATABASE"].endswith("?sslmode=require")
+
+
+@pytest.fixture
+def eks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An AWS account on moto, at which the AWS command line comes too, with an EKS cluster in it."""
+    need_module("moto", "moto[all]")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name in ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        role = "arn:aws:iam::123456789012:role/cluster"
+        boto3.client("eks").create_cluster(name="CLUSTER", roleArn=role, resourcesVpcConfig={})
+        yield
+    finally:
+        server.stop()
+
+
+def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(build: Build, eks: None) -> None:
+    path = Path(need("aws", "pipx install awscli")).parent
+    commands = f'PATH="$PATH:{path}"\n{readme("roles")}'
+    subprocess.run(["bash", "-euo", "pipefail", "-c", commands], check=True, capture_output=True, text=True)
+    objects = build("overlays/eks")
+    settings = one(objects, "ConfigMap", "settings")["data"]
+    issuer = boto3.client("eks").describe_cluster(name="CLUSTER")["cluster"]["identity"]["oidc"]["issuer"]
+    provider = issuer.removeprefix("https://")
+    iam = boto3.client("iam")
+    sweeps = settings["SWEEP"].rpartition(" ")[2]
+    for role, accounts, place in (
+        (settings["RAY_ROLE_ARN"], ["ray-head", "ray-worker"], sweeps),
+        (settings["MLFLOW_ROLE_ARN"], ["mlflow"], settings["MLFLOW_ARTIFACTS"]),
+    ):
+        name = role.rpartition("/")[2]
+        (trust,) = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]["Statement"]
+        assert trust["Principal"]["Federated"].endswith(f":oidc-provider/{provider}")
+        assert trust["Condition"]["StringEquals"] == {f"{provider}:aud": "sts.amazonaws.com"}
+        (subject,) = trust["Condition"]["StringLike"].values()
+        known = [
+            f"system:serviceaccount:reid:{each['metadata']['name']}" for each in of(objects, "ServiceAccount")
+        ]
+        trusted = [each for each in known if fnmatch.fnmatchcase(each, subject)]
+        assert trusted == [f"system:serviceaccount:reid:{each}" for each in accounts]
+        policy = iam.get_role_policy(RoleName=name, PolicyName="bucket")["PolicyDocument"]
+        bucket, _, prefix = place.removeprefix("s3://").partition("/")
+        assert {each["Resource"] for each in policy["Statement"]} == {
+            f"arn:aws:s3:::{bucket}",
+            f"arn:aws:s3:::{bucket}/{prefix}/*",
+        }
 
 
 def test_the_queue_has_room_for_a_sweep(build: Build) -> None:

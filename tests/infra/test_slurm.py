@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from required_tools import INFRA, ROOT, need, need_root
+from hosts import Hosts
+from required_tools import INFRA, need
 
 pytestmark = pytest.mark.infra
 BATCH = INFRA / "slurm" / "sweep.sbatch"
@@ -36,7 +36,7 @@ registry: {{model: tiny}}
 
 CONFIGURATION = """
 ClusterName=test
-SlurmctldHost=ctl(10.9.0.254)
+SlurmctldHost=head(10.9.0.254)
 AuthType=auth/none
 CredType=cred/none
 SlurmUser=root
@@ -60,34 +60,8 @@ NodeName=n2 NodeAddr=10.9.0.2 CPUs={cpus} Gres=gpu:1
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
-CONTROLLER = """
-set -e
-hostname ctl
-mount --bind "$0/hosts" /etc/hosts # PyTorch's gloo listens at the address of the machine's name
-ip link set lo up
-ip link add bridge type bridge
-ip addr add 10.9.0.254/24 dev bridge
-ip link set bridge up
-for number in 1 2; do
-    # /tmp/ray names the cluster of its machine, and `ray stop` ends all that it finds there.
-    mkdir -p "$0/ray-$number" /tmp/ray
-    unshare --net --pid --fork --kill-child --mount-proc --uts bash -c '
-        set -e
-        hostname "n$1"
-        mount --bind "$0/ray-$1" /tmp/ray
-        ip link set lo up
-        until ip link show "node$1" >/dev/null 2>&1; do sleep 0.1; done
-        ip addr add "10.9.0.$1/24" dev "node$1"
-        ip link set "node$1" up
-        slurmd -D -f "$0/slurm.conf" -L "$0/slurmd-$1.log" & # not in place of bash, which buries the dead
-        wait' "$0" $number &
-    while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
-    ip link add node$number type veth peer name port$number
-    ip link set node$number netns $!
-    ip link set port$number master bridge up
-done
-exec slurmctld -D -f "$0/slurm.conf" -L "$0/slurmctld.log"
-"""
+CONTROLLER = 'slurmctld -D -f "$0/slurm.conf" -L "$0/slurmctld.log"'
+NODE = 'slurmd -D -f "$0/slurm.conf" -L "$0/slurmd-$number.log"'
 
 
 def directives() -> dict[str, str]:
@@ -121,50 +95,16 @@ def test_a_job_without_mlflow_is_bad_input(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: MLFLOW_TRACKING_URI is not set") and done.stderr.count("\n") == 1
 
 
-class Slurm:
-    """A controller and two nodes, in namespaces that end with it."""
+class Slurm(Hosts):
+    """A controller and two nodes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for each in ("state", "home", *(f"spool-{name}" for name in NODES)):
+        for each in ("state", *(f"spool-{name}" for name in NODES)):
             (folder / each).mkdir()
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, cpus=os.cpu_count()))
-        (folder / "hosts").write_text("127.0.0.1 localhost\n10.9.0.1 n1\n10.9.0.2 n2\n10.9.0.254 ctl\n")
         (folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n")
-        # What is left of it must not outlive the tests, however they end.
-        unshare = [need("setpriv", "util-linux"), "--pdeathsig", "KILL", need("unshare", "util-linux")]
-        unshare += ["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))},
-            "HOME": str(folder / "home"),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",  # on the file system that all nodes share
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'orchestrator'}",
-            "REID_VENV": sys.prefix,
-            "SLURM_CONF": str(folder / "slurm.conf"),
-        }
-        with (folder / "namespaces.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [*unshare, "bash", "-c", CONTROLLER, str(folder)],
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def end(self) -> None:
-        """End the first process of the namespaces, and so all of them."""
-        self._process.kill()
-        self._process.wait()
-
-    def run(self, *command: str | Path) -> str:
-        """Run a command on the machine of the controller."""
-        (first,) = psutil.Process(self._process.pid).children()
-        enter = ["nsenter", "--target", str(first.pid), "--net", "--mount", "--uts", "--pid"]
-        done = subprocess.run(
-            [*enter, f"--wd={self.folder}", *command], env=self._environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}\n{self.logs()}"
-        return done.stdout
+        environment = {"REID_VENV": sys.prefix, "SLURM_CONF": str(folder / "slurm.conf")}
+        super().__init__(folder, len(NODES), environment, head=CONTROLLER, node=NODE)
 
     def submit(self, *arguments: str | Path) -> str:
         """Send the batch file; gives the job's number."""
@@ -178,18 +118,13 @@ class Slurm:
         path = self.folder / f"reid-sweep-{number}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def logs(self) -> str:
-        """The ends of all logs."""
-        found = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
-
     def wait(self, what: str, condition: Callable[[], Any], seconds: float = 900, job: str = "") -> None:
         """Wait for something; in vain when the job ends before."""
         until = time.monotonic() + seconds
         while not condition():
             assert not job or self.job(job)["JobState"] not in ("FAILED", "COMPLETED"), self.logs()
             assert time.monotonic() < until, f"{what} did not happen\n{self.logs()}"
-            assert self._process.poll() is None, self.logs()
+            assert self.process.poll() is None, self.logs()
             time.sleep(1)
 
 
@@ -197,9 +132,6 @@ class Slurm:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     for program in ("slurmctld", "slurmd", "srun", "sbatch", "scontrol"):
         need(program, "apt install slurm-wlm")
-    for program in ("ip", "nsenter"):
-        need(program, "apt install iproute2 util-linux")
-    need_root("make network namespaces")
     made = Slurm(tmp_path_factory.mktemp("slurm"))
     try:
         time.sleep(2)
