@@ -9,11 +9,13 @@ import re
 import shutil
 import string
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import guide
 import pytest
 import yaml
 from checkov import objections
@@ -90,12 +92,24 @@ def aws() -> Iterator[None]:
             yield
 
 
+def with_secrets() -> str:
+    """The template with the secrets made for it, since moto's CloudFormation makes none."""
+    import boto3
+
+    secrets, text = boto3.client("secretsmanager"), TEMPLATE.read_text()
+    for name in ("RayToken", "MlflowPassword"):
+        made = secrets.create_secret(Name=name, SecretString="s" * 40)["ARN"]
+        text, count = re.subn(rf"(?<=\{{Value: )!Ref {name}(?=\}})", made, text)
+        assert count == 1
+    return text
+
+
 @pytest.fixture(scope="module")
 def stack(aws: None) -> dict[str, str]:
     """Make the stack in the account's network; gives its outputs."""
     import boto3
 
-    ec2, secrets = boto3.client("ec2"), boto3.client("secretsmanager")
+    ec2 = boto3.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
     ec2.create_key_pair(KeyName="reid-key")
@@ -109,11 +123,7 @@ def stack(aws: None) -> dict[str, str]:
         "BudgetDollars": "500",
         "BudgetEmail": "someone@example.org",
     }
-    text = TEMPLATE.read_text()
-    for name in ("RayToken", "MlflowPassword"):  # moto's CloudFormation makes no secrets
-        made = secrets.create_secret(Name=name, SecretString="s" * 40)["ARN"]
-        text, count = re.subn(rf"(?<=\{{Value: )!Ref {name}(?=\}})", made, text)
-        assert count == 1
+    text = with_secrets()
     cloudformation = boto3.client("cloudformation")
     cloudformation.create_stack(
         StackName=STACK,
@@ -149,6 +159,69 @@ def test_cloudformation_has_no_objection() -> None:
 def test_checkov_objects_to_nothing_else() -> None:
     found = objections("cloudformation", TEMPLATE)
     assert {check for check, _ in found} == ACCEPTED.keys(), sorted(found)
+
+
+def test_the_commands_of_the_guide_make_the_stack_and_its_cluster_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    readme = AWS / "README.md"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (".ssh", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "frame.jpg").touch()
+    with guide.aws_account():
+        image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]
+        boto3.client("ssm").put_parameter(Name="ami", Value=image, Type="String")
+        once, count = re.subn(r"--name /aws/service/\S+", "--name ami", guide.commands(readme, "once"))
+        assert count == 1  # moto has none of AWS's own parameters
+        told = guide.run(once)
+        assert image in told and (tmp_path / ".ssh/reid.pem").stat().st_mode & 0o077 == 0
+        vpc, subnet, *_ = re.findall(r"(?:vpc|subnet)-\w+", told)
+        (tmp_path / "template.yaml").write_text(with_secrets())
+        given = {
+            "infra/aws/foundation.cfn.yaml": str(tmp_path / "template.yaml"),
+            "vpc-...": vpc,
+            "subnet-...,subnet-...": subnet,
+            "ami-...": image,
+            "/data ": f"{tmp_path}/data ",
+            "reid.yaml": str(tmp_path / "reid.yaml"),
+        }
+        foundation, cluster = guide.commands(readme, "foundation"), guide.commands(readme, "cluster")
+        deploy, first, functions = foundation.partition("out() {")
+        before, launcher, _ = cluster.partition("ray up")
+        assert first and launcher
+        guide.run(_filled(deploy, given))
+        _find_outputs()
+        path = f"PATH={Path(sys.executable).parent}:$PATH"
+        asked = 'secret "$(out RayTokenArn)"; out RepositoryUri; out Registry'
+        told = guide.run("\n".join([path, first + functions, _filled(before, given), asked]))
+        *_, token, repository, registry = told.splitlines()
+        (bucket,) = boto3.client("s3").list_buckets()["Buckets"]
+        (copied,) = boto3.client("s3").list_objects_v2(Bucket=bucket["Name"])["Contents"]
+    assert token == "s" * 40 and repository.startswith(f"{registry}/") and copied["Key"] == "data/frame.jpg"
+    made = (tmp_path / "reid.yaml").read_text()
+    assert subnet in made and image in made and bucket["Name"] in made
+
+
+def _filled(shell: str, given: Mapping[str, str]) -> str:
+    """Commands with what stands in them for a user's own names, where it does."""
+    for placeholder, value in given.items():
+        shell = shell.replace(placeholder, value)
+    assert "..." not in shell
+    return shell
+
+
+def _find_outputs() -> None:
+    """moto finds the outputs of a stack made by a change set, as ``deploy`` makes it, only at an update."""
+    import boto3
+
+    cloudformation = boto3.client("cloudformation")
+    (stack,) = cloudformation.describe_stacks(StackName=STACK)["Stacks"]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    template = cloudformation.get_template(StackName=STACK)["TemplateBody"]
+    cloudformation.update_stack(StackName=STACK, TemplateBody=template, Parameters=stack["Parameters"])
 
 
 def test_every_output_is_a_placeholder_and_every_placeholder_an_output(template: dict[str, Any]) -> None:

@@ -15,13 +15,13 @@ import re
 import shlex
 import subprocess
 import tarfile
-import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+import guide
 import pytest
 import yaml
 from checkov import objections
@@ -129,11 +129,7 @@ def clusters(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def readme(mark: str) -> str:
-    """The commands of the README after the comment ``<!-- test: MARK -->``."""
-    pattern = rf"<!-- test: {mark} -->\n *```sh\n(.*?)\n *```"
-    found = re.search(pattern, (K8S / "README.md").read_text(), re.S)
-    assert found
-    return textwrap.dedent(found[1])
+    return guide.commands(K8S / "README.md", mark)
 
 
 def documented_secrets() -> dict[str, set[str]]:
@@ -979,59 +975,35 @@ def test_each_role_is_worn_by_its_service_accounts(build: Build) -> None:
     assert settings["MLFLOW_DATABASE"].endswith("?sslmode=require")
 
 
-@pytest.fixture
-def eks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An AWS account on moto, at which the AWS command line comes too, with an EKS cluster in it."""
-    need_module("moto", "moto[all]")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name in ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(build: Build) -> None:
+    with guide.aws_account():
         role = "arn:aws:iam::123456789012:role/cluster"
         boto3.client("eks").create_cluster(name="CLUSTER", roleArn=role, resourcesVpcConfig={})
-        yield
-    finally:
-        server.stop()
-
-
-def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(build: Build, eks: None) -> None:
-    path = Path(need("aws", "pipx install awscli")).parent
-    commands = f'PATH="$PATH:{path}"\n{readme("roles")}'
-    subprocess.run(["bash", "-euo", "pipefail", "-c", commands], check=True, capture_output=True, text=True)
-    objects = build("overlays/eks")
-    settings = one(objects, "ConfigMap", "settings")["data"]
-    issuer = boto3.client("eks").describe_cluster(name="CLUSTER")["cluster"]["identity"]["oidc"]["issuer"]
-    provider = issuer.removeprefix("https://")
-    iam = boto3.client("iam")
-    sweeps = settings["SWEEP"].rpartition(" ")[2]
-    for role, accounts, place in (
-        (settings["RAY_ROLE_ARN"], ["ray-head", "ray-worker"], sweeps),
-        (settings["MLFLOW_ROLE_ARN"], ["mlflow"], settings["MLFLOW_ARTIFACTS"]),
-    ):
-        name = role.rpartition("/")[2]
-        (trust,) = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]["Statement"]
-        assert trust["Principal"]["Federated"].endswith(f":oidc-provider/{provider}")
-        assert trust["Condition"]["StringEquals"] == {f"{provider}:aud": "sts.amazonaws.com"}
-        (subject,) = trust["Condition"]["StringLike"].values()
-        known = [
-            f"system:serviceaccount:reid:{each['metadata']['name']}" for each in of(objects, "ServiceAccount")
-        ]
-        trusted = [each for each in known if fnmatch.fnmatchcase(each, subject)]
-        assert trusted == [f"system:serviceaccount:reid:{each}" for each in accounts]
-        policy = iam.get_role_policy(RoleName=name, PolicyName="bucket")["PolicyDocument"]
-        bucket, _, prefix = place.removeprefix("s3://").partition("/")
-        assert {each["Resource"] for each in policy["Statement"]} == {
-            f"arn:aws:s3:::{bucket}",
-            f"arn:aws:s3:::{bucket}/{prefix}/*",
-        }
+        guide.run(readme("roles"))
+        objects = build("overlays/eks")
+        settings = one(objects, "ConfigMap", "settings")["data"]
+        issuer = boto3.client("eks").describe_cluster(name="CLUSTER")["cluster"]["identity"]["oidc"]["issuer"]
+        provider = issuer.removeprefix("https://")
+        iam = boto3.client("iam")
+        sweeps = settings["SWEEP"].rpartition(" ")[2]
+        for role, accounts, place in (
+            (settings["RAY_ROLE_ARN"], ["ray-head", "ray-worker"], sweeps),
+            (settings["MLFLOW_ROLE_ARN"], ["mlflow"], settings["MLFLOW_ARTIFACTS"]),
+        ):
+            name = role.rpartition("/")[2]
+            (trust,) = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]["Statement"]
+            assert trust["Principal"]["Federated"].endswith(f":oidc-provider/{provider}")
+            assert trust["Condition"]["StringEquals"] == {f"{provider}:aud": "sts.amazonaws.com"}
+            (subject,) = trust["Condition"]["StringLike"].values()
+            known = [each["metadata"]["name"] for each in of(objects, "ServiceAccount")]
+            users = {each: f"system:serviceaccount:reid:{each}" for each in known}
+            assert [each for each in known if fnmatch.fnmatchcase(users[each], subject)] == accounts
+            policy = iam.get_role_policy(RoleName=name, PolicyName="bucket")["PolicyDocument"]
+            bucket, _, prefix = place.removeprefix("s3://").partition("/")
+            assert {each["Resource"] for each in policy["Statement"]} == {
+                f"arn:aws:s3:::{bucket}",
+                f"arn:aws:s3:::{bucket}/{prefix}/*",
+            }
 
 
 def test_the_queue_has_room_for_a_sweep(build: Build) -> None:
