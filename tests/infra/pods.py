@@ -1,13 +1,24 @@
-"""The pods that come of the objects of a namespace, and who of them reaches whom."""
+"""The objects of a namespace, the pods that come of them, and who of these reaches whom."""
 
 import copy
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from required_tools import INFRA
+
+K8S = INFRA / "k8s"
 Manifest = dict[str, Any]
+Build = Callable[[str], list[Manifest]]
+"""Gives the objects of a folder of `K8S`."""
+
+
+def one(objects: list[Manifest], kind: str, name: str) -> Manifest:
+    """The object of that kind and name."""
+    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
 
 
 @dataclass

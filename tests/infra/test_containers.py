@@ -6,6 +6,7 @@ images of others (`compose.ci.yaml`). ``CONTAINERS`` names a folder that keeps w
 """
 
 import configparser
+import contextlib
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ import pytest
 import requests
 import yaml
 from champion import PULL
+from pods import Build, one
 from required_tools import INFRA, ROOT, need, need_compose, need_root
 from servers import Server, until
 
@@ -280,3 +282,61 @@ def test_networks_and_users_of_the_containers(podman: Podman) -> None:
     for name, shut in names.items():
         (network,) = json.loads(podman.podman("network", "inspect", f"multi-shot-reid_{name}"))
         assert bool(network.get("internal")) == shut
+
+
+def test_mlflows_pod_of_kubernetes_runs_as_it_stands(podman: Podman, build: Build, tmp_path: Path) -> None:
+    """By `podman kube play`, with the servers of Compose; podman takes Secrets and fsGroup in no form."""
+    podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
+    podman.compose("stop", "mlflow")
+    objects = build("overlays/dev")
+    spec = one(objects, "Deployment", "mlflow")["spec"]["template"]["spec"]
+    settings = one(objects, "ConfigMap", "settings")
+    settings["data"]["MLFLOW_ARTIFACTS"] = "s3://mlflow/kubernetes"  # Compose's bucket
+    secrets = podman.folder / "infra/compose/secrets"
+    names = {
+        "secrets": {
+            "database-password": "postgres-password",
+            "admin-password": "mlflow-admin-password",
+            "secret-key": "mlflow-secret-key",
+        },
+        "s3": {"credentials": "aws-mlflow"},
+    }
+    for volume in spec["volumes"]:
+        if volume.pop("secret", None):
+            folder = tmp_path / volume["name"]
+            folder.mkdir()
+            for name, kept in names[volume["name"]].items():
+                shutil.copy(secrets / kept, folder / name)
+                os.chown(folder / name, *2 * [spec["securityContext"]["runAsUser"]])
+            volume["hostPath"] = {"path": str(folder)}
+    (container,) = spec["containers"]
+    container |= {"image": f"localhost/{container['image']}", "imagePullPolicy": "Never"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kube", "labels": {"app": "mlflow"}}}
+    for file, each in (("pod.yaml", {**pod, "spec": spec}), ("settings.yaml", settings)):
+        (tmp_path / file).write_text(yaml.safe_dump(each))
+    play = ["play", "kube", "--network=multi-shot-reid_inside", f"--configmap={tmp_path}/settings.yaml"]
+    podman.podman(*play, str(tmp_path / "pod.yaml"))
+    (found,) = json.loads(podman.podman("inspect", f"kube-{container['name']}"))
+    assert found["HostConfig"]["ReadonlyRootfs"] and found["Config"]["User"].startswith("10001")
+    infra = podman.podman("pod", "inspect", "kube", "--format={{.InfraContainerID}}")
+    (network,) = json.loads(podman.podman("inspect", infra))[0]["NetworkSettings"]["Networks"].values()
+    address = f"http://{network['IPAddress']}:5000"
+    admin = ("admin", (secrets / "mlflow-admin-password").read_text().strip())
+
+    def ask(method: str, path: str, host: str = "localhost:5000", **more: Any) -> requests.Response:
+        return requests.request(method, address + path, headers={"Host": host}, timeout=60, **more)
+
+    def healthy() -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            return ask("GET", "/health").ok
+        return False
+
+    until(healthy, 180, "MLflow in its pod")
+    experiments = "/api/2.0/mlflow/experiments/search?max_results=5"
+    assert ask("GET", experiments).status_code == 401
+    assert ask("GET", experiments, auth=admin).status_code == 200
+    assert ask("GET", experiments, auth=admin, host="elsewhere.example").status_code == 403
+    artifact = "/api/2.0/mlflow-artifacts/artifacts/x"
+    written = ask("PUT", artifact, data=b"bytes", auth=admin)
+    assert written.status_code == 200, written.text
+    assert ask("GET", artifact, auth=admin).content == b"bytes"

