@@ -86,7 +86,7 @@ class AlignmentTrainable:
     def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing.
 
-        ``metrics`` are to be reported by every epoch; without validation there are none of its scores.
+        ``metrics`` are to be reported by every epoch: scores need validation, and losses a method with them.
         """
         config.batch.check_shares(workers, images=config.trains_on_images)
         _check_encoder(config)
@@ -102,6 +102,13 @@ class AlignmentTrainable:
             raise DataError(
                 f"data.validation: 0 keeps nobody to validate on, so {lost[0]} is never reported; write 0.25"
             )
+        if config.losses is not None:
+            known = ["train/loss", *(f"train/{name}" for name in sorted(config.losses))]
+            if lost := [name for name in metrics if name.startswith("train/") and name not in known]:
+                raise DataError(
+                    f"method: {config.method!r} with these weights and epochs on images alone does not report"
+                    f" {lost[0]} in every epoch; of losses it reports {', '.join(known)}"
+                )
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
         """Train on one worker; raises ``FloatingPointError`` when the loss or a gradient is not finite."""

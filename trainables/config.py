@@ -66,6 +66,12 @@ class AlignmentConfig(BaseModel):
         return self.pretrain_epochs, self.epochs - self.pretrain_epochs
 
     @property
+    def losses(self) -> set[str] | None:
+        """Names of the losses that every epoch reports beside the total; None where they are not known."""
+        terms = find_method(self.method).terms(self.of_method)
+        return terms & {"pseudo"} if terms is not None and self.pretrain_epochs else terms
+
+    @property
     def network(self) -> NetworkConfig:
         """Everything that fixes the shape of the embedder."""
         return NetworkConfig(

@@ -140,6 +140,35 @@ def test_what_is_to_be_improved_has_to_be_reported(tiny, prepared):
         prepared.check(alone, workers=1, metrics=["train/loss", "val/mAP"])
 
 
+EVERY_WEIGHT = {"pseudo": 1, "match": 1, "motion": 1, "content": 1, "distribution": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "every_epoch"),
+    [
+        ({"method": "sequence"}, {"video"}),
+        ({"method": "static"}, {"video", "pseudo"}),
+        ({"method": "static", "alignment": {"weights": {"pseudo": 0}}}, {"video"}),
+        ({"method": "pretrain", "pretrain_epochs": 1}, set()),
+        ({"method": "static", "pretrain_epochs": 1}, {"pseudo"}),
+        ({"alignment": {"weights": EVERY_WEIGHT}}, {"video", *EVERY_WEIGHT}),
+        ({"alignment": {"weights": EVERY_WEIGHT | {"motion": 0}}}, {"video", *EVERY_WEIGHT} - {"motion"}),
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_to_be_improved_has_to_be_reported(tiny, prepared, tmp_path, changes, every_epoch):
+    config = tiny(epochs=2, **changes)
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(config, recorder)
+    reported = set.intersection(*(set(report) for report in recorder.reports))
+    losses = {name for name in prepared.metrics if name.startswith("train/")}
+    assert reported & losses == {"train/loss", *(f"train/{name}" for name in every_epoch)}
+    prepared.check(config, workers=1, metrics=sorted(reported))
+    for lost in losses - reported:
+        with pytest.raises(DataError, match=f"^method: '{config.method}' .* does not report {lost} in every"):
+            prepared.check(config, workers=1, metrics=[lost])
+
+
 def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):
     with pytest.raises(DataError, match="batch of 13 identities needs as many to train on: there are 12"):
         prepared.prepare(tiny(batch={"identities": 13}), lambda line: None)

@@ -40,6 +40,13 @@ class AlignmentMethod(JointMethod):
         if self.weights.distribution > 0:
             self.distribution = build_distribution(self.embedder.dimension, config.alignment.distribution)
 
+    @classmethod
+    def terms(cls, config: MethodConfig) -> set[str]:
+        """See `Method`."""
+        own = ("match", "motion", "content", "distribution")
+        weights = config.alignment.weights
+        return super().terms(config) | {name for name in own if getattr(weights, name) > 0}
+
     def pseudo_steps(self, images: Tensor) -> Tensor:
         """What the alignment network makes of the images."""
         steps: Tensor = self.alignment(self.embedder, images)

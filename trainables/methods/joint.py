@@ -24,6 +24,11 @@ class JointMethod(Method):
         if config.alignment.weights.pseudo > 0:
             self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)
 
+    @classmethod
+    def terms(cls, config: MethodConfig) -> set[str]:
+        """See `Method`."""
+        return {"video", "pseudo"} if config.alignment.weights.pseudo > 0 else {"video"}
+
     @abstractmethod
     def pseudo_steps(self, images: Tensor) -> Tensor:
         """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""

@@ -46,6 +46,11 @@ class Method(nn.Module, ABC):
         self.embedder = SequenceEmbedder(config.network)
         self.video = ModalityLoss(self.embedder.dimension, sequences, config.loss)
 
+    @classmethod
+    def terms(cls, config: MethodConfig) -> set[str] | None:
+        """Names of the losses that every step gives beside ``loss``, after images alone; None: not known."""
+        return None
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return scalar losses of the global batch, unweighted, and their weighted total as ``loss``.

@@ -5,7 +5,7 @@ from torch import Tensor
 from trainables.methods.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.joint import StaticMethod
-from trainables.methods.method import idle
+from trainables.methods.method import MethodConfig, idle
 
 
 class PretrainMethod(StaticMethod):
@@ -15,6 +15,11 @@ class PretrainMethod(StaticMethod):
     sequences, so that the RNN is pre-trained too; in the second there are sequences alone, with a classifier
     of their own and a learning-rate schedule from its start.
     """
+
+    @classmethod
+    def terms(cls, config: MethodConfig) -> set[str]:
+        """See `Method`."""
+        return {"video"}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``pseudo`` in the first phase, ``video`` in the second, and the same as ``loss``."""
