@@ -1,5 +1,7 @@
 """The commands that a guide of infra/ shows, run as they stand."""
 
+import base64
+import os
 import re
 import subprocess
 import textwrap
@@ -8,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
+from pods import K8S, Manifest
 from required_tools import ROOT, need, need_module
+
+KUBERNETES = K8S / "README.md"
 
 
 def commands(file: Path, mark: str) -> str:
@@ -16,6 +22,46 @@ def commands(file: Path, mark: str) -> str:
     found = re.search(rf"<!-- test: {mark} -->\n *```sh\n(.*?)\n *```", file.read_text(), re.S)
     assert found
     return textwrap.dedent(found[1])
+
+
+def objects(shell: str, kubectl: str, folder: Path, **environment: str) -> tuple[list[Manifest], list[str]]:
+    """Run commands with kubectl: the objects that they would send, and the modes of files they remove."""
+    need("openssl")
+    # Everything is real but the API server, and the name of the folder.
+    stubs = f"""
+        kubectl() {{
+            [ "$1" = apply ] && cat || "{kubectl}" "$@" --dry-run=client --output=yaml
+            echo ---
+        }}
+        mktemp() {{ mkdir "{folder}/new" && echo "{folder}/new"; }}
+        rm() {{ stat --format='mode %a' * >&2; command rm "$@"; }}
+    """
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", stubs + shell],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    made = [each for each in yaml.safe_load_all(done.stdout) if each]
+    return made, re.findall(r"^mode (\d+)$", done.stderr, re.M)
+
+
+def secrets(mark: str, kubectl: str, folder: Path, **environment: str) -> dict[str, dict[str, str]]:
+    """The Secrets that a block of the guide to Kubernetes makes, by files that nobody else could read."""
+    made, modes = objects(commands(KUBERNETES, mark), kubectl, folder, **environment)
+    assert len(modes) >= 4
+    assert set(modes) == {"600"}
+    assert not (folder / "new").exists()
+    assert {each["metadata"]["namespace"] for each in made} == {"reid"}
+    return {
+        each["metadata"]["name"]: {
+            key: base64.b64decode(value).decode() for key, value in each["data"].items()
+        }
+        for each in made
+    }
 
 
 def run(shell: str) -> str:

@@ -4,7 +4,6 @@ That is: the schemas of Kubernetes, the CRDs and the operator-side rules of Kube
 RayCluster, the sweep's own reading of its command, and an evaluator of network policies.
 """
 
-import base64
 import configparser
 import fnmatch
 import importlib.metadata
@@ -12,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from checkov import objections
 from crd import CustomResource
 from kuberay_rules import RULES, broken
 from pods import K8S, Build, Manifest, Pod, one, pods, quantity, reaches, selects
-from required_tools import INFRA, ROOT, need, need_file, need_module
+from required_tools import INFRA, ROOT, need_file, need_module
 
 from orchestrator import config, sweep
 from orchestrator.cluster import TRIAL_SLOT, Cluster
@@ -79,13 +77,10 @@ def clusters(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
             yield each["kind"], spec["rayClusterSpec"] if each["kind"] == "RayJob" else spec
 
 
-def readme(mark: str) -> str:
-    return guide.commands(K8S / "README.md", mark)
-
-
 def documented_secrets() -> dict[str, set[str]]:
     """The Secrets that the README makes, each with its keys."""
-    lines = (readme("secrets") + "\n" + readme("bucket")).replace("\\\n", " ").splitlines()
+    shell = "\n".join(guide.commands(guide.KUBERNETES, mark) for mark in ("secrets", "bucket"))
+    lines = shell.replace("\\\n", " ").splitlines()
     made = [shlex.split(line) for line in lines if "create secret generic" in line]
     files = {
         words[words.index("generic") + 1]: [each for each in words if "--from-file" in each] for words in made
@@ -930,7 +925,7 @@ def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(buil
     with guide.aws_account():
         role = "arn:aws:iam::123456789012:role/cluster"
         boto3.client("eks").create_cluster(name="CLUSTER", roleArn=role, resourcesVpcConfig={})
-        guide.run(readme("roles"))
+        guide.run(guide.commands(guide.KUBERNETES, "roles"))
         objects = build("overlays/eks")
         settings = one(objects, "ConfigMap", "settings")["data"]
         issuer = boto3.client("eks").describe_cluster(name="CLUSTER")["cluster"]["identity"]["oidc"]["issuer"]
@@ -1045,48 +1040,6 @@ def test_the_operator_is_where_the_policies_expect_it() -> None:
 # The README's commands
 
 
-def _run(commands: str, kubectl: str, folder: Path, **environment: str) -> tuple[list[Manifest], list[str]]:
-    """Run commands of the README: the objects that they would send, and the modes of files they remove."""
-    bash = need("bash")
-    need("openssl")
-    # Everything is real but the API server, and the name of the folder.
-    stubs = f"""
-        kubectl() {{
-            [ "$1" = apply ] && cat || "{kubectl}" "$@" --dry-run=client --output=yaml
-            echo ---
-        }}
-        mktemp() {{ mkdir "{folder}/new" && echo "{folder}/new"; }}
-        rm() {{ stat --format='mode %a' * >&2; command rm "$@"; }}
-    """
-    done = subprocess.run(
-        [bash, "-euo", "pipefail", "-c", stubs + commands],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    objects = [each for each in yaml.safe_load_all(done.stdout) if each]
-    return objects, re.findall(r"^mode (\d+)$", done.stderr, re.M)
-
-
-def _secrets(mark: str, kubectl: str, folder: Path, **environment: str) -> dict[str, dict[str, str]]:
-    """The Secrets that a block of the README makes, by files that nobody else could read."""
-    commands = readme(mark).removeprefix("kubectl apply -f infra/k8s/base/namespace.yaml\n")
-    made, modes = _run(commands, kubectl, folder, **environment)
-    assert len(modes) >= 4
-    assert set(modes) == {"600"}
-    assert not (folder / "new").exists()
-    assert {each["metadata"]["namespace"] for each in made} == {"reid"}
-    return {
-        each["metadata"]["name"]: {
-            key: base64.b64decode(value).decode() for key, value in each["data"].items()
-        }
-        for each in made
-    }
-
-
 def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
     text = (INFRA / "k8s/README.md").read_text()
     steps = (
@@ -1096,8 +1049,8 @@ def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
         "kubectl apply -k",
     )
     assert [text.index(step) for step in steps] == sorted(text.index(step) for step in steps)
-    made = _secrets("secrets", kubectl, tmp_path)
-    bucket = _secrets("bucket", kubectl, tmp_path)
+    made = guide.secrets("secrets", kubectl, tmp_path)
+    bucket = guide.secrets("bucket", kubectl, tmp_path)
     assert {name: set(data) for name, data in (made | bucket).items()} == documented_secrets()
 
     assert made["mlflow-scrape"]["username"] == "prometheus"
@@ -1121,7 +1074,7 @@ def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
 def test_the_database_may_have_a_password_already(kubectl: str, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("of RDS\n")
-    made = _secrets("secrets", kubectl, tmp_path, DATABASE_PASSWORD_FILE=str(file))
+    made = guide.secrets("secrets", kubectl, tmp_path, DATABASE_PASSWORD_FILE=str(file))
     assert made["mlflow"]["database-password"] == "of RDS"
 
 
@@ -1148,7 +1101,7 @@ def test_the_entrypoint_of_mlflow_knows_what_it_is_given(build: Build) -> None:
 def test_the_readme_makes_a_prometheus_rule(kubectl: str, tmp_path: Path) -> None:
     rules = INFRA / "monitoring" / "rules" / "sweeps.yml"
     need_file(rules, "the alerts")
-    ((made,), _) = _run(readme("alerts"), kubectl, tmp_path)
+    ((made,), _) = guide.objects(guide.commands(guide.KUBERNETES, "alerts"), kubectl, tmp_path)
     assert made["kind"] == "PrometheusRule"
     assert made["spec"] == yaml.safe_load(rules.read_text())
 
