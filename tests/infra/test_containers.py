@@ -160,8 +160,10 @@ def pip_settings(folder: Path) -> list[str]:
     for name in ("find-links", "extra-index-url", "index-url"):
         if name in settings:
             kept[name] = settings[name]
-            folders = [urlsplit(place).path for place in settings[name].split() if "http" not in place]
-            mounts += [f"{place}:{place}" for place in folders]
+            folders = [Path(urlsplit(each).path) for each in settings[name].split() if "http" not in each]
+            if name != "find-links":  # the pages of an index may lead to files beside it
+                folders = [each.parent for each in folders]
+            mounts += [f"{folder}:{folder}" for folder in folders]
     if "cert" in settings:
         mounts.append(f"{settings['cert']}:/etc/pip-certificates.pem")
         kept["cert"] = "/etc/pip-certificates.pem"
