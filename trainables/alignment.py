@@ -86,7 +86,8 @@ class AlignmentTrainable:
     def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Check cheaply that so many workers can train on the data; raises ``DataError``, writes nothing.
 
-        ``metrics`` are to be reported by every epoch: scores need validation, and losses a method with them.
+        ``metrics`` are to be reported by every epoch: scores need people to validate on, and a loss a method
+        that has it.
         """
         config.batch.check_shares(workers, images=config.trains_on_images)
         _check_encoder(config)
@@ -106,8 +107,8 @@ class AlignmentTrainable:
             known = ["train/loss", *(f"train/{name}" for name in sorted(config.losses))]
             if lost := [name for name in metrics if name.startswith("train/") and name not in known]:
                 raise DataError(
-                    f"method: {config.method!r} with these weights and epochs on images alone does not report"
-                    f" {lost[0]} in every epoch; of losses it reports {', '.join(known)}"
+                    f"method: {config.method!r} does not report {lost[0]} in every epoch; of losses, which"
+                    f" alignment.weights and pretrain_epochs decide on too, it reports {', '.join(known)}"
                 )
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:

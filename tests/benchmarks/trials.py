@@ -1,10 +1,10 @@
 """How a sweep bears many trials: ``python tests/benchmarks/trials.py --trials 10000 --known 9000``.
 
 The trials are real ones of Ray Tune, with study, MLflow and report, but each reports once by itself instead
-of starting Ray Train workers, which would take seconds. Those that are ``--known`` were not run at all: they
-are put into the study as an earlier driver would have left them that died before it told MLflow of any. The
-table shows the seconds of a trial and the memory of the driver over the sweep, then what the sweep took in
-all, its status, and how large its files are.
+of starting Ray Train workers, which would take seconds. Those that are ``--known`` were not run at all, but
+for one: they are put into the study as an earlier driver would have left them that died before it told MLflow
+of them. The table shows the seconds of a trial and the memory of the driver over the sweep, then what the
+sweep took in all, its status, and how large its files are.
 """
 
 import argparse
@@ -79,6 +79,8 @@ def main() -> int:
     parser.add_argument("--known", type=int, default=0)
     parsed = parser.parse_args()
     trials, known = parsed.trials, parsed.known
+    if not 0 <= known < trials:
+        parser.error(f"--known {known}: at least one trial of {trials} has to run")
     sys.path.insert(0, EXAMPLE)
     os.environ["PYTHONPATH"] = f"{EXAMPLE}:{os.environ.get('PYTHONPATH', '')}"  # of the workers
     seen: list[tuple[int, float, float]] = []
@@ -99,7 +101,6 @@ def main() -> int:
         if known:
             subprocess.run([sys.executable, "-m", "orchestrator.sweep", *command, "1"], check=True)
             fill(Path(folder), known - 1)
-            seen.clear()
             begin = time.perf_counter()
         code = sweep.main([*command, str(trials)])
         table = Table("trials", "s / trial", "driver MiB", title=f"{trials} trials, exit code {code}")

@@ -1,15 +1,23 @@
 """What Checkov, which knows hundreds of mistakes of configuration, objects to in files."""
 
 import json
+import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from required_tools import need
 
+VERSION = "3.3.30"
+"""Others know other mistakes."""
 
-def objections(framework: str, *files: Path) -> set[tuple[str, str]]:
-    """Every failed check, with the resource that it is about."""
-    program = need("checkov", "pipx install checkov: it wants other versions of boto3 than MLflow and Ray")
+Accepted = Mapping[str, tuple[str, str]]
+"""Checks that may fail: the names of the resources that they may be about, as a pattern, and why."""
+
+
+def objections(framework: str, accepted: Accepted, *files: Path) -> list[str]:
+    """What is wrong and not accepted, and what is accepted and not wrong any more."""
+    program = need("checkov", f"pipx install checkov=={VERSION}: it wants other packages than MLflow and Ray")
     given = [each for file in files for each in ("-f", str(file))]
     done = subprocess.run(
         [program, *given, "--framework", framework, "-o", "json", "--skip-download", "--quiet"],
@@ -19,6 +27,14 @@ def objections(framework: str, *files: Path) -> set[tuple[str, str]]:
     assert done.stdout.startswith(("{", "[")), done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["summary"]["passed"] > 0 and report["summary"]["parsing_errors"] == 0, report["summary"]
-    return {
-        (each["check_id"], each["resource"].rpartition("/")[2]) for each in report["results"]["failed_checks"]
-    }
+    failed = [(each["check_id"], re.split("[./]", each["resource"])[-1]) for each in _failed(report)]
+    wrong = {f"{check}: {name}" for check, name in failed if not _may(accepted, check, name)}
+    return sorted(wrong) + [f"{check}: passes" for check in accepted if check not in dict(failed)]
+
+
+def _failed(report: dict[str, dict[str, list[dict[str, str]]]]) -> list[dict[str, str]]:
+    return report["results"]["failed_checks"]
+
+
+def _may(accepted: Accepted, check: str, name: str) -> bool:
+    return check in accepted and re.fullmatch(accepted[check][0], name) is not None

@@ -15,6 +15,7 @@ from pods import K8S, Manifest
 from required_tools import ROOT, need, need_module
 
 KUBERNETES = K8S / "README.md"
+REGION = "eu-central-1"
 
 
 def commands(file: Path, mark: str) -> str:
@@ -78,20 +79,29 @@ def run(shell: str) -> str:
 
 
 @contextmanager
+def aws_credentials() -> Iterator[pytest.MonkeyPatch]:
+    """Made-up credentials, and nothing of those of this machine, for this process and its children."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [each for each in os.environ if each.startswith("AWS_")]:
+            patch.delenv(name)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            patch.setenv(name, os.devnull)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        yield patch
+
+
+@contextmanager
 def aws_account() -> Iterator[None]:
-    """An empty AWS account on moto, for this process and for those that it starts."""
-    need_module("moto", "moto[all]")
+    """An empty AWS account on moto, for this process and its children."""
+    need_module("moto")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-                patch.delenv(name, raising=False)
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-                patch.setenv(name, "testing")
-            patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        with aws_credentials() as patch:
             host, port = server.get_host_and_port()
             patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
             yield

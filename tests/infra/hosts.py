@@ -2,8 +2,9 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 from required_tools import ROOT, need, need_root
@@ -42,7 +43,7 @@ done
 mount --bind "$0/ray-0" /tmp/ray
 touch "$0/up-0"
 eval "$2" &
-wait
+wait $!
 """
 
 
@@ -90,21 +91,34 @@ class Hosts:
         self.process.kill()
         self.process.wait()
 
-    def start(self, *command: str | Path, host: int = 0, **options: Any) -> "subprocess.Popen[str]":
-        """Start a command on a host; 0 is the head."""
+    @contextmanager
+    def start(self, *command: str | Path, host: int = 0) -> Iterator["subprocess.Popen[str]"]:
+        """Start a command on a host (0 is the head), whose output is one; it ends with the ``with`` block."""
         (first,) = psutil.Process(self.process.pid).children()
-        enter = ["nsenter", "--net", "--mount", "--uts", "--pid", f"--wd={self.folder}", "--target"]
-        where = [*enter, str(first.pid)]
+        enter = ["nsenter", "--net", "--mount", "--uts", f"--wd={self.folder}"]
+        where = [*enter, "--pid", f"--target={first.pid}"]
         if host:
-            where += [*enter, (self.folder / f"node-{host}.pid").read_text().strip()]
-        return subprocess.Popen([*where, *command], env=self._environment, text=True, **options)
+            outer = (self.folder / f"node-{host}.pid").read_text().strip()  # its child is the host's first
+            where += [*enter, f"--pid=/proc/{outer}/ns/pid_for_children", f"--target={outer}"]
+        with subprocess.Popen(
+            [*where, *command],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def run(self, *command: str | Path, host: int = 0) -> str:
-        """Run a command on a host, and give what it prints."""
-        with self.start(*command, host=host, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            out, err = process.communicate()
-        assert process.returncode == 0, f"{command}: {out}{err}\n{self.logs()}"
-        return out
+        """Run a command on a host, and give what it prints; CalledProcessError if it fails."""
+        with self.start(*command, host=host) as process:
+            output, _ = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, output)
+        return output
 
     def cut(self, host: int) -> None:
         """Cut the link of a host: no packet comes or goes, and nobody is told."""

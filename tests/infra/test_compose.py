@@ -143,12 +143,11 @@ def test_hadolint_finds_nothing(file: str) -> None:
 
 def test_checkov_objects_to_nothing_else_in_dockerfiles() -> None:
     accepted = {
-        "CKV_DOCKER_2",  # Compose and Kubernetes have health checks of their own, and OCI images none
-        "CKV_DOCKER_7",  # the base image is a variable, whose default has a tag
+        "CKV_DOCKER_2": (".*", "Compose and Kubernetes have health checks of their own, OCI images none"),
+        "CKV_DOCKER_7": ("FROM", "the base image is a variable, whose default has a tag"),
     }
     files = [INFRA / "docker" / file for file in DOCKERFILES]
-    found = objections("dockerfile", *files, INFRA / "aws" / "Dockerfile")
-    assert {check for check, _ in found} == accepted, sorted(found)
+    assert objections("dockerfile", accepted, *files, INFRA / "aws" / "Dockerfile") == []
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)

