@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -376,7 +377,8 @@ def _cause(failures: Mapping[int, BaseException], log: str) -> Exception:
         return TrialError(explain(failures[min(failures)]), log)
     reason = explain(machine)
     if "running low on memory" in log:  # Ray ends the worker that takes too much
-        return TrialError(f"out of memory: {reason}", log)
+        used = re.search(r"running low on memory.* was (\S+ used / \S+ limit)", log)
+        return TrialError(f"out of memory: its node ran low{', ' + used[1] if used else ''}", log)
     return _LostError(reason, log, patient=False)
 
 

@@ -103,6 +103,21 @@ def test_a_trial_whose_workers_die_without_progress_fails(file: Path, tmp_path: 
     assert trial.intermediate_values.keys() == {1}
 
 
+def test_a_trial_that_takes_all_memory_fails(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()
+    most = 1 - memory.available / memory.total + (4 << 30) / memory.total  # 4 GB more than now
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{most:.3f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    settings = ["search={x: {uniform: [0, 1]}}", "config.fault=greedy", "budget.trials=1"]
+    done = command_line.run("sweep", file, *given(tmp_path, *settings))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "goes on from its last checkpoint" not in done.stdout
+    failed = r"trial-0000 failed: out of memory: its node ran low, \S+GB used / \S+GB limit, val/score"
+    assert re.search(failed, done.stdout), done.stdout
+
+
 def test_a_trial_whose_checkpoint_lost_a_file_fails(file: Path, tmp_path: Path) -> None:
     settings = ["config.seconds=1", "config.epochs=12", "scheduler=none", "budget.trials=1"]
     with started(file, given(tmp_path, *settings)) as (process, output):

@@ -46,7 +46,9 @@ class ExampleConfig(BaseModel):
     y: float = Field(0.0, ge=-10, le=10)
     steps: int = Field(1, ge=1, le=8)
     noise: Noise | None = Noise()
-    fault: Literal["none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die"] = "none"
+    fault: Literal[
+        "none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die", "greedy"
+    ] = "none"
     marker: str = Field("", description="fault once: the file that is written when it has struck")
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
@@ -90,6 +92,9 @@ class ExampleTrainable:
                 time.sleep(3600)
             if config.fault == "die" and epoch == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if config.fault == "greedy" and epoch == 2:
+                hoard = [b"x" * (100 << 20) for _ in range(100)]
+                raise RuntimeError(f"nobody stopped it at {len(hoard)} times 100 MiB")
             for _ in range(config.steps):
                 state = {"epoch": epoch, "x": (state["x"] + 1) / 2, "y": (state["y"] - 2) / 2}
             loss = math.nan if config.fault == "diverge" else (state["x"] - 1) ** 2 + (state["y"] + 2) ** 2
