@@ -106,6 +106,12 @@ class JobDirectory:
         """Where Optuna keeps the study of the job; raises SweepError."""
         return study_storage(self.store, self._job.name, self._job.study)
 
+    def holds_checkpoints(self) -> bool:
+        """Whether any trial has begun to keep some."""
+        filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
+        selector = pyarrow.fs.FileSelector(f"{self.root}/trials", allow_not_found=True)
+        return bool(filesystem.get_file_info(selector))
+
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """A checkpoint by its path in this directory."""
         import ray.train  # a second, which those who only look at a job do without

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import ray
 from optuna.exceptions import StorageInternalError
 from rich.console import RenderableType
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from orchestrator import cluster, registry, report, tracking, tracking_store, warm_start
 from orchestrator.cluster import Cluster
@@ -79,7 +79,12 @@ class Driver(ABC):
             return self._run(joined, fresh)
         except job.implementation.InputError as error:
             raise InputError(f"config.{error}") from error
-        except (OSError, OperationalError, StorageInternalError) as error:
+        except (OSError, DatabaseError, StorageInternalError) as error:
+            if type(error) is DatabaseError:  # no subclass: SQLite finds its file damaged
+                raise InputError(
+                    f"study: {self._directory.locate('study.db')} is damaged ({error.orig}); "
+                    "put back a copy of it, or start over with --fresh"
+                ) from error
             line = _space(error)
             if not line:
                 raise

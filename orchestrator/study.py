@@ -100,6 +100,11 @@ class Study(ABC):
             study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
         self._known: list[FrozenTrial] | None = None
+        if not self.trials and directory.holds_checkpoints():
+            raise InputError(
+                f"study: no trial is in it, but {directory.locate('trials')} holds checkpoints, from which "
+                "new trials would go on; put the study back, or start over with --fresh"
+            )
         self._live: dict[int, optuna.Trial] = {}
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
         self._interrupted = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]

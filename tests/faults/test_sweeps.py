@@ -175,6 +175,29 @@ def test_a_sweep_that_is_killed_again_and_again_gives_the_same_to_the_last_bit(
     ]
 
 
+def test_a_study_that_is_damaged_or_gone_is_refused(file: Path, tmp_path: Path) -> None:
+    options = given(tmp_path, "budget.trials=1", "scheduler=none")
+    done = command_line.run("sweep", file, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = tmp_path / "parabola/study.db"
+    before = kept.read_bytes()
+    kept.write_bytes(before[: len(before) // 2])
+    (line,) = refusal(command_line.run("sweep", file, *options, "--trials", "2"))
+    assert line.startswith(f"error: study: {kept} is damaged (") and line.endswith("with --fresh")
+    kept.unlink()
+    (line,) = refusal(command_line.run("sweep", file, *options, "--trials", "2"))
+    assert line.startswith("error: study: no trial is in it, but ") and line.endswith("with --fresh")
+    kept.write_bytes(before)
+    done = command_line.run("sweep", file, *options, "--trials", "2")
+    assert done.returncode == 0 and len(study(tmp_path).trials) == 2, done.stdout + done.stderr
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of a refusal."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr.splitlines()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a few megabytes."""
