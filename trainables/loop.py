@@ -75,7 +75,7 @@ class Training:
             self.method.embedder.encoder.layers.compile()
         self.model: torch.nn.Module = self.method
         if context.world_size > 1:
-            self.model = DistributedDataParallel(self.method, broadcast_buffers=False)
+            self.model = DistributedDataParallel(self.method, forward_sync_buffers=False)
         self.config, self.optimizer = optimizer, optimizer.build(self.method)
         self.batches, self.validation = batches, validation
         self.loader = Loader(batches, self.device, processes=4 if self.accelerated else 0)

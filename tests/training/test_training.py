@@ -127,6 +127,9 @@ def share_of_a_training(rank, workers, configs, folder):
     except FloatingPointError as error:
         kept = all(torch.equal(before[name], value) for name, value in training.method.named_parameters())
         (folder / f"broken-{rank}.json").write_text(json.dumps([str(error), kept]))
+    # A group that ends while it is still in use, here or at the other end, may end the process with it.
+    del training
+    dist.barrier()
     dist.destroy_process_group()
 
 
