@@ -107,10 +107,10 @@ class JobDirectory:
         return study_storage(self.store, self._job.name, self._job.study)
 
     def holds_checkpoints(self) -> bool:
-        """Whether any trial has begun to keep some."""
-        filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
-        selector = pyarrow.fs.FileSelector(f"{self.root}/trials", allow_not_found=True)
-        return bool(filesystem.get_file_info(selector))
+        """Whether any trial has begun to keep some; raises StorageError."""
+        if isinstance(self.store, Bucket):
+            return bool(self.store.names(self._name("trials/")))
+        return any(Path(self.root, "trials").glob("*"))
 
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """A checkpoint by its path in this directory."""
