@@ -82,6 +82,14 @@ def run(study: SweepStudy, scores: list[float]) -> TrialState:
     return study.trials[point["number"]].state
 
 
+def test_a_study_is_not_begun_anew_over_the_checkpoints_of_one_that_is_gone(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    (tmp_path / "store/study/trials/trial-0000").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"^study: no trial is in it, but .*/study/trials holds checkpoints"):
+        open_study(sweep)
+
+
 def test_a_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep) -> None:
     study = open_study(sweep)
     assert run(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
