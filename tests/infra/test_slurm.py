@@ -191,6 +191,8 @@ def test_a_sweep_on_two_nodes_survives_the_end_of_its_time_and_preemption(slurm:
 @pytest.mark.infra_slow
 @pytest.mark.timeout(900)
 def test_bad_input_ends_the_job_for_good(slurm: Slurm) -> None:
+    left = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=21999"]
+    slurm.run(*left, host=1)  # as a job may leave it that was preempted
     (slurm.folder / "bad.yaml").write_text(SWEEP.replace("val/score", "val/scor"))
     number = slurm.submit("bad.yaml", "--storage", slurm.folder / "sweeps")
     slurm.wait("the end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
