@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pyarrow.fs
+from sqlalchemy.exc import DatabaseError
 
 from orchestrator.config import Job
 from orchestrator.errors import InputError
@@ -78,11 +79,15 @@ class JobDirectory:
         if resolved is None:
             raise InputError(f"warm_start: there is no sweep {self.store.locate(sweep)}")
         resolved = resolved["resolved"]
-        stored = study_storage(self.store, sweep, resolved.get("study", ""))
         try:
+            stored = study_storage(self.store, sweep, resolved.get("study", ""))
             return optuna.load_study(study_name=sweep, storage=stored), resolved
         except KeyError as error:
             raise InputError(f"warm_start: {self.store.locate(sweep)} has no study yet") from error
+        except DatabaseError as error:
+            raise InputError(
+                f"warm_start: {self.store.locate(sweep)} cannot be read: {error.orig}"
+            ) from error
 
     @contextmanager
     def open(self, fresh: bool) -> Iterator[tuple[str, Lease]]:

@@ -27,13 +27,12 @@ def objections(framework: str, accepted: Accepted, *files: Path) -> list[str]:
     assert done.stdout.startswith(("{", "[")), done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["summary"]["passed"] > 0 and report["summary"]["parsing_errors"] == 0, report["summary"]
-    failed = [(each["check_id"], re.split("[./]", each["resource"])[-1]) for each in _failed(report)]
+    failed = [
+        (each["check_id"], re.split("[./]", each["resource"])[-1])
+        for each in report["results"]["failed_checks"]
+    ]
     wrong = {f"{check}: {name}" for check, name in failed if not _may(accepted, check, name)}
     return sorted(wrong) + [f"{check}: passes" for check in accepted if check not in dict(failed)]
-
-
-def _failed(report: dict[str, dict[str, list[dict[str, str]]]]) -> list[dict[str, str]]:
-    return report["results"]["failed_checks"]
 
 
 def _may(accepted: Accepted, check: str, name: str) -> bool:

@@ -82,6 +82,25 @@ def run(study: SweepStudy, scores: list[float]) -> TrialState:
     return study.trials[point["number"]].state
 
 
+@pytest.mark.parametrize(
+    ("study", "line"),
+    [
+        (None, r"^warm_start: .*/other has no study yet$"),
+        (b"not a database", r"^warm_start: .*/other cannot be read: file is not a database$"),
+    ],
+)
+def test_a_sweep_whose_study_is_of_no_use_is_none_to_learn_from(
+    sweep: Sweep, tmp_path: Path, study: bytes | None, line: str
+) -> None:
+    other = tmp_path / "store/other"
+    other.mkdir()
+    (other / "sweep.json").write_text('{"id": "1", "resolved": {}}')
+    if study is not None:
+        (other / "study.db").write_bytes(study * 500)
+    with pytest.raises(InputError, match=line):
+        JobDirectory(sweep).neighbour("other")
+
+
 def test_a_study_is_not_begun_anew_over_the_checkpoints_of_one_that_is_gone(
     sweep: Sweep, tmp_path: Path
 ) -> None:
