@@ -29,11 +29,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.command import Parser, execute
-from orchestrator.progress import Progress
+from orchestrator.console.arguments import Parser, execute
+from orchestrator.console.progress import Progress
 
 if TYPE_CHECKING:
-    from orchestrator.document import Override
+    from orchestrator.config.document import Override
 
 EXAMPLES = """\
 examples:
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
 
     def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
-        from orchestrator.comparison import config, driver  # seconds of imports, which --help does without
+        from orchestrator.config import comparison as config  # seconds of imports, which --help does without
+        from orchestrator.drivers import comparison as driver
 
         return driver.ComparisonDriver(config.read(parsed.file, given), progress).run
 

@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from orchestrator.console.progress import Progress, clock
 from orchestrator.errors import InputError, StorageError
-from orchestrator.progress import Progress, clock
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import RenderableType
 
-    from orchestrator.storage import Store
+    from orchestrator.storage.s3 import Store
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ examples:
   python -m orchestrator.status s3://bucket/sweeps/alignment --json
 """
 
-# As `orchestrator.study` and `orchestrator.trial` have them, whose import takes seconds.
+# As `orchestrator.study.base` and `orchestrator.execution.trial` have them, whose import takes seconds.
 _SOURCE, _POINT, _CELL = "source", "point", "cell"
 _STATES = {
     "running": "running",
@@ -110,8 +110,9 @@ def seconds(text: str) -> float:
 
 def read(store: "Store", name: str) -> Status:
     """How a job stands; raises InputError or StorageError."""
-    from orchestrator import existing, lease
-    from orchestrator.directory import read_record
+    from orchestrator.storage import lease
+    from orchestrator.storage import lookup as existing
+    from orchestrator.storage.directory import read_record
 
     if (found := existing.record(store, name)) is None:
         raise existing.missing(store, name)
@@ -209,7 +210,7 @@ def show(status: Status) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from orchestrator.plan import pairs
+    from orchestrator.drivers.plan import pairs
 
     rows = {"state": _STATES[status.state]}
     if status.asked_to_stop:
@@ -258,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parsed = parser.parse_args(arguments)
     try:
-        from orchestrator import existing
+        from orchestrator.storage import lookup as existing
 
         store, name = existing.find(parsed.sweep, parsed.storage, parsed.set)
         status = read(store, name)

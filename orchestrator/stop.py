@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from orchestrator.console.progress import Progress
 from orchestrator.errors import InputError, StorageError
-from orchestrator.progress import Progress
 from orchestrator.status import Parser, seconds
 
 if TYPE_CHECKING:
-    from orchestrator.storage import Store
+    from orchestrator.storage.s3 import Store
 
 EXAMPLES = """\
 examples:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     progress = Progress()
     try:
-        from orchestrator import existing
+        from orchestrator.storage import lookup as existing
 
         store, name = existing.find(parsed.sweep, parsed.storage, parsed.set)
         stopped, line = _stop(store, name, parsed.timeout, None if parsed.json else progress)
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) -> tuple[bool, str]:
     """Ask the driver of a job to stop, and wait until it has; says whether it did, and what came of it."""
-    from orchestrator import existing, lease
+    from orchestrator.storage import lease
+    from orchestrator.storage import lookup as existing
 
     place = store.locate(name)
     found = lease.holder(store, name)

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.command import Parser, execute
-from orchestrator.progress import Progress
+from orchestrator.console.arguments import Parser, execute
+from orchestrator.console.progress import Progress
 
 if TYPE_CHECKING:
-    from orchestrator.document import Override
+    from orchestrator.config.document import Override
 
 EXAMPLES = """\
 examples:
@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
 
     def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
-        from orchestrator import config, driver  # seconds of imports, so that --help does not wait for them
+        from orchestrator.config import (
+            sweep as config,  # seconds of imports, so that --help does not wait for them
+        )
+        from orchestrator.drivers import base as driver
 
         if parsed.trials is not None:
             given.append(config.Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))

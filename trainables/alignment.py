@@ -18,13 +18,13 @@ from trainables.data.loading import Batches, Part
 from trainables.data.packing import Pack
 from trainables.data.sources import DataConfig
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
-from trainables.embedding import evaluate
-from trainables.loop import WEIGHTS, Context, Training
+from trainables.evaluation.embedding import evaluate
 from trainables.methods import Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
 from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
 from trainables.network.weights import check_weights, load_weights
+from trainables.training.trainer import WEIGHTS, Context, Training
 
 _VALIDATION_SEED = 0
 """Not the config's seed: every seed of a sweep is judged on the same validation identities of a split."""
@@ -166,7 +166,7 @@ class AlignmentTrainable:
         with what was found for them, and ``pseudo-<variant>.png``, what the alignment network makes of
         images, where the variant has one. The pictures show frames of the data.
         """
-        from trainables import pictures  # brings Matplotlib, which no worker needs
+        from trainables.evaluation import pictures  # brings Matplotlib, which no worker needs
 
         device = _device()
         opened: dict[str, dict[str, Pack]] = {}
@@ -199,7 +199,7 @@ class AlignmentTrainable:
 
     def export(self, config: AlignmentConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
-        from trainables.export import export  # brings MLflow, which no worker needs
+        from trainables.export.export import export  # brings MLflow, which no worker needs
 
         return export(_embedder(config, checkpoint), directory)
 
@@ -321,7 +321,7 @@ def _encoder(name: str, channels: int, height: int, width: int) -> Encoder:
 
 def _draw_pseudo(variant: str, config: AlignmentConfig, checkpoint: Path, directory: Path) -> None:
     """Draw what a run's alignment network makes of images; nothing where the method has none."""
-    from trainables import pictures  # brings Matplotlib, which no worker needs
+    from trainables.evaluation import pictures  # brings Matplotlib, which no worker needs
 
     if not issubclass(find_method(config.method), AlignmentMethod):
         return

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from trainables.data.augmentation import AugmentationConfig
 from trainables.data.sampling import BatchConfig
 from trainables.data.sources import DataConfig
-from trainables.embedding import EvaluationConfig
+from trainables.evaluation.embedding import EvaluationConfig
 from trainables.methods import METHODS, CrossModalityConfig, LossConfig, MethodConfig, find_method
 from trainables.methods.alignment import AlignmentMethod
 from trainables.methods.joint import JointMethod
@@ -16,7 +16,7 @@ from trainables.network.embedder import NetworkConfig
 from trainables.network.encoders import EncoderConfig
 from trainables.network.pooling import PoolingName
 from trainables.network.recurrence import RecurrenceConfig
-from trainables.optimizer import OptimizerConfig
+from trainables.training.optimizer import OptimizerConfig
 
 
 class AlignmentConfig(BaseModel):

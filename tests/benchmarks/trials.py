@@ -23,13 +23,15 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator import search, status, sweep
-from orchestrator.storage import Folder
+from orchestrator import status, sweep
+from orchestrator.execution import runner as search
+from orchestrator.storage.s3 import Folder
+from tests.support.paths import ROOT
 
-EXAMPLE = str(Path(__file__).parents[1] / "orchestrator")
+EXAMPLE = str(ROOT)
 FILE = """
 name: many
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {epochs: 1}
 search: {x: {uniform: [-3, 3]}, steps: {int: [1, 8]}}
 objective: {metric: val/score}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 import ray.train
-from servers import FaultyProxy, Seaweed
 
-from orchestrator import checkpoints
-from orchestrator.checkpoints import TrialFolder
+from orchestrator.execution import checkpoints
+from orchestrator.execution.checkpoints import TrialFolder
+from tests.support.servers import FaultyProxy, Seaweed
 
 pytestmark = pytest.mark.faults
 CONTENT = {"reported.json": b"[1]" * 50, "parts/weights.bin": bytes(range(256)) * 1000}

@@ -21,19 +21,20 @@ import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from orchestrator import cluster, sweep
-from orchestrator.cluster import TRIAL_SLOT, Cluster
+from orchestrator import sweep
+from orchestrator.execution import cluster
+from orchestrator.execution.cluster import TRIAL_SLOT, Cluster
+from tests.support.paths import ROOT
 
 FILES = int(os.environ.get("FAULT_FILES", "10000"))
 SECONDS = 10
 """For one file, most of which take hundredths."""
 LONGEST = 1500
 """Characters of the line about a fault."""
-ROOT = Path(__file__).parents[2]
 
 EXAMPLE = """\
 name: parabola
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config:
   epochs: 9
   noise: {kind: uniform}

@@ -13,13 +13,15 @@ import psycopg2
 import pyarrow.fs
 import pytest
 import requests
-from faulty_proxy import KINDS, Plan
-from ray_nodes import RayNodes
-from servers import FaultyProxy, MlflowServer, Postgres, Seaweed, until
+
+from tests.support.faulty_proxy import KINDS, Plan
+from tests.support.paths import ROOT
+from tests.support.ray_nodes import RayNodes
+from tests.support.servers import FaultyProxy, MlflowServer, Postgres, Seaweed, until
 
 pytestmark = pytest.mark.faults
 CONTENT = random.Random(0).randbytes(3_000_000)
-HERE = Path(__file__).parent
+HERE = ROOT
 
 
 @pytest.fixture(scope="module")

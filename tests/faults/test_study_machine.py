@@ -19,15 +19,15 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator import config
-from orchestrator.directory import JobDirectory
-from orchestrator.study import SweepStudy, epochs
-from orchestrator.trial import FAILURE, HALT
-from orchestrator.tuning import StudyScheduler, StudySearcher
+from orchestrator.config import sweep as config
+from orchestrator.execution.trial import FAILURE, HALT
+from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
+from orchestrator.storage.directory import JobDirectory
+from orchestrator.study.base import SweepStudy, epochs
 
 SWEEP = """
 name: machine
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {epochs: 4}
 search: {x: {uniform: [-3, 3]}, steps: {int: [1, 3]}}
 objective: {metric: val/score}

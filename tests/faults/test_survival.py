@@ -16,26 +16,26 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import accounts
 import mlflow
 import optuna
 import pytest
-from ray_nodes import KINDS, RayNodes
 from rich.console import Console
 from rich.table import Table
-from servers import FaultyProxy, MlflowServer, Postgres, Seaweed
 
-from orchestrator.directory import study_storage
-from orchestrator.storage import open_store
+from orchestrator.storage.directory import study_storage
+from orchestrator.storage.s3 import open_store
+from tests.support import accounts
+from tests.support.paths import ROOT
+from tests.support.ray_nodes import KINDS, RayNodes
+from tests.support.servers import FaultyProxy, MlflowServer, Postgres, Seaweed
 
-ROOT = Path(__file__).parents[2]
 FAULTS = int(os.environ.get("FAULTS", "60"))
 TRIALS = max(4, FAULTS // 2)
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 NAME = "survivor"
 SWEEP = """
 name: survivor
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {epochs: 16, seconds: 2.0}
 search:
   x: {uniform: [-3, 3]}

@@ -14,17 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import command_line
 import optuna
 import psutil
 import pytest
 from mlflow import MlflowClient
-from ray_nodes import RayNodes
-from servers import Postgres
+
+from tests.support import command_line
+from tests.support.ray_nodes import RayNodes
+from tests.support.servers import Postgres
 
 FILE = """
 name: parabola
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {epochs: 4}
 search:
   x: {uniform: [-3, 3]}

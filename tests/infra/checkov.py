@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from required_tools import need
+from tests.infra.required_tools import need
 
 VERSION = "3.3.30"
 """Others know other mistakes."""

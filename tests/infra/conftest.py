@@ -9,8 +9,9 @@ import zipfile
 
 import pytest
 import yaml
-from pods import K8S, Build, Manifest
-from required_tools import need_module
+
+from tests.infra.pods import K8S, Build, Manifest
+from tests.infra.required_tools import need_module
 
 
 @pytest.fixture(scope="session")

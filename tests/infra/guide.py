@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pods import K8S, Manifest
-from required_tools import ROOT, need, need_module
+
+from tests.infra.pods import K8S, Manifest
+from tests.infra.required_tools import ROOT, need, need_module
 
 KUBERNETES = K8S / "README.md"
 REGION = "eu-central-1"

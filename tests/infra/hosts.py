@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from required_tools import ROOT, need, need_root
+
+from tests.infra.required_tools import ROOT, need, need_root
 
 _HEAD = """
 set -e

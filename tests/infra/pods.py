@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from required_tools import INFRA
+from tests.infra.required_tools import INFRA
 
 K8S = INFRA / "k8s"
 Manifest = dict[str, Any]

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from required_tools import INFRA, need, need_root
+
+from tests.infra.required_tools import INFRA, need, need_root
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(600)]
 CLUSTER = INFRA / "aws" / "cluster.yaml"

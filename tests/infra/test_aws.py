@@ -15,12 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import guide
 import pytest
 import yaml
-from checkov import objections
-from guide import REGION
-from required_tools import INFRA, need, need_module, need_root
+
+from tests.infra import guide
+from tests.infra.checkov import objections
+from tests.infra.guide import REGION
+from tests.infra.required_tools import INFRA, need, need_module, need_root
 
 pytestmark = pytest.mark.infra
 AWS = INFRA / "aws"

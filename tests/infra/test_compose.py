@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from checkov import objections
 from packaging.requirements import Requirement
 from packaging.version import Version
-from required_tools import INFRA, ROOT, need, need_compose
+
+from tests.infra.checkov import objections
+from tests.infra.required_tools import INFRA, ROOT, need, need_compose
 
 pytestmark = pytest.mark.infra
 

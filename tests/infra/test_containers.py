@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import guide
 import pytest
 import requests
 import yaml
-from champion import PULL
-from pods import Build, Manifest, one
-from required_tools import INFRA, ROOT, need, need_compose, need_root
-from servers import Server, until
+
+from tests.infra import guide
+from tests.infra.champion import PULL
+from tests.infra.pods import Build, Manifest, one
+from tests.infra.required_tools import INFRA, ROOT, need, need_compose, need_root
+from tests.support.servers import Server, until
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3600)]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from required_tools import INFRA, ROOT
+
+from tests.infra.required_tools import INFRA, ROOT
 
 pytestmark = pytest.mark.infra
 GUIDES = sorted(INFRA.rglob("README.md"))

@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hosts import Hosts
+
+from tests.infra.hosts import Hosts
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(900)]
 ADDRESS = f"{Hosts.ADDRESS}:6379"
 EPOCHS, TRIALS = 8, 2
 SWEEP = f"""
 name: tiny
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {{epochs: {EPOCHS}, seconds: 1.0}}
 search: {{x: {{uniform: [-3, 3]}}}}
 objective: {{metric: val/score}}

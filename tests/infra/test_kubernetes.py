@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import guide
 import pytest
 import yaml
-from checkov import objections
-from crd import CustomResource
-from kuberay_rules import RULES, broken
-from pods import K8S, Build, Manifest, Pod, one, pods, quantity, reaches, selects
-from required_tools import INFRA, ROOT, need_file, need_module
 
-from orchestrator import config, sweep
-from orchestrator.cluster import TRIAL_SLOT, Cluster
-from orchestrator.document import Override
+from orchestrator import sweep
+from orchestrator.config import sweep as config
+from orchestrator.config.document import Override
+from orchestrator.execution.cluster import TRIAL_SLOT, Cluster
+from tests.infra import guide
+from tests.infra.checkov import objections
+from tests.infra.crd import CustomResource
+from tests.infra.kuberay_rules import RULES, broken
+from tests.infra.pods import K8S, Build, Manifest, Pod, one, pods, quantity, reaches, selects
+from tests.infra.required_tools import INFRA, ROOT, need_file, need_module
 
 pytestmark = pytest.mark.infra
 

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 import pytest
 import requests
 import yaml
-from required_tools import INFRA, ROOT, need, need_module
+
+from tests.infra.required_tools import INFRA, ROOT, need, need_module
 
 pytestmark = pytest.mark.infra
 

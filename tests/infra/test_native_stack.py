@@ -29,9 +29,10 @@ import psutil
 import pytest
 import requests
 import yaml
-from champion import PULL
-from required_tools import INFRA, ROOT, need, need_module
-from servers import Postgres, Seaweed, Server, free_ports, until
+
+from tests.infra.champion import PULL
+from tests.infra.required_tools import INFRA, ROOT, need, need_module
+from tests.support.servers import Postgres, Seaweed, Server, free_ports, until
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3000)]
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import Hosts
-from required_tools import INFRA, need
+
+from tests.infra.hosts import Hosts
+from tests.infra.required_tools import INFRA, need
 
 pytestmark = pytest.mark.infra
 BATCH = INFRA / "slurm" / "sweep.sbatch"
@@ -21,7 +22,7 @@ NODES = ("n1", "n2")
 TRIALS = 4
 SWEEP = f"""
 name: tiny
-trainable: example_trainable:ExampleTrainable
+trainable: tests.support.example_trainable:ExampleTrainable
 config: {{epochs: 6, seconds: 1.0}}
 search:
   x: {{uniform: [-3, 3]}}

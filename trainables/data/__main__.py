@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trainables.data import walkers
 from trainables.data.contact_sheet import contact_sheet
 from trainables.data.decoding import decode
 from trainables.data.packing import pack
 from trainables.data.readers import LAYOUTS, check_options, find_layout, read
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Tracklet
+from trainables.data.walkers import layouts as walkers
 
 EXAMPLES = """examples:
   python -m trainables.data inspect prid2011 /data/prid_2011 --sheet prid.png

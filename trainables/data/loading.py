@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainables.data.augmentation import Augmentation, AugmentationConfig
+from trainables.data.batch import Batch
 from trainables.data.packing import Pack
 from trainables.data.sampling import BatchConfig, Clip, IdentitySampler, share
-from trainables.methods.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from trainables.data import packing, walkers
+from trainables.data import packing
 from trainables.data.packing import Pack
 from trainables.data.readers import LAYOUTS, check_options, find_layout, read
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Split
-from trainables.data.walkers import GenerateConfig
+from trainables.data.walkers import layouts as walkers
+from trainables.data.walkers.layouts import GenerateConfig
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ DISTRACTOR = "distractor"
 
 
 Protocol = Literal["whole-gallery", "single-gallery-shot", "mars"]
-"""How the test part of a set is scored; `trainables.scoring.score_by_protocol` says what each is."""
+"""How the test part of a set is scored; `trainables.evaluation.scoring.score_by_protocol` says what each is."""
 
 
 class DataError(ValueError):

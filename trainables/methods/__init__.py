@@ -4,9 +4,9 @@ import difflib
 import importlib
 import inspect
 
+from trainables.data.batch import Batch
 from trainables.methods.alignment import AlignmentMethod
-from trainables.methods.batch import Batch
-from trainables.methods.cross_modality import CrossModalityConfig
+from trainables.methods.alignment_network import CrossModalityConfig
 from trainables.methods.joint import StaticMethod
 from trainables.methods.losses import LossConfig
 from trainables.methods.method import Method, MethodConfig

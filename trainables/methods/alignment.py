@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainables.methods.batch import Batch
-from trainables.methods.cross_modality import CrossModalityAlignment, CrossModalityConfig
+from trainables.data.batch import Batch
+from trainables.methods.alignment_network import CrossModalityAlignment, CrossModalityConfig
 from trainables.methods.distribution import build_distribution
-from trainables.methods.feature_alignment import FeatureAlignment
+from trainables.methods.feature_level import FeatureAlignment
 from trainables.methods.gather import gather
 from trainables.methods.joint import JointMethod
 from trainables.methods.method import MethodConfig
-from trainables.methods.pixel_alignment import PixelAlignment
+from trainables.methods.pixel_level import PixelAlignment
 from trainables.network.embedder import SequenceEmbedder
 from trainables.network.normalisation import frozen_statistics
 

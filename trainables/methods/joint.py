@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from trainables.methods.batch import Batch
+from trainables.data.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.losses import ModalityLoss
 from trainables.methods.method import Method, MethodConfig, idle

@@ -7,8 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from trainables.methods.batch import Batch
-from trainables.methods.cross_modality import CrossModalityConfig
+from trainables.data.batch import Batch
+from trainables.methods.alignment_network import CrossModalityConfig
 from trainables.methods.losses import LossConfig, ModalityLoss
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 

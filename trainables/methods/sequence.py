@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from trainables.methods.batch import Batch
+from trainables.data.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.method import Method, MethodConfig
 

@@ -26,7 +26,7 @@ def read(folder: Path, name: str, options: Options) -> DataSet:
     """Read every track of both parts.
 
     The gallery of the one split is the official one: all test tracks, with queries, junk and distractors.
-    Both scoring conventions start from it, see `trainables.scoring.score_by_protocol`.
+    Both scoring conventions start from it, see `trainables.evaluation.scoring.score_by_protocol`.
     """
     info = folder / "info"
     for needed in ("bbox_train", "bbox_test", "info"):

@@ -1,0 +1,1 @@
+"""The files of the commands: reading, validation and the typed result."""

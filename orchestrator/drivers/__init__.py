@@ -1,0 +1,1 @@
+"""From a validated file to its outcome: check, plan, run, conclude."""

@@ -1,0 +1,153 @@
+"""The Ray cluster a sweep runs on: start or join it, and what fits on it."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.config.sections import Resources
+from orchestrator.errors import InputError
+
+TRIAL_SLOT = "trial_slot"
+"""Custom resource that a trial's driver takes, so that drivers never compete with workers for CPUs."""
+
+_SLOTS = 1024
+_DRIVER_CPUS = 0.05
+_ANSWER_SECONDS = 5.0
+_HEALTH_SECONDS = 30.0
+
+_ENVIRONMENT = {
+    # A worker group notices the end of its workers at this interval, and a trial waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # A trial starts several processes; Ray warns of more than four times this many.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running Ray cluster as the sweep sees it."""
+
+    address: str
+    dashboard: str | None
+    token_file: Path | None
+    nodes: tuple[dict[str, float], ...]
+    joined: bool = False
+    """Whether it was there before, and so may grow: Ray does not say whether, nor how far."""
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether trial drivers can take slots instead of CPUs."""
+        return any(node.get(TRIAL_SLOT, 0) for node in self.nodes)
+
+    def total(self, resource: str) -> float:
+        """The amount of a resource over all nodes."""
+        return sum(node.get(resource, 0) for node in self.nodes)
+
+    def driver_bundle(self) -> tune.PlacementGroupFactory:
+        """Resources of the process that drives one trial (its workers have a group of their own)."""
+        return tune.PlacementGroupFactory([{TRIAL_SLOT: 1} if self.has_slots else {"CPU": _DRIVER_CPUS}])
+
+    def concurrency(self, resources: Resources) -> int:
+        """How many trials run at once: as many as fit, or as the file says of a cluster that may grow.
+
+        Raises:
+            InputError: not even one fits.
+        """
+        if self.joined and resources.concurrent != "auto":
+            return resources.concurrent
+        fitting = self.fitting(resources)
+        if not fitting:
+            needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
+            field = "gpus" if resources.gpus > self.total("GPU") else "workers"
+            grows = "; if it adds nodes, resources.concurrent says how many trials to run" * self.joined
+            raise InputError(
+                f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
+                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
+                f"in all; at most {self._workers(resources)} fit{grows}"
+            )
+        return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
+
+    def fitting(self, resources: Resources) -> int:
+        """How many trials fit on the nodes that are there."""
+        return self._workers(resources) // resources.workers
+
+    def _workers(self, resources: Resources) -> int:
+        cpus = resources.cpus if self.has_slots else resources.cpus + _DRIVER_CPUS / resources.workers
+        workers = 0
+        for node in self.nodes:
+            fits = int(node.get("CPU", 0) / cpus) if cpus else resources.workers
+            if resources.gpus:
+                fits = min(fits, int(node.get("GPU", 0) / resources.gpus))
+            workers += fits
+        return workers
+
+
+def start(address: str | None) -> Cluster:
+    """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _check_address(address)
+    # Ray writes its token file readable to everyone unless told otherwise.
+    mask = os.umask(0o077)
+    own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
+    try:
+        context = ray.init(
+            address=address or "local",
+            runtime_env={
+                "worker_process_setup_hook": "orchestrator.execution.worker_setup.find_own_cluster",
+                "env_vars": {name: os.environ[name] for name in _ENVIRONMENT if name.startswith("RAY_TRAIN")},
+            },
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(own if address is None else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start here"
+        raise InputError(f"{what}: {error}") from error
+    finally:
+        os.umask(mask)
+    if address is not None and "RAY_ADDRESS" in os.environ:
+        os.environ["RAY_ADDRESS"] = address  # Ray's tools heed it more than what they are told
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return Cluster(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard=f"http://{context.dashboard_url}" if context.dashboard_url else None,
+        token_file=token if token.exists() else None,
+        nodes=tuple(node["Resources"] for node in nodes if node["Alive"]),
+        joined=address is not None,
+    )
+
+
+def _check_address(address: str) -> None:
+    """Refuse at once what Ray would try to reach for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise InputError(f"--address {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        # Ray itself would wait for minutes for an answer of something else that listens there.
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error

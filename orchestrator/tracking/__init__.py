@@ -1,0 +1,1 @@
+"""MLflow: runs, artifacts and the model registry."""

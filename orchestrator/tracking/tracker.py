@@ -1,0 +1,441 @@
+"""MLflow, written by one process only: a parent run for the job, a child run for each trial."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import mlflow
+import yaml
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.errors import InputError, SweepError
+from orchestrator.tracking import provenance
+from orchestrator.tracking.outbox import Outbox, one_line
+from orchestrator.tracking.preflight import sqlite_file
+from orchestrator.trainable import DataSetRecord
+
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
+_STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+
+_BATCH = 100  # parameters that MLflow takes in one request
+_DIGEST = 36  # characters of a data set's digest that MLflow keeps
+_TAG = 5000  # characters of a tag that every MLflow store keeps
+
+
+class Known(NamedTuple):
+    """What MLflow has of a trial."""
+
+    run_id: str
+    epoch: int
+    """The last that was recorded."""
+
+    state: str
+
+
+class TrackingError(SweepError):
+    """MLflow did not take or have something; `str()` is one line."""
+
+
+class Tracker:
+    """The only writer to MLflow; lives in the driver of the sweep, or of another ``kind`` of job.
+
+    Runs are found by their tags `sweep.id` and `trial.number` before they are created, points carry their own
+    time and epochs already recorded are left out: running the same sweep again, or delivering a write twice,
+    duplicates nothing. The methods that record return at once; a background thread delivers in order, and
+    `flush` tells what did not arrive.
+    """
+
+    def __init__(
+        self, uri: str, experiment: str, sweep_name: str, sweep_id: str, kind: str = "sweep"
+    ) -> None:
+        """Open the store and find or create the experiment and the sweep's run.
+
+        Raises:
+            InputError: the store cannot be opened.
+        """
+        _quiet()
+        self.uri = uri.rstrip("/") if uri.startswith("http") else uri
+        self.sweep_name = sweep_name
+        self.sweep_id = sweep_id
+        self.kind = kind
+        self._run_ids: dict[int, str] = {}
+        self._last_epoch: dict[int, int] = {}
+        self._monitor: SystemMetricsMonitor | None = None
+        try:
+            with self._alone():
+                self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
+                self.experiment_id = self._open_experiment(experiment)
+            parent = self._find_run() or self.client.create_run(
+                self.experiment_id,
+                tags=self._tags(kind) | {f"mlflow.source.{key}": text for key, text in _source().items()},
+                run_name=sweep_name,
+            )
+            self.parent_run_id: str = parent.info.run_id
+            self.client.update_run(self.parent_run_id, status="RUNNING")
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise InputError(f"tracking.uri: cannot record at {self.uri}: {one_line(error)}") from error
+        self._known_params = set(parent.data.params)
+        self._outbox = Outbox(self.uri)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def log_sweep(
+        self,
+        config: Mapping[str, Any],
+        params: Mapping[str, Any],
+        data_sets: Iterable[DataSetRecord],
+        note: str = "",
+    ) -> None:
+        """Record what the sweep is made of, and start the system metrics of this machine.
+
+        Args:
+            config: the resolved sweep file, kept as the artifact `config.yaml`.
+            params: the few settings worth a column in the list of runs.
+            data_sets: the data used, recorded as inputs with their digest.
+            note: Markdown shown on the run's page.
+        """
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        installed = provenance.packages()
+        code = provenance.git_state(Path(__file__).parent)
+        machine = provenance.hardware()
+        inputs = _dataset_inputs(data_sets)
+        tags = {f"git.{key}": value for key, value in code.items()}
+        tags |= {f"host.{key}": value for key, value in machine.items()}
+        tags |= {"mlflow.note.content": note} if note else {}
+        fresh = _flat({key: value for key, value in params.items() if key not in self._known_params})
+        self._known_params |= set(params)
+
+        def write() -> None:
+            self._log_params(self.parent_run_id, fresh)
+            self.client.log_batch(self.parent_run_id, tags=_run_tags(tags))
+            self.client.log_inputs(self.parent_run_id, datasets=inputs)
+            self.client.log_text(self.parent_run_id, text, "config.yaml")
+            self.client.log_text(self.parent_run_id, installed, "requirements.txt")
+
+        self._outbox.post(f"the {self.kind}'s settings", write)
+        self._start_monitor()
+
+    def start_trial(self, number: int, name: str, params: Mapping[str, Any]) -> None:
+        """Find or create the run of trial `number`; `name` tells it apart in lists, such as `gru 128`."""
+        flat = _flat(params)
+        started = _now()
+
+        def write() -> None:
+            run = self._find_run(number)
+            if run is None:
+                run = self.client.create_run(
+                    self.experiment_id,
+                    start_time=started,
+                    tags=self._tags("trial")
+                    | {"trial.number": str(number), "mlflow.parentRunId": self.parent_run_id},
+                    run_name=f"trial-{number:04d} {name}".strip(),
+                )
+            self._run_ids[number] = run.info.run_id
+            self._last_epoch[number] = int(run.data.metrics.get("epoch", 0))
+            self._log_params(run.info.run_id, {k: v for k, v in flat.items() if k not in run.data.params})
+            self.client.set_tag(run.info.run_id, "trial.state", "RUNNING")
+            self.client.update_run(run.info.run_id, status="RUNNING")
+
+        self._outbox.post(f"the start of trial {number}", write)
+
+    def known(self) -> dict[int, Known]:
+        """What MLflow has of every trial of the sweep; raises TrackingError."""
+        found: dict[int, Known] = {}
+        which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
+        token: str | None = None
+        try:
+            while token is None or token:
+                page = self.client.search_runs(
+                    [self.experiment_id], which, max_results=1000, page_token=token
+                )
+                for run in page:
+                    known = Known(
+                        run.info.run_id,
+                        int(run.data.metrics.get("epoch", 0)),
+                        run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
+                    )
+                    found[int(run.data.tags["trial.number"])] = known
+                token = page.token or ""
+        except MlflowException as error:
+            raise TrackingError(f"tracking: {self.uri}: {one_line(error)}") from error
+        return found
+
+    def log_epoch(
+        self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
+    ) -> None:
+        """Record the metrics of one epoch, counted from 1, in one request; one recorded before is left out.
+
+        MLflow takes a point of the same ``time`` (ms, default: now) once. Infinities are recorded as NaN: it
+        would store ±1.8e308, which flattens every chart.
+        """
+        now = _now() if time is None else time
+        values = {**metrics, "epoch": float(epoch)}
+        points = [
+            Metric(key, value if math.isfinite(value) else math.nan, now, epoch)
+            for key, value in values.items()
+        ]
+
+        def write() -> None:
+            if epoch > self._last_epoch[number]:
+                self.client.log_batch(self._run_ids[number], metrics=points)
+                self._last_epoch[number] = epoch
+
+        self._post_to_trial(number, f"epoch {epoch} of trial {number}", write)
+
+    def end_trial(
+        self,
+        number: int,
+        state: State,
+        ended: int | None = None,
+        *,
+        value: float | None = None,
+        scores: Mapping[str, float] | None = None,
+        reason: str = "",
+        log_tail: str = "",
+    ) -> None:
+        """Close a trial's run: FINISHED when complete, KILLED when pruned, FAILED with reason and last lines.
+
+        Args:
+            number: the trial.
+            state: what Optuna calls it.
+            ended: when (ms), default: now.
+            value: its objective, the metric `objective` that lists are sorted by.
+            scores: of its last checkpoint on the targets, where it was scored.
+            reason: why it stopped, one line.
+            log_tail: its last lines of output, kept as the artifact `log-tail.txt`.
+        """
+        ended = _now() if ended is None else ended
+        tags = {"trial.state": state} | (
+            {"trial.reason": reason, "mlflow.note.content": reason} if reason else {}
+        )
+        values = dict(scores or {}) | ({} if value is None else {"objective": value})
+        metrics = [
+            Metric(key, each if math.isfinite(each) else math.nan, ended, 0) for key, each in values.items()
+        ]
+
+        def write() -> None:
+            run_id = self._run_ids[number]
+            self.client.log_batch(run_id, metrics=metrics, tags=_run_tags(tags))
+            if log_tail:
+                self.client.log_text(run_id, log_tail, "log-tail.txt")
+            self.client.set_terminated(run_id, _STATUS[state], ended)
+
+        self._post_to_trial(number, f"the end of trial {number}", write)
+
+    def run_id(self, number: int, timeout: float = 30.0) -> str:
+        """The run of a trial, from this process or an earlier one.
+
+        Raises:
+            TrackingError: there is none, or it did not arrive within `timeout` seconds.
+        """
+        line = None
+        if number not in self._run_ids:
+            line = self.flush(timeout)
+        if number not in self._run_ids and (run := self._find_run(number)) is not None:
+            self._run_ids[number] = run.info.run_id
+        if number not in self._run_ids:
+            raise TrackingError(
+                line or f"tracking: no run of trial {number} of sweep {self.sweep_id} at {self.uri}"
+            )
+        return self._run_ids[number]
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, such as the HTML report, as an artifact (in ``folder``) of the sweep's run."""
+        self._outbox.post(
+            f"the file {path.name}", lambda: self.client.log_artifact(self.parent_run_id, str(path), folder)
+        )
+
+    def finish(
+        self,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: Mapping[str, float] | None = None,
+        note: str = "",
+    ) -> None:
+        """Close the sweep's run with its summary metrics; `note` is Markdown, such as the best parameters."""
+        self._stop_monitor()
+        ended = _now()
+        points = [
+            Metric(key, value, ended, 0) for key, value in (metrics or {}).items() if math.isfinite(value)
+        ]
+        tags = {"mlflow.note.content": note} if note else {}
+
+        def write() -> None:
+            self.client.log_batch(self.parent_run_id, metrics=points, tags=_run_tags(tags))
+            self.client.set_terminated(self.parent_run_id, status, ended)
+
+        self._outbox.post(f"the end of the {self.kind}", write)
+
+    def deliver(self) -> None:
+        """Try again to deliver what is waiting; returns at once."""
+        self._outbox.deliver()
+
+    def trouble(self) -> str:
+        """How many records wait for an MLflow that is away, and why; nothing while it answers."""
+        return self._outbox.trouble()
+
+    def undelivered(self) -> int:
+        """How many records wait for MLflow."""
+        return len(self._outbox)
+
+    def flush(self, timeout: float = 30.0) -> str | None:
+        """Wait for everything recorded so far; None when it all arrived, else one line on what did not."""
+        return self._outbox.flush(timeout)
+
+    def close(self, timeout: float = 30.0) -> str | None:
+        """Flush and stop; the same answer as `flush`. What did not arrive is given up."""
+        self._stop_monitor()
+        return self._outbox.close(timeout)
+
+    def _post_to_trial(self, number: int, what: str, job: Callable[[], None]) -> None:
+        def write() -> None:
+            if number not in self._run_ids:  # an earlier process started it, or its start was refused
+                run = self._find_run(number)
+                if run is None:
+                    raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
+                self._run_ids[number] = run.info.run_id
+                self._last_epoch[number] = int(run.data.metrics.get("epoch", 0))
+            job()
+
+        self._outbox.post(what, write)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other sweeps out of a database file while its tables are made: MLflow does not."""
+        if not self.uri.startswith("sqlite"):
+            yield
+            return
+        file = sqlite_file(self.uri)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            yield
+
+    def _open_experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self.client.create_experiment(name, artifact_location=self._artifacts(name))
+            except MlflowException as error:  # another sweep may have been faster
+                found = self.client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"tracking.experiment: {name!r} was deleted at {self.uri}; restore it "
+                f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or choose another name"
+            )
+        return found.experiment_id
+
+    def _artifacts(self, experiment: str) -> str | None:
+        """Next to the database: MLflow's default is the folder the command happens to be run in."""
+        if not self.uri.startswith("sqlite"):
+            return None
+        return (sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
+
+    def _find_run(self, number: int | None = None) -> Run | None:
+        which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
+        found = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`sweep.id` = '{self.sweep_id}' AND {which}",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
+        return found[0] if found else None
+
+    def _tags(self, kind: str) -> dict[str, str]:
+        return {"sweep.id": self.sweep_id, "sweep.name": self.sweep_name, "run.kind": kind}
+
+    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
+        items = [Param(key, value) for key, value in params.items()]
+        for start in range(0, len(items), _BATCH):
+            self.client.log_batch(run_id, params=items[start : start + _BATCH])
+
+    def _start_monitor(self) -> None:
+        if self._monitor is None:
+            self._monitor = SystemMetricsMonitor(
+                self.parent_run_id, resume_logging=True, tracking_uri=self.uri
+            )
+            self._monitor.start()
+
+    def _stop_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+
+def _dataset_inputs(records: Iterable[DataSetRecord]) -> list[DatasetInput]:
+    """One input per data set: MLflow keeps a single context for each, so the roles of one set are joined."""
+    roles: dict[tuple[str, str], list[str]] = {}
+    sets: dict[tuple[str, str], DataSetRecord] = {}
+    for record in records:
+        key = record.name, record.digest
+        sets[key] = record
+        roles.setdefault(key, []).append(record.role)
+    return [
+        DatasetInput(
+            _dataset(record), [InputTag("mlflow.data.context", ", ".join(dict.fromkeys(roles[key])))]
+        )
+        for key, record in sets.items()
+    ]
+
+
+def _dataset(record: DataSetRecord) -> Dataset:
+    folder = Path(record.source)
+    kind, source = "code", json.dumps({"tags": {"source": record.source}})
+    if folder.is_dir():
+        kind, source = "local", json.dumps({"uri": str(folder)})
+    return Dataset(
+        name=record.name,
+        digest=record.digest[:_DIGEST],
+        source_type=kind,
+        source=source,
+        profile=json.dumps({**record.counts, "digest": record.digest}),
+    )
+
+
+def _source() -> dict[str, str]:
+    source = {"name": " ".join(Path(part).name for part in sys.argv[:1]), "type": "LOCAL"}
+    commit = provenance.git_state(Path(__file__).parent).get("commit")
+    return source | ({"git.commit": commit} if commit else {})
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, value[:_TAG]) for key, value in tags.items()]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _quiet() -> None:
+    """MLflow and Alembic tell of migrations and monitors on every start; warnings stay."""
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Its monitor of this machine's load warns whenever the server is away; the outbox says so better.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)

@@ -1,0 +1,191 @@
+"""The command as a user runs it: a real Ray cluster, a real SQLite MLflow, the smallest trainable."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.sweep import main
+from tests.support import command_line
+
+FILE = """
+name: parabola
+trainable: tests.support.example_trainable:ExampleTrainable
+config: {epochs: 6}
+search:
+  x: {uniform: [-3, 3]}
+  steps: {int: [1, 3]}
+  fault: {choice: [none, diverge, crash]}
+objective: {metric: val/score}
+sampler: {random: {seed: 4}}
+scheduler: {asha: {grace: 1, reduction: 2}}
+budget: {trials: 6}
+registry: {model: parabola}
+"""
+
+
+sweep = partial(command_line.run, "sweep")
+refused = partial(command_line.refused, "sweep")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "parabola.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.mark.sweep
+def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = sweep(file, "--storage", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert "parabola version 1, alias champion" in done.stdout
+
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{store}/parabola/study.db")
+    states = {trial.number: trial.state.name for trial in study.trials}
+    assert len(states) == 6
+    assert set(states.values()) == {"COMPLETE", "PRUNED", "FAIL"}
+    reasons = [t.user_attrs["reason"] for t in study.trials if t.state.name == "FAIL"]
+    assert any("FloatingPointError: train/loss is nan" in reason for reason in reasons)
+
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    trials = {int(run.data.tags["trial.number"]): run for run in runs if "trial.number" in run.data.tags}
+    assert len(runs) == 7
+    assert {number: run.data.tags["trial.state"] for number, run in trials.items()} == states
+    for trial in study.trials:
+        points = client.get_metric_history(trials[trial.number].info.run_id, "val/score")
+        assert {point.step: point.value for point in points} == trial.intermediate_values
+
+    again = sweep(file, "--storage", str(store))
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    assert "parabola version 1, alias champion" in again.stdout
+    assert len(client.search_runs([client.get_experiment_by_name("parabola").experiment_id])) == 7
+
+    changed = refused(file, "--storage", str(store), "--set", "search.steps={int: [1, 2]}")
+    assert "search.steps: int [1, 3] → int [1, 2]" in changed
+
+
+@pytest.mark.faults
+@pytest.mark.sweep
+def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
+    options += [
+        "--set",
+        "search.fault={choice: [none]}",
+        "--set",
+        "config.seconds=2",
+        "--set",
+        "scheduler=none",
+    ]
+    command_line.interrupt("sweep", file, *options, epochs=2)
+
+    second = sweep(file, *options)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "continuing: 2 trials" in second.stdout
+    outcome = json.loads((tmp_path / "store" / "parabola" / "outcome.json").read_text())
+    assert outcome["trials"] == {"running": 0, "complete": 2, "pruned": 0, "failed": 0}
+    client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    assert len(runs) == 3
+    for run in runs:
+        if "trial.number" in run.data.tags:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/score")]
+            assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.faults
+@pytest.mark.sweep
+def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "1", "--set", "config.epochs=1"]
+    options += ["--set", "search.fault={choice: [score]}"]
+    for _ in range(2):
+        done = sweep(file, *options)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "could not be scored: RuntimeError: the targets are out of reach as asked" in done.stdout
+        assert "Traceback" not in done.stderr
+    assert "trial-0000 starts" not in done.stdout
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+@pytest.mark.faults
+@pytest.mark.sweep
+def test_a_trial_that_the_wall_budget_cuts_short_is_not_complete(file: Path, tmp_path: Path) -> None:
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=25s"]
+    options += ["--set", "config.epochs=100", "--set", "config.seconds=1", "--set", "scheduler=none"]
+    done = sweep(file, *options, "--set", "search.fault={choice: [none]}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no trial of 2 succeeded: the wall budget of 0:00:25 is spent" in done.stdout
+    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
+
+
+@pytest.mark.sweep
+def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = sweep(file, "--storage", str(store), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for expected in (
+        "-3 to 3",
+        "after epoch 1, 2, 4",
+        "6 trials of at most 6 epochs",
+        "sqlite:///",
+        "http://",
+    ):
+        assert expected in done.stdout
+    assert not store.exists()
+
+
+@pytest.mark.sweep
+def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: Path) -> None:
+    line = refused(file, "--storage", str(tmp_path / "store"), "--set", "resources.workers=4096")
+    assert "resources.workers: 4096 workers of 1 CPUs do not fit" in line
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--set", "config.fault=data"], "fault is searched"),
+        (["--set", "search.fault={choice: [data]}", "--set", "config.epochs=0"], "epochs"),
+        (["--trials", "0"], "trials"),
+        (["--trials", "many"], "invalid int value: 'many'"),
+        (["--trails", "3"], "--trails"),
+        (["--set", "tracking.uri=http://127.0.0.1:9"], "127.0.0.1:9"),
+        (["--storage", "/dev/null/x"], "/dev/null is a file, not a folder"),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
+        (["--address", "nowhere"], "write HOST:PORT"),
+    ],
+)
+def test_bad_input_is_one_line(
+    file: Path, tmp_path: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = options if "--storage" in options else [*options, "--storage", str(tmp_path / "store")]
+    try:
+        code = main([str(file), *given])
+    except SystemExit as ended:  # argparse's way out
+        code = ended.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and line.startswith("error: ") and expected in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_data_at_fault_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "parabola.yaml"
+    file.write_text(
+        FILE.replace("  fault: {choice: [none, diverge, crash]}\n", "").replace("6}", "6, fault: data}", 1)
+    )
+    assert "config.fault: data is at fault" in refused(file, "--storage", str(tmp_path / "store"))
+
+
+def test_help_shows_examples() -> None:
+    done = sweep(Path("--help"))
+    assert done.returncode == 0
+    assert "python -m orchestrator.sweep search_spaces/alignment.yaml" in done.stdout

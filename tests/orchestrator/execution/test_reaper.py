@@ -1,0 +1,123 @@
+"""What a driver clears up, on a real Ray."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.execution.reaper import Watch
+
+pytestmark = pytest.mark.faults
+WORKERS = [{"CPU": 1, "GPU": 0}]
+
+EARLIER = """
+import os, ray, sys
+from ray.util.placement_group import placement_group
+
+@ray.remote(num_cpus=0)
+class PlacementGroupCleaner:
+    def make(self):
+        group = placement_group([{"CPU": 1}])
+        ray.get(group.ready())
+        return group.id.hex(), os.getpid()
+
+ray.init(sys.argv[1], log_to_driver=False)
+# Ray keeps the group of a detached actor when its job ends: so this one stays behind.
+maker = PlacementGroupCleaner.options(lifetime="detached").remote()
+print("made", ray.get_runtime_context().get_job_id(), *ray.get(maker.make.remote()))
+"""
+
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def make(self, cpus: float = 1) -> str:
+        self.group = placement_group([{"CPU": cpus}])
+        ray.get(self.group.ready())
+        return str(self.group.id.hex())
+
+    def use(self) -> None:
+        within = PlacementGroupSchedulingStrategy(self.group)
+        self.user = Actor.options(scheduling_strategy=within).remote()  # type: ignore[attr-defined]
+        ray.get(self.user.__ray_ready__.remote())
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    ray.init(address="local", num_cpus=6, include_dashboard=True, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come about within a minute")
+
+
+def there(group: str) -> bool:
+    return bool(placement_group_table()[group]["state"] != "REMOVED")
+
+
+def earlier(address: str) -> list[str]:
+    """Run a driver that leaves a group and an actor of Ray Train's kind; gives job, group and process."""
+    command = [sys.executable, "-c", EARLIER, address]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("made")]
+    return line.split()[1:]
+
+
+def test_the_group_of_a_killed_maker_goes_while_its_driver_runs(address: str) -> None:
+    killed, user, other = Actor.remote(), Actor.remote(), Actor.remote()  # type: ignore[attr-defined]
+    left, used, small = ray.get([killed.make.remote(), user.make.remote(), other.make.remote(0.05)])
+    ray.get(user.use.remote())
+    ray.kill(killed)
+    time.sleep(3)
+    assert there(left)  # as Ray has it: its job lives
+    said: list[str] = []
+    ended: list[str] = []
+    with Watch([], WORKERS, said.append, ended.append, interval=0.5):
+        until(lambda: not there(left))
+        time.sleep(3)
+        assert there(used) and there(small)
+    assert not there(used) and there(small)  # one of a worker group that is there at the end is of no use
+    assert said == ["placement groups that nobody used any more, removed: 1"]
+    assert not ended
+
+
+def test_what_an_earlier_driver_left_goes(address: str) -> None:
+    job, group, process = earlier(address)
+    time.sleep(3)
+    assert there(group) and psutil.pid_exists(int(process))
+    session = ray.get_runtime_context().get_session_name()
+    jobs = ["another-session/01000000", f"{session}/{job}"]
+    with Watch(jobs, WORKERS, pytest.fail, pytest.fail):
+        until(lambda: not there(group))
+        until(lambda: not psutil.pid_exists(int(process)))
+    assert jobs[2:] == [f"{session}/{ray.get_runtime_context().get_job_id()}"]
+
+
+def test_what_others_left_stays(address: str) -> None:
+    _, group, process = earlier(address)
+    with Watch([], WORKERS, pytest.fail, pytest.fail, interval=0.5):
+        time.sleep(5)
+    assert there(group) and psutil.pid_exists(int(process))
+
+
+def test_what_cannot_be_seen_is_told_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("orchestrator.execution.reaper.list_actors", unanswered)
+    with Watch([], WORKERS, said.append, pytest.fail, interval=0.5):
+        time.sleep(2)
+    assert said == ["whether placement groups are left behind cannot be seen: the dashboard is away"]
+
+
+def unanswered(**_: object) -> None:
+    raise ConnectionError("the dashboard is away")

@@ -1,0 +1,324 @@
+import http.server
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from orchestrator.errors import InputError
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.preflight import check
+from orchestrator.tracking.tracker import Tracker, TrackingError
+
+
+@dataclass
+class Record:
+    name: str = "walkers"
+    role: str = "train"
+    source: str = "walkers, 60 identities, seed 0"
+    digest: str = "ab" * 32
+    counts: dict[str, int] = field(default_factory=lambda: {"identities": 60, "frames": 1440})
+
+
+def run_sweep(uri: str, sweep_id: str) -> Tracker:
+    tracker = Tracker(uri, "alignment", "alignment", sweep_id)
+    records = [Record(), Record(role="target"), Record("real", source=str(Path.cwd()), digest="cd")]
+    tracker.log_sweep({"name": "alignment", "budget": {"trials": 3}}, {"budget.trials": 3}, records)
+    for number, (state, reason) in enumerate([("COMPLETE", ""), ("PRUNED", ""), ("FAIL", "loss is NaN")]):
+        tracker.start_trial(number, "gru 128", {"rnn": {"cell": "gru"}, "rnn.hidden_size": 128})
+        for epoch in range(1, 4):
+            tracker.log_epoch(number, epoch, {"val/rank1": epoch / 10, "train/loss": 1 / epoch})
+        tail = "last line" if reason else ""
+        tracker.end_trial(number, state, value=0.3, reason=reason, log_tail=tail)  # type: ignore[arg-type]
+    tracker.finish("FINISHED", {"best/val/rank1": 0.3}, note="**best**: gru")
+    return tracker
+
+
+def runs(tracker: Tracker) -> dict[str, mlflow.entities.Run]:
+    found = tracker.client.search_runs([tracker.experiment_id], f"tags.`sweep.id` = '{tracker.sweep_id}'")
+    names = {run.info.run_name: run for run in found}
+    assert len(names) == len(found), "two runs of one name"
+    return names
+
+
+@pytest.fixture(scope="module")
+def recorded(uri: str) -> Tracker:
+    """The same sweep recorded twice, by two drivers one after the other."""
+    for _ in range(2):
+        tracker = run_sweep(uri, "same")
+        assert tracker.close() is None
+    return tracker
+
+
+def test_another_sweep_may_make_the_experiment_first(
+    recorded: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = mlflow.MlflowClient.get_experiment_by_name, []
+
+    def too_early(client: mlflow.MlflowClient, name: str) -> Any:
+        looks.append(name)
+        return None if len(looks) == 1 else look(client, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", too_early)
+    with Tracker(uri, "alignment", "faster", "faster") as tracker:
+        assert tracker.experiment_id == recorded.experiment_id and len(looks) == 2
+
+
+def test_sweep_and_trials_are_recorded_once(recorded: Tracker) -> None:
+    found = runs(recorded)
+    assert set(found) == {"alignment", *(f"trial-000{n} gru 128" for n in range(3))}
+    parent = found.pop("alignment")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"] == "**best**: gru"
+    assert parent.data.metrics["best/val/rank1"] == 0.3
+    statuses = {name[:10]: run.info.status for name, run in found.items()}
+    assert statuses == {"trial-0000": "FINISHED", "trial-0001": "KILLED", "trial-0002": "FAILED"}
+    for run in found.values():
+        assert run.data.params == {"rnn.cell": "gru", "rnn.hidden_size": "128"}
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        history = recorded.client.get_metric_history(run.info.run_id, "val/rank1")
+        assert [(point.step, point.value) for point in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    failed = found["trial-0002 gru 128"]
+    assert failed.data.tags["trial.reason"] == "loss is NaN"
+    assert [file.path for file in recorded.client.list_artifacts(failed.info.run_id)] == ["log-tail.txt"]
+
+
+def test_data_sets_are_inputs_with_digest_role_and_counts(recorded: Tracker) -> None:
+    inputs = runs(recorded)["alignment"].inputs.dataset_inputs
+    seen = {i.dataset.name: (i.dataset.digest, i.tags[0].value, i.dataset.source_type) for i in inputs}
+    assert seen == {"walkers": ("ab" * 18, "train, target", "code"), "real": ("cd", "train", "local")}
+    profile = json.loads(next(i.dataset.profile for i in inputs if i.dataset.name == "walkers"))
+    assert profile == {"identities": 60, "frames": 1440, "digest": "ab" * 32}
+
+
+def test_sweep_keeps_config_packages_and_machine(recorded: Tracker) -> None:
+    parent = runs(recorded)["alignment"]
+    folder = Path(recorded.client.download_artifacts(parent.info.run_id, ""))
+    assert (folder / "config.yaml").read_text() == "name: alignment\nbudget:\n  trials: 3\n"
+    assert "mlflow==3.17.2\n" in (folder / "requirements.txt").read_text()
+    assert int(parent.data.tags["host.cpus"]) == os.cpu_count()
+
+
+def test_system_metrics_of_the_driver(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    tracker = Tracker(sqlite_uri, "alignment", "alignment", "load")
+    tracker.log_sweep({}, {}, [])
+    deadline = time.monotonic() + 20
+    while "system/cpu_utilization_percentage" not in runs(tracker)["alignment"].data.metrics:
+        assert time.monotonic() < deadline, "no system metrics"
+        time.sleep(0.1)
+    tracker.finish("FINISHED")
+    assert tracker.close() is None
+
+
+def test_resumed_trial_continues_after_its_last_epoch(uri: str) -> None:
+    tracker = Tracker(uri, "alignment", "alignment", "resumed")
+    tracker.start_trial(0, "gru 128", {})
+    for epoch in (1, 2, 3):
+        tracker.log_epoch(0, epoch, {"val/rank1": epoch / 10})
+    assert tracker.close() is None
+    tracker = Tracker(uri, "alignment", "alignment", "resumed")
+    tracker.start_trial(0, "gru 128", {})
+    for epoch in (2, 3, 4):  # from a checkpoint after the first epoch
+        tracker.log_epoch(0, epoch, {"val/rank1": epoch / 10})
+    assert tracker.flush() is None
+    history = tracker.client.get_metric_history(tracker.run_id(0), "val/rank1")
+    assert [(point.step, point.value) for point in history] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert tracker.client.get_run(tracker.run_id(0)).info.status == "RUNNING"
+    assert tracker.close() is None
+
+
+def test_metrics_that_are_not_finite_are_kept_as_nan(uri: str) -> None:
+    tracker = Tracker(uri, "alignment", "alignment", "nan")
+    tracker.start_trial(0, "", {})
+    for epoch, value in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0], start=1):
+        tracker.log_epoch(0, epoch, {"train/loss": value})
+    assert tracker.flush() is None
+    history = tracker.client.get_metric_history(tracker.run_id(0), "train/loss")
+    assert [None if math.isnan(point.value) else point.value for point in history] == [1, None, None, None, 2]
+    assert tracker.client.get_run(tracker.run_id(0)).info.run_name == "trial-0000"
+    assert tracker.close() is None
+
+
+def test_refused_write_is_named_and_holds_nothing_up(sqlite_uri: str) -> None:
+    tracker = Tracker(sqlite_uri, "alignment", "alignment", "refused")
+    tracker.start_trial(0, "gru", {})
+    tracker.log_epoch(0, 1, {"no/such?metric": 1.0})
+    tracker.log_epoch(0, 2, {"val/rank1": 0.5})
+    line = tracker.flush()
+    assert line is not None and "epoch 1 of trial 0" in line and "\n" not in line
+    assert tracker.client.get_run(tracker.run_id(0)).data.metrics["val/rank1"] == 0.5
+    with pytest.raises(TrackingError, match="refused"):
+        tracker.run_id(9)
+    tracker.close()
+
+
+def test_trial_that_is_unknown(sqlite_uri: str) -> None:
+    tracker = Tracker(sqlite_uri, "alignment", "alignment", "unknown")
+    with tracker, pytest.raises(TrackingError, match="no run of trial 9"):
+        tracker.run_id(9)
+
+
+def test_error_of_our_own_is_named_and_does_not_stop_what_follows() -> None:
+    outbox, arrived = Outbox("here"), []
+    outbox.post("a slip", lambda: {}["missing"])  # type: ignore[index]
+    outbox.post("the next", lambda: arrived.append(1))
+    assert outbox.flush(5) == ("tracking: 1 writes refused by here, the first is a slip: KeyError: 'missing'")
+    assert arrived == [1]
+    outbox.close(5)
+
+
+def test_first_start_is_quiet(tmp_path: Path) -> None:
+    code = "import sys; from orchestrator.tracking.tracker import Tracker\n"
+    code += (
+        "t = Tracker(sys.argv[1], 'x', 'x', 'x'); t.log_sweep({}, {}, []); t.finish('FINISHED'); t.close()"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/mlflow.db"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_server_that_dies_and_comes_back_loses_nothing(mlflow_server: Any) -> None:
+    tracker = Tracker(mlflow_server.uri, "alignment", "alignment", "outage")
+    tracker.start_trial(0, "gru", {})
+    tracker.log_epoch(0, 1, {"val/rank1": 0.1})
+    assert tracker.flush() is None
+    mlflow_server.kill()
+    try:
+        started = time.monotonic()
+        for epoch in range(2, 30):
+            tracker.log_epoch(0, epoch, {"val/rank1": epoch / 100})
+        tracker.start_trial(1, "lstm", {})
+        tracker.end_trial(0, "COMPLETE", value=0.3)
+        assert time.monotonic() - started < 1, "recording waited for the server"
+        line = tracker.flush(timeout=20)
+        assert line is not None and "\n" not in line
+        assert "30 writes not delivered" in line and "connection refused" in line
+    finally:
+        mlflow_server.start()
+    assert tracker.flush() is None
+    history = tracker.client.get_metric_history(tracker.run_id(0), "val/rank1")
+    assert [point.step for point in history] == list(range(1, 30))
+    assert set(runs(tracker)) == {"alignment", "trial-0000 gru", "trial-0001 lstm"}
+    assert tracker.close() is None
+
+
+def test_server_that_hangs_does_not_hold_the_driver(tmp_path: Path) -> None:
+    """A delivery that gets no answer: recording returns, and flush keeps its time limit."""
+    outbox, release = Outbox("http://stuck"), threading.Event()
+    outbox.post("epoch 1 of trial 0", lambda: release.wait(60) and None)
+    outbox.post("epoch 2 of trial 0", lambda: None)
+    line = outbox.close(timeout=0.2)
+    release.set()
+    start = "tracking: 2 writes not delivered to http://stuck, the first is epoch 1 of trial 0"
+    assert line == f"{start}: no answer within 0.2 s"
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that gives /health and everything else the two status codes of the parameter."""
+    health, rest = request.param
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"answer"
+            self.send_response(health if self.path == "/health" else rest)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answering", "says"),
+    [
+        ((200, 401), "401.*MLFLOW_TRACKING_USERNAME"),
+        ((200, 403), "403.*allowed-hosts"),
+        ((404, 404), "404.*is it an MLflow server"),
+        ((200, 404), "404"),
+    ],
+    indirect=["answering"],
+)
+def test_server_that_refuses_is_explained_in_one_line(answering: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        check(answering)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_server_that_is_down() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"does not answer: connection refused; is `mlflow server` running\?"
+    ):
+        check(uri)
+    assert time.monotonic() - started < 10
+
+
+def test_server_that_never_answers() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(InputError, match="no answer in time"):
+            check(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - started < 10
+
+
+def test_check_passes_and_writes_nothing(uri: str, tmp_path: Path) -> None:
+    check(uri)
+    check(f"sqlite:///{tmp_path}/not/yet/mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("sqlite:////proc/sys/mlflow.db", "cannot write in /proc/sys"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("file:///tmp/mlruns", "neither"),
+        ("mlruns", "neither"),
+        ("postgresql://host/db", "neither"),
+    ],
+)
+def test_store_that_cannot_be_used(uri: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check(uri)
+
+
+def test_file_that_is_no_database_or_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("these are notes, not a database " * 100)
+    with pytest.raises(InputError, match="is no SQLite database"):
+        check(f"sqlite:///{tmp_path}/notes.txt")
+    with pytest.raises(InputError, match=r"cannot write in .*Not a directory"):
+        check(f"sqlite:///{tmp_path}/notes.txt/mlflow.db")
+
+
+def test_deleted_experiment(sqlite_uri: str) -> None:
+    with Tracker(sqlite_uri, "gone", "x", "x") as tracker:
+        tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(InputError, match=r"was deleted.*mlflow experiments restore"):
+        Tracker(sqlite_uri, "gone", "x", "x")

@@ -1,0 +1,159 @@
+"""How a test part is shown to the network, and what its protocol makes of the features."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.functional import normalize
+
+from trainables.data import sources
+from trainables.data.augmentation import Augmentation, AugmentationConfig
+from trainables.data.loading import Part, as_tensor
+from trainables.evaluation.embedding import (
+    LONGEST,
+    EvaluationConfig,
+    View,
+    embed,
+    embed_sides,
+    evaluate,
+    retrieve,
+)
+from trainables.evaluation.scoring import RANKS
+from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+
+CPU = torch.device("cpu")
+
+
+def part(pack, tracklets):
+    return Part(pack, np.asarray(tracklets, np.int64))
+
+
+@pytest.fixture(scope="module")
+def packs(tiny):
+    """Packed with flow: two cameras, tracklets of 6 frames; MARS, of 2 to 4; CUHK03 with its testsets."""
+    config = tiny(
+        data={
+            "sets": {
+                "stills": {"layout": "cuhk03", "generate": {"identities": 20, "hdf5": True}},
+                "walkers": {"generate": {"identities": 8}},
+            },
+            "flow": "dis",
+        }
+    )
+    return {name: sources.resolve(config.data, name, lambda line: None) for name in config.data.sets}
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    torch.manual_seed(0)
+    return SequenceEmbedder(NetworkConfig(height=32, width=16, flow="dis"))
+
+
+def sides(pack):
+    split = pack.splits[0]
+    return part(pack, split.query), part(pack, split.gallery)
+
+
+def shown(embedder, frames, flow):
+    """The unit feature of one sequence."""
+    with torch.inference_mode():
+        return normalize(embedder.eval()(as_tensor(frames.copy(), flow)[None]))[0].numpy()
+
+
+def test_views_lie_on_the_diagonal_of_what_training_shifts_by():
+    def places(crops, crop=0.125):
+        return [(v.down, v.right) for v in EvaluationConfig(crops=crops).views(crop, 64, 48)]
+
+    assert places(1) == [(0, 0)]
+    assert places(5) == [(-4, -3), (-2, -2), (0, 0), (2, 2), (4, 3)]
+    assert len(places(8)) == 8 and places(8)[0] == (-4, -3) and places(8)[-1] == (4, 3)
+    assert places(8, crop=0.03) == [(-1, -1), (0, 0), (1, 1)]
+    flipped = EvaluationConfig(crops=5, flip=True).views(0.125, 64, 48)
+    assert len(flipped) == 10 and sum(view.mirrored for view in flipped) == 5
+
+
+def test_the_views_are_among_what_training_shows(packs):
+    pack = packs["walkers"]
+    frames, flow = pack.frames(0), pack.flow(0)
+    training = Augmentation(AugmentationConfig(crop=0.25), seed=(0,))
+    drawn = [training(frames, flow, number) for number in range(600)]
+    for view in EvaluationConfig(crops=5, flip=True).views(0.25, pack.height, pack.width):
+        moved, motion = view(frames, flow)
+        assert any(np.array_equal(moved, one) and np.array_equal(motion, other) for one, other in drawn), view
+    np.testing.assert_array_equal(frames, pack.frames(0))
+    np.testing.assert_array_equal(View()(frames, flow)[1], flow)
+    assert np.abs(flow[..., 0]).max() > 0.1
+
+
+def test_a_feature_is_the_mean_of_its_views(packs, embedder):
+    pack = packs["walkers"]
+    config = EvaluationConfig(crops=3, flip=True)
+    query, gallery = sides(pack)
+    features, _ = embed_sides(embedder, query, gallery, CPU, config, crop=0.25)
+    tracklet = query.tracklets[1]
+    one_by_one = [
+        shown(embedder, *view(pack.frames(tracklet), pack.flow(tracklet)))
+        for view in config.views(0.25, pack.height, pack.width)
+    ]
+    assert len(one_by_one) == 6 and not np.allclose(one_by_one[0], one_by_one[1], atol=1e-4)
+    mean = np.mean(one_by_one, axis=0)
+    np.testing.assert_allclose(features[1], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_k_frames_are_the_first_of_a_query_and_the_last_in_the_gallery(packs, embedder):
+    pack = packs["others"]
+    query, gallery = sides(pack)
+    both = np.flatnonzero(np.isin(gallery.tracklets, query.tracklets) & (gallery.lengths == 4))
+    place = both[0]
+    tracklet = gallery.tracklets[place]
+    probe = int(np.flatnonzero(query.tracklets == tracklet)[0])
+    frames, flow = pack.frames(tracklet), pack.flow(tracklet)
+    for k, config in (
+        (3, EvaluationConfig(frames=3)),
+        (4, EvaluationConfig(frames=100)),
+        (4, EvaluationConfig()),
+    ):
+        first, last = embed_sides(embedder, query, gallery, CPU, config)
+        np.testing.assert_allclose(first[probe], shown(embedder, frames[:k], flow[:k]), atol=1e-5)
+        np.testing.assert_allclose(last[place], shown(embedder, frames[-k:], flow[-k:]), atol=1e-5)
+    assert not np.allclose(
+        shown(embedder, frames[:3], flow[:3]), shown(embedder, frames[1:], flow[1:]), atol=1e-4
+    )
+
+
+def test_everything_is_embedded_once(packs, embedder, monkeypatch):
+    pack = packs["others"]
+    query, gallery = sides(pack)
+    seen = []
+    monkeypatch.setattr(
+        "trainables.evaluation.embedding.embed",
+        lambda embedder, part, *rest, **more: seen.append(part) or embed(embedder, part, *rest, **more),
+    )
+    assert list(evaluate(embedder, query, gallery, CPU)) == ["", "common/"]
+    assert len(seen) == 1 and seen[0].tracklets.tolist() == sorted({*query.tracklets, *gallery.tracklets})
+
+
+def test_validation_is_the_plain_score_of_a_two_camera_set(packs, embedder):
+    query, gallery = sides(packs["walkers"])
+    tested = evaluate(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.125)
+    assert list(tested) == [""]
+    assert tested[""].metrics("") == retrieve(embedder, query, gallery, CPU).metrics("")
+
+
+def test_a_set_is_scored_by_its_own_protocol(packs, embedder):
+    assert {name: pack.protocol for name, pack in packs.items()} == {
+        "walkers": "whole-gallery",
+        "others": "mars",
+        "stills": "single-gallery-shot",
+    }
+    query, gallery = sides(packs["stills"])
+    found = evaluate(embedder, query, gallery, CPU)
+    assert list(found[""].metrics("")) == [f"rank{rank}" for rank in RANKS]
+    assert found[""].queries == len(query.tracklets) == 20
+    assert found[""].curve[9] == 1 > found[""].curve[0]  # 10 people: each draw ranks 10 items
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"frames": LONGEST + 1}, {"crops": 0}, {"flips": True}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        EvaluationConfig(**wrong)

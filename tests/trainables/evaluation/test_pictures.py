@@ -1,0 +1,117 @@
+"""Pictures of what was trained: the right queries and neighbours, and files that can be looked at."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.recorder import Recorder
+from trainables.data import sources
+from trainables.data.loading import Part
+from trainables.evaluation import pictures
+from trainables.evaluation.embedding import EvaluationConfig
+from trainables.methods import build_method
+from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def packs(tiny, prepared):
+    config = tiny()
+    return {name: sources.resolve(config.data, name, lambda line: None) for name in config.data.sets}
+
+
+def everything(pack):
+    return Part(pack, np.arange(len(pack)))
+
+
+@pytest.fixture(scope="module")
+def retrieval(packs):
+    pack = packs["walkers"]
+    split = pack.splits[0]
+    query, gallery = (Part(pack, np.asarray(part, np.int64)) for part in (split.query, split.gallery))
+    torch.manual_seed(0)
+    embedder = SequenceEmbedder(NetworkConfig(height=32, width=16))
+    return pictures.Retrieval.of(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.0)
+
+
+def test_the_worst_and_best_queries_are_shown_with_what_lies_nearest_to_them(retrieval):
+    worst, best = pictures.strips(retrieval, extremes=3, top=5)
+    precision = np.sort(retrieval.score.average_precision)
+    assert [strip.average_precision for strip in worst] == precision[:3].tolist()
+    assert [strip.average_precision for strip in best] == precision[:-4:-1].tolist()
+    assert len({strip.query for strip in (*worst, *best)}) == 6
+    pack = retrieval.query.pack
+    for strip in (*worst, *best):
+        place = retrieval.query.tracklets.tolist().index(strip.query)
+        away = np.linalg.norm(retrieval.features[1] - retrieval.features[0][place], axis=1)
+        shown = [candidate.distance for candidate in strip.candidates]
+        assert shown == pytest.approx(np.sort(away)[:5], abs=1e-6)
+        for rank, candidate in enumerate(strip.candidates, 1):
+            assert candidate.right == (pack.identities[candidate.tracklet] == pack.identities[strip.query])
+            assert candidate.right == (strip.first_rank == rank)
+
+
+def test_few_queries_are_never_both_worst_and_best(retrieval):
+    worst, best = pictures.strips(retrieval, extremes=99, top=1)
+    queries = [strip.query for strip in (*worst, *best)]
+    assert sorted(queries) == sorted(retrieval.query.tracklets.tolist())
+
+
+def test_a_real_frame_is_the_nearest_to_its_own_feature(packs):
+    torch.manual_seed(0)
+    embedder, pack = SequenceEmbedder(NetworkConfig(height=32, width=16)).eval(), packs["walkers"]
+    real = everything(pack)
+    wanted = [(3, 0), (40, 5)]
+    frames = torch.from_numpy(np.stack([pack.frames(tracklet)[frame] for tracklet, frame in wanted]))
+    steps = embedder.encode(frames.movedim(-1, 1) / 255).detach().unsqueeze(1)
+    found = pictures.nearest_frames(embedder, steps, real)
+    assert [(one.tracklet, one.frame) for (one,) in found] == wanted
+    assert all(one.distance == pytest.approx(0, abs=1e-3) for (one,) in found)
+
+
+@pytest.mark.parametrize("available, count, expected", [(9, 3, [0, 4, 8]), (2, 5, [0, 1]), (5, 1, [0])])
+def test_a_few_are_spread_over_what_there_is(available, count, expected):
+    assert pictures.spread(available, count).tolist() == expected
+
+
+@pytest.mark.parametrize("level", ["feature", "pixel"])
+def test_pseudo_sequences_are_drawn_alike_by_the_same_seed(level, tiny, packs, tmp_path):
+    config = tiny(alignment={"level": level})
+    torch.manual_seed(0)
+    method = build_method("alignment", config.of_method, 10, 10).eval()
+    for generator in (method.alignment.mgm, method.alignment.cgm):  # they start at 0
+        torch.nn.init.normal_(getattr(generator, "amounts", generator).output.weight)
+    for name, seed in ("one", 0), ("two", 0), ("other", 1):
+        pictures.draw_pseudo(
+            method,
+            [everything(packs["stills"])],
+            everything(packs["walkers"]),
+            "title",
+            tmp_path / f"{name}.png",
+            seed=seed,
+        )
+    one, two, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two", "other"))
+    assert one.shape[0] > pictures.STILLS * 100
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_the_trainable_draws_a_picture_of_each_kind(tiny, prepared, tmp_path):
+    configs = {name: tiny(epochs=1, method=name) for name in ("static", "alignment")}
+    runs = {}
+    for name, config in configs.items():
+        recorder = Recorder(tmp_path / name)
+        prepared.fit(config, recorder)
+        runs[name] = [(config, recorder.restore())]
+    folder = tmp_path / "pictures"
+    prepared.illustrate(runs | {"unfinished": []}, folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "cmc-walkers.png",
+        "cmc-others.png",
+        "pseudo-alignment.png",
+        *(f"retrieval-{name}-{target}.png" for name in configs for target in ("walkers", "others")),
+    }
+    for path in folder.iterdir():
+        picture = np.asarray(Image.open(path).convert("L"))
+        assert min(picture.shape) > 300 and picture.std() > 10, f"{path.name} shows nothing"

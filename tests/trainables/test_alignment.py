@@ -1,0 +1,263 @@
+"""What the trainable trains and tests on, how it is driven, and the one line it gives for bad input."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from tests.support.paths import ROOT
+from tests.support.recorder import Recorder
+from trainables import train
+from trainables.data.sources import resolve
+from trainables.data.tracklet import DataError
+from trainables.evaluation.embedding import embed
+from trainables.evaluation.scoring import score
+from trainables.network.embedder import SequenceEmbedder
+from trainables.network.encoders import EncoderConfig, build_encoder
+
+
+def drawn(modality):
+    """(pack name, identity) of everything a modality may draw."""
+    return {(pack.name, str(pack.identities[tracklet])) for pack, tracklet in modality._items}
+
+
+def identities_tested(config, name):
+    pack = resolve(config.data, name, lambda line: None)
+    split = pack.splits[min(config.data.split, len(pack.splits) - 1)]
+    return {(name, str(pack.identities[tracklet])) for tracklet in (*split.query, *split.gallery)}
+
+
+def test_no_identity_is_in_two_of_training_validation_and_test(tiny, prepared, tmp_path):
+    config = tiny(data={"targets": ["walkers", "stills"]})
+    training = prepared.training(config, Recorder(tmp_path))
+    query, gallery = training.validation
+    validating = {("walkers", str(identity)) for identity in (*query.identities, *gallery.identities)}
+    sequences, images = drawn(training.batches.sequences), drawn(training.batches.images)
+    assert len(validating) == 8
+    assert not validating & sequences
+    assert not identities_tested(config, "walkers") & (sequences | validating)
+    assert images and not identities_tested(config, "stills") & images
+
+
+def test_every_image_is_trained_on_when_its_set_is_no_target(tiny, prepared, tmp_path):
+    images = prepared.training(tiny(), Recorder(tmp_path)).batches.images
+    assert images.identities == 20
+
+
+def test_the_validation_identities_are_the_same_for_every_seed(tiny, prepared, tmp_path):
+    parts = [
+        prepared.training(tiny(seed=seed), Recorder(tmp_path)).validation[0].tracklets for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*parts)
+
+
+def test_the_data_sets_are_recorded_in_every_role(tiny, prepared):
+    records = prepared.prepare(tiny(), lambda line: None)
+    roles = {(record.role, record.name) for record in records}
+    assert roles == {("train", "walkers"), ("images", "stills"), ("target", "walkers"), ("target", "others")}
+    assert records[0].counts == {"identities": 40, "cameras": 2, "tracklets": 80, "frames": 480}
+    assert len({record.digest for record in records}) == 3
+
+
+def test_a_checkpoint_is_scored_on_every_target_and_exported(tiny, prepared, tmp_path):
+    config = tiny(epochs=1)
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(config, recorder)
+    checkpoint = recorder.restore()
+    assert {path.suffix for path in checkpoint.iterdir()} == {".safetensors", ".pt"}
+    scores = prepared.evaluate(config, checkpoint)
+    kinds = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    names = ("walkers", "others", "others/common")
+    assert list(scores) == [f"test/{name}/{kind}" for name in names for kind in kinds]
+    assert all(0 <= value <= 1 for value in scores.values())
+    arguments = prepared.export(config, checkpoint, tmp_path / "model")
+    assert set(arguments["artifacts"]) == {"weights", "network"}
+
+
+def test_validation_scores_are_those_of_the_validation_part(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(), Recorder(tmp_path))
+    query, gallery = training.validation
+    features = [embed(training.method.embedder, part, torch.device("cpu")) for part in (query, gallery)]
+    expected = score(*features, query.identities, gallery.identities, query.cameras, gallery.cameras).metrics(
+        "val/", ranks=(1, 5)
+    )
+    assert training.validate() == pytest.approx(expected)
+
+
+def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(), Recorder(tmp_path))
+    part = training.validation[0]
+    embedder: SequenceEmbedder = training.method.embedder
+    together = embed(embedder, part, torch.device("cpu"))
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)
+    alone = embed(embedder, type(part)(part.pack, part.tracklets[2:3]), torch.device("cpu"))
+    np.testing.assert_allclose(alone[0], together[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"data": {"images": []}}, "method alignment trains on images: name sets in data.images"),
+        ({"alignment": {"length": 5}}, "alignment.length is 5, .* batch.frames is 4"),
+        (
+            {"optimizer": {"warmup_epochs": 3}},
+            "optimizer.warmup_epochs is 3: at most 2 for a training of 3 epochs",
+        ),
+        (
+            {"evaluation": {"crops": 8}, "augmentation": {"crop": 0}},
+            "evaluation.crops is 8, but augmentation.crop is 0 .* or write evaluation.crops: 1",
+        ),
+    ],
+    ids=["images", "length", "warmup", "crops"],
+)
+def test_fields_that_do_not_fit_together_are_refused(changes, line, tiny):
+    with pytest.raises(ValidationError, match=line):
+        tiny(**changes)
+
+
+def test_training_starts_from_the_weights_that_are_named(tiny, prepared, tmp_path):
+    torch.manual_seed(1)
+    layers = build_encoder(EncoderConfig(name="residual"), 3, 32, 16).layers.state_dict()
+    path = tmp_path / "residual.safetensors"
+    save_file(layers, path)
+    config = tiny(encoder={"weights": str(path)})
+    prepared.check(config, workers=1)
+    started = prepared.training(config, Recorder(tmp_path / "run")).method.embedder.encoder.layers
+    torch.testing.assert_close(dict(started.state_dict()), dict(layers))
+    with pytest.raises(DataError, match=r"encoder.weights: .*other.safetensors: there is no such file"):
+        prepared.check(tiny(encoder={"weights": str(tmp_path / "other.safetensors")}), workers=1)
+
+
+def test_what_is_to_be_improved_has_to_be_reported(tiny, prepared):
+    alone = tiny(data={"validation": 0})
+    prepared.check(alone, workers=1, metrics=["train/loss"])
+    prepared.check(tiny(), workers=1, metrics=["val/mAP"])
+    with pytest.raises(DataError, match=r"^data.validation: 0 .* so val/mAP is never reported"):
+        prepared.check(alone, workers=1, metrics=["train/loss", "val/mAP"])
+
+
+EVERY_WEIGHT = {"pseudo": 1, "match": 1, "motion": 1, "content": 1, "distribution": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "every_epoch"),
+    [
+        ({"method": "sequence"}, {"video"}),
+        ({"method": "static"}, {"video", "pseudo"}),
+        ({"method": "static", "alignment": {"weights": {"pseudo": 0}}}, {"video"}),
+        ({"method": "pretrain", "pretrain_epochs": 1}, set()),
+        ({"method": "static", "pretrain_epochs": 1}, {"pseudo"}),
+        ({"alignment": {"weights": EVERY_WEIGHT}}, {"video", *EVERY_WEIGHT}),
+        ({"alignment": {"weights": EVERY_WEIGHT | {"motion": 0}}}, {"video", *EVERY_WEIGHT} - {"motion"}),
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_to_be_improved_has_to_be_reported(tiny, prepared, tmp_path, changes, every_epoch):
+    config = tiny(epochs=2, **changes)
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(config, recorder)
+    reported = set.intersection(*(set(report) for report in recorder.reports))
+    losses = {name for name in prepared.metrics if name.startswith("train/")}
+    assert reported & losses == {"train/loss", *(f"train/{name}" for name in every_epoch)}
+    prepared.check(config, workers=1, metrics=sorted(reported))
+    for lost in losses - reported:
+        with pytest.raises(DataError, match=f"^method: '{config.method}' does not report {lost} in every"):
+            prepared.check(config, workers=1, metrics=[lost])
+
+
+def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):
+    with pytest.raises(DataError, match="batch of 13 identities needs as many to train on: there are 12"):
+        prepared.prepare(tiny(batch={"identities": 13}), lambda line: None)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tiny, prepared, tmp_path):
+    with pytest.raises(DataError, match="identities x sequences is 8: no equal shares for 3 workers"):
+        prepared.training(tiny(), Recorder(tmp_path, world_size=3))
+
+
+@pytest.fixture
+def written(tiny, tmp_path):
+    def write(**changes):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tiny(**changes).model_dump(mode="json")))
+        return path
+
+    return write
+
+
+def test_the_command_trains_and_scores(written, prepared, tmp_path, capsys):
+    assert train.main([str(written(epochs=2)), "--output", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
+    assert any(line.startswith("test/others/mAP ") for line in lines)
+
+
+BROKEN = {
+    "no file": (None, "nothing.yaml: No such file or directory"),
+    "no yaml": ("method: [", "nothing.yaml: not YAML"),
+    "a list": ("[1]", "nothing.yaml: config: "),
+    "wrong type": ("method: sequences", "nothing.yaml: method: "),
+    "unknown field": ("epoch: 3", "nothing.yaml: "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_bad_input_gets_one_line_and_status_2(case, tmp_path, capsys):
+    content, line = BROKEN[case]
+    path = tmp_path / "nothing.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert train.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert line in error
+
+
+def test_a_missing_set_gets_one_line_and_status_2(written, capsys):
+    assert train.main([str(written(data={"sequences": "wakers"}))]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "walkers" in error[0]
+
+
+def test_the_method_of_the_readme_trains_by_its_dotted_path(tiny, prepared, tmp_path, monkeypatch):
+    readme = ROOT.joinpath("README.md").read_text()
+    found = re.search(r"<!-- example: method -->\n```python\n(.*?)```", readme, re.DOTALL)
+    tmp_path.joinpath("my_methods.py").write_text(found[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny(epochs=1, method="my_methods:TrembleMethod")
+    training = prepared.training(config, Recorder(tmp_path / "run"))
+    before = training.method.amplitude.detach().clone()
+    training.run()
+    assert not torch.equal(before, training.method.amplitude)
+
+
+def test_pretraining_has_two_phases_of_its_own_learning_rate(tiny, prepared, tmp_path):
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(tiny(epochs=3, method="pretrain", pretrain_epochs=2), recorder)
+    assert ["train/pseudo" in report for report in recorder.reports] == [True, True, False]
+    assert ["train/video" in report for report in recorder.reports] == [False, False, True]
+    rates = [report["learning_rate"] for report in recorder.reports]
+    assert rates[1] < rates[0] and rates[1] < rates[2]
+    for method, wrong, least, most in ("pretrain", 0, 1, 2), ("static", 3, 0, 2), ("sequence", 1, 0, 0):
+        with pytest.raises(ValidationError, match=f"{method} wants at least {least} and at most {most}"):
+            tiny(epochs=3, method=method, pretrain_epochs=wrong)
+
+
+def test_joint_training_begins_with_images_where_it_is_told_to(tiny, prepared, tmp_path):
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(tiny(epochs=2, pretrain_epochs=1), recorder)
+    first, second = recorder.reports
+    assert "train/video" not in first and {"train/video", "train/pseudo", "train/match"} <= second.keys()
+
+
+def test_without_validation_everybody_trains(tiny, prepared, tmp_path):
+    config = tiny(epochs=1, data={"validation": 0})
+    recorder = Recorder(tmp_path / "run")
+    training = prepared.training(config, recorder)
+    assert training.batches.sequences.identities == 20
+    training.run()
+    assert "train/loss" in recorder.reports[0] and "val/mAP" not in recorder.reports[0]

@@ -1,0 +1,188 @@
+"""The loop: repeatable, resumable bit for bit, the same on two workers, and stopped by what is not finite."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
+
+from tests.support.recorder import InterruptedTrialError, Recorder
+from trainables.alignment import AlignmentTrainable
+from trainables.data.loading import Loader
+from trainables.network.encoders import ENCODERS
+from trainables.training.trainer import WEIGHTS
+
+GOLDEN = Path(__file__).with_name("golden_curve.json")
+"""Losses of `tiny()` as it stands; after a change that means to alter them, write the new ones down."""
+
+VARIANTS = {
+    "alignment-residual-adamw": {},
+    "images-first": {"pretrain_epochs": 1},
+    "sequence-mclaughlin-sgd": {
+        "method": "sequence",
+        "encoder": {"name": "mclaughlin2016"},
+        "optimizer": {"name": "sgd", "warmup_epochs": 1},
+    },
+}
+
+
+IMAGES_FIRST = ("pretrain", "static", "alignment")
+
+
+def fit(config, folder, **context):
+    recorder = Recorder(folder, **context)
+    AlignmentTrainable().fit(config, recorder)
+    return recorder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resuming_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepared, tmp_path):
+    config = tiny(**VARIANTS[variant])
+    whole = fit(config, tmp_path / "whole")
+    with pytest.raises(InterruptedTrialError):
+        fit(config, tmp_path / "parts", stop_after=1)
+    torch.manual_seed(99)  # whatever else the process did meanwhile
+    rest = fit(config, tmp_path / "parts")
+    assert [report["epoch"] for report in whole.reports] == [1, 2, 3]
+    assert rest.curve() == whole.curve()[1:]
+    weights, others = (load_file(tmp_path / run / "0003" / WEIGHTS) for run in ("whole", "parts"))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_compiled_encoder_computes_the_same(tiny, prepared, tmp_path):
+    small = {"epochs": 1, "encoder": {"name": "mclaughlin2016"}, "alignment": {"noise": 0}}
+    layers = prepared.training(tiny(**small, compile=True), Recorder(tmp_path)).method.embedder.encoder.layers
+    assert layers._compiled_call_impl is not None
+    plain, compiled = (fit(tiny(**small, compile=on), tmp_path / str(on)).reports[0] for on in (False, True))
+    found, expected = (
+        [value for name, value in report.items() if name.startswith("train/")] for report in (compiled, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_phase_starts_with_a_fresh_optimizer(tiny, prepared, tmp_path):
+    training = prepared.training(tiny(epochs=2, pretrain_epochs=1), Recorder(tmp_path))
+    training.train_epoch()
+    steps = training.batches.per_epoch
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {steps}
+    training.train_epoch()
+    assert {int(state["step"]) for state in training.optimizer.state.values()} == {steps}
+
+
+def test_the_loss_curve_is_the_one_written_down(tiny, prepared, tmp_path):
+    found = [
+        {name: value for name, value in report.items() if name.startswith("train/")}
+        for report in fit(tiny(), tmp_path / "run").reports
+    ]
+    expected = json.loads(GOLDEN.read_text())
+    assert len(found) == len(expected)
+    for report, golden in zip(found, expected, strict=True):
+        assert report == pytest.approx(golden, rel=0.02, abs=1e-4)
+
+
+def test_every_report_holds_what_the_trainable_promises(tiny, prepared, tmp_path):
+    reports = fit(tiny(epochs=1), tmp_path / "run").reports
+    assert set(AlignmentTrainable.metrics) | {"epoch", "learning_rate", "train/pseudo"} <= set(reports[0])
+    assert all(isinstance(value, int | float) for value in reports[0].values())
+
+
+def test_sequences_are_learnt(tiny, prepared, tmp_path):
+    config = tiny(
+        epochs=6,
+        method="sequence",
+        encoder={"dropout": 0},
+        rnn={"dropout": 0},
+        batch={"identities": 8, "passes": 6},
+        loss={"verification": "soft_triplet"},
+        optimizer={"learning_rate": 5e-3},
+    )
+    reports = fit(config, tmp_path / "run").reports
+    assert reports[-1]["train/loss"] < 0.6 * reports[0]["train/loss"]
+    assert max(report["val/mAP"] for report in reports) > 0.6  # by chance 0.34 with 8 identities
+
+
+def share_of_a_training(rank, workers, configs, folder):
+    """What each worker does: train every config, then one that breaks on the last worker alone."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    for number, config in enumerate(configs):
+        recorder = fit(config, folder / f"run{number}", rank=rank, world_size=workers)
+        (folder / f"{number}-{rank}.json").write_text(json.dumps(recorder.curve()))
+    training = AlignmentTrainable().training(
+        configs[0], Recorder(folder / "broken", rank=rank, world_size=workers)
+    )
+    if rank == workers - 1:
+        training.method.embedder.recurrence[0].feedback.register_forward_hook(
+            lambda module, inputs, output: output * torch.nan
+        )
+    before = {name: value.clone() for name, value in training.method.named_parameters()}
+    try:
+        training.run()
+    except FloatingPointError as error:
+        kept = all(torch.equal(before[name], value) for name, value in training.method.named_parameters())
+        (folder / f"broken-{rank}.json").write_text(json.dumps([str(error), kept]))
+    # A group that ends while it is still in use, here or at the other end, may end the process with it.
+    del training
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tiny, prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    # AdamW would blow up rounding wherever a gradient is nearly 0.
+    optimizer = {"name": "sgd", "learning_rate": 1e-3}
+    still = {"rnn": {"dropout": 0.0}, "alignment": {"noise": 0}, "optimizer": optimizer}
+    configs = [tiny(epochs=2, encoder={"name": name, "dropout": 0.0}, **still) for name in ENCODERS]
+    first = {"epochs": 2, "pretrain_epochs": 1, "encoder": {"dropout": 0.0}}
+    configs += [tiny(method=name, **first, **still) for name in IMAGES_FIRST]
+    spawn(share_of_a_training, (2, configs, folder), nprocs=2)
+    return configs, folder
+
+
+@pytest.mark.parametrize("number", range(len(ENCODERS) + len(IMAGES_FIRST)), ids=[*ENCODERS, *IMAGES_FIRST])
+def test_two_workers_equal_one_at_the_same_global_batch(number, two_workers, tmp_path):
+    configs, folder = two_workers
+    expected = fit(configs[number], tmp_path / "alone").curve()
+    first, second = (json.loads((folder / f"{number}-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for report, alone in zip(first, expected, strict=True):
+        assert report == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_every_worker_before_the_update(two_workers):
+    for rank in (0, 1):
+        message, kept = json.loads((two_workers[1] / f"broken-{rank}.json").read_text())
+        assert message.startswith("epoch 1, step 0: loss nan")
+        assert kept
+
+
+def test_gradients_that_are_not_finite_stop_training(tiny, prepared, tmp_path):
+    training = AlignmentTrainable().training(tiny(), Recorder(tmp_path / "run"))
+    next(iter(training.method.parameters())).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match="gradient norm"):
+        training.run()
+
+
+def test_batches_do_not_depend_on_the_processes_that_load_them(tiny, prepared, tmp_path):
+    batches = prepared.training(tiny(), Recorder(tmp_path)).batches
+    one, two = (Loader(batches, torch.device("cpu"), processes) for processes in (0, 2))
+    for epoch in (1, 2):
+        for ours, theirs in zip(one.epoch(epoch), two.epoch(epoch), strict=True):
+            assert torch.equal(ours.sequences, theirs.sequences)
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.image_identities, theirs.image_identities)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(tiny):
+    config = tiny(optimizer={"warmup_epochs": 2, "learning_rate": 1.0}).optimizer
+    rates = [config.rate(step, 5, 6) for step in range(30)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert all(before > after for before, after in pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.02

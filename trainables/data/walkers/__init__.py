@@ -1,0 +1,1 @@
+"""Generated pedestrians in the original layouts of the published data sets."""

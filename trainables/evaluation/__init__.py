@@ -1,0 +1,1 @@
+"""Embedding, scoring and pictures of a trained network."""

@@ -1,0 +1,181 @@
+"""The training loop: one worker's share of every step, the same result on any number of workers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from trainables.data.loading import Batches, Loader, Part
+from trainables.evaluation.embedding import retrieve
+from trainables.methods import Batch, Method
+from trainables.training.optimizer import OptimizerConfig
+
+WEIGHTS, STATE = "method.safetensors", "training.pt"
+"""The files of a checkpoint."""
+
+
+class Context(Protocol):
+    """What a worker knows of its place, and where it reports."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers; above 1, ``torch.distributed`` is initialised already."""
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda:<index>``."""
+
+    def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
+        """Take one epoch's metrics; ``save`` writes a checkpoint into a folder, called on rank 0 only."""
+
+    def restore(self) -> Path | None:
+        """Folder of the last checkpoint, or None."""
+
+
+class Training:
+    """A method in training, with everything that changes on the way.
+
+    Batches, augmentation and dropout are drawn from the seed and the place in the training, and the learning
+    rate is a function of the step: weights, optimizer, epoch and step are therefore the whole state, and an
+    epoch after `restore` equals that of an uninterrupted run. ``phases`` are the epochs on images alone, and
+    those after.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Batches,
+        validation: tuple[Part, Part],
+        optimizer: OptimizerConfig,
+        context: Context,
+        *,
+        phases: Sequence[int],
+        seed: int,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        compiled: bool = False,
+    ) -> None:
+        self.device = torch.device(context.device)
+        self.accelerated = self.device.type == "cuda"
+        self.reduced = precision == "bfloat16" or (precision == "auto" and self.accelerated)
+        self.method = method.to(self.device)
+        if self.reduced:
+            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            self.method.embedder.encoder.layers.compile()
+        self.model: torch.nn.Module = self.method
+        if context.world_size > 1:
+            self.model = DistributedDataParallel(self.method, forward_sync_buffers=False)
+        self.config, self.optimizer = optimizer, optimizer.build(self.method)
+        self.batches, self.validation = batches, validation
+        self.loader = Loader(batches, self.device, processes=4 if self.accelerated else 0)
+        self.context, self.phases, self.seed = context, tuple(phases), seed
+        self.epoch = self.step = 0
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, and report every epoch.
+
+        Raises ``FloatingPointError`` on every worker when the loss, a gradient or a feature is not finite.
+        """
+        folder = self.context.restore()
+        if folder is not None:
+            self.restore(folder)
+        while self.epoch < sum(self.phases):
+            metrics = self.train_epoch() | self.validate()
+            self.context.report({"epoch": self.epoch, **metrics}, self.save)
+
+    def train_epoch(self) -> dict[str, float]:
+        """Take every step of the next epoch; gives the mean of each loss, the speed and the learning rate."""
+        self.epoch += 1
+        # Dropout differs between workers and repeats after a resume.
+        seed = np.random.SeedSequence([self.seed, self.epoch, self.context.rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        self.model.train()
+        started, steps, frames = time.perf_counter(), self.batches.per_epoch, 0
+        totals: dict[str, Tensor] = {}
+        for batch in self.loader.epoch(self.epoch):
+            for name, loss in self.train_step(batch).items():
+                totals[name] = totals.get(name, loss.new_zeros(())) + loss.detach()
+            frames += self.method.frames(batch) * self.context.world_size
+        means = {f"train/{name}": float(total) / steps for name, total in totals.items()}
+        return means | {
+            "frames_per_second": frames / (time.perf_counter() - started),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def train_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Update the parameters once; gives the losses of the global batch."""
+        phase, step, steps = self._place()
+        self.method.phase, self.method.progress = phase, step / steps
+        if step == 0:  # what an earlier phase left idle had gradients of 0, which would count in the averages
+            self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            losses: dict[str, Tensor] = self.model(batch)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        norm = clip_grad_norm_(self.method.parameters(), self.config.clip)
+        self._require_finite(losses["loss"], norm)
+        self.optimizer.step()
+        self.step += 1
+        return losses
+
+    def validate(self) -> dict[str, float]:
+        """Retrieval scores on the validation identities, if any, every worker embedding its share."""
+        query, gallery = self.validation
+        if len(query.tracklets) == 0:
+            return {}
+        found = retrieve(
+            self.method.embedder,
+            query,
+            gallery,
+            self.device,
+            rank=self.context.rank,
+            workers=self.context.world_size,
+        )
+        return found.metrics("val/", ranks=(1, 5))
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state into ``folder``."""
+        weights = {name: value.contiguous() for name, value in self.method.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        torch.save(state, folder / STATE)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from what `save` wrote."""
+        self.method.load_state_dict(load_file(folder / WEIGHTS, device=str(self.device)))
+        state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+
+    def _place(self) -> tuple[int, int, int]:
+        """Phase of the next step, the step's number in it, and the phase's steps."""
+        step = self.step
+        for phase, epochs in enumerate(self.phases):
+            steps = epochs * self.batches.per_epoch
+            if step < steps:
+                return phase, step, steps
+            step -= steps
+        raise ValueError(f"step {self.step} is beyond the {sum(self.phases)} epochs of the training")
+
+    def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Let every worker stop before the update when one of them must."""
+        finite = torch.stack([loss.detach(), norm]).isfinite().all().float()
+        if self.context.world_size > 1:
+            distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+        if not bool(finite):
+            raise FloatingPointError(
+                f"epoch {self.epoch}, step {self.step}: loss {loss:.4g}, gradient norm {norm:.4g}"
+            )
