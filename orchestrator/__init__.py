@@ -1,6 +1,18 @@
-"""The control plane: searches, tracks and registers any trainable; knows nothing of re-identification."""
+"""The control plane: searches, tracks and registers any trainable, and does not import a data plane.
+
+``Trainable``, ``load``, ``InputError`` and ``__version__`` are public, and so are the commands
+(``python -m orchestrator.sweep``, ...) and ``orchestrator.testing``. All other names may change.
+"""
 
 import os
+from importlib.metadata import version
+
+from orchestrator.errors import InputError
+from orchestrator.trainable import Trainable, load
+
+__all__ = ["InputError", "Trainable", "__version__", "load"]
+
+__version__ = version("multi-shot-reid")
 
 # Read by MLflow when it is imported, by whichever module comes first; a value the user has set wins.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -15,25 +15,28 @@ The file names variants of one trainable, splits and seeds::
     metrics: [test/prid/rank1]              # columns of the table; default: every score on the targets
     resources: {workers: 1, cpus: 1, gpus: 0, concurrent: auto}   # and storage, tracking: as in a sweep
 
-Metrics of the last epoch can be columns too: ``metrics: [val/mAP]`` and ``config.data.targets: []`` compare
-on validation identities alone, and choose settings without a look at those who test.
+Metrics of the last epoch can be columns too: ``metrics: [val/mAP]`` with ``config.data.targets: []`` compares
+on validation identities alone, so that settings can be chosen without test identities.
 
 Every variant is trained and scored on every split with every seed: all variants on the first split and seed,
-then on the next, so that what there is can be compared at any time. The outcome is a table of means and of
-paired differences to the baseline with their bootstrap intervals: on the terminal, in ``report.html``,
+then on the next, so that the results so far can be compared at any time. The outcome is a table of means and
+of paired differences to the baseline with bootstrap intervals: on the terminal, in ``report.html``,
 ``results.csv`` and ``results.json`` of the folder, and in MLflow.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.console.arguments import Parser, execute
+from orchestrator.console.arguments import job_file_parser
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.launch import launch
+from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from orchestrator.config.document import Override
+    from orchestrator.drivers.base import Driver
 
 EXAMPLES = """\
 examples:
@@ -43,9 +46,9 @@ examples:
   python -m orchestrator.compare search_spaces/claim.yaml --set variants.static.optimizer.learning_rate=1e-3
   REID_DATA=/data python -m orchestrator.compare search_spaces/claim.yaml --address ray-head:6379
 
-Running the same command again continues the comparison: scored trials are kept, interrupted ones go on
-from their last checkpoint, failed ones are tried again, and variants, splits and seeds that were added to
-the file are run. When everything is there, it shows the table.
+Rerun the command to resume the comparison: scored trials are kept, interrupted ones resume from their last
+checkpoint, failed ones are tried again, and variants, splits and seeds that were added to the file are run.
+For a finished comparison the command shows the table.
 
 exit codes: 0 done, 1 a trial failed (the table is of the others), 2 bad input, 130 interrupted
 """
@@ -53,7 +56,7 @@ exit codes: 0 done, 1 a trial failed (the table is of the others), 2 bad input, 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    return Parser(
+    return job_file_parser(
         "comparison",
         "python -m orchestrator.compare",
         "Train and score variants of a trainable over splits and seeds on a Ray cluster, and compare them.",
@@ -62,16 +65,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
-
-    def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
-        from orchestrator.config import comparison as config  # seconds of imports, which --help does without
-        from orchestrator.drivers import comparison as driver
-
-        return driver.ComparisonDriver(config.read(parsed.file, given), progress).run
-
+    """Run the command; return its exit code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
     parsed = parse(arguments)
-    return execute("comparison", parsed, start, arguments)
+
+    def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":
+        # Imports take seconds, which --help does not need.
+        from orchestrator.config.comparison import read_comparison
+        from orchestrator.drivers.comparison import ComparisonDriver
+
+        return ComparisonDriver(read_comparison(parsed.file, overrides), progress, interrupt)
+
+    return launch("comparison", parsed, make_driver, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Stop a sweep or comparison as Ctrl-C does, from anywhere: ``python -m orchestrator.stop SWEEP``.
+"""Stop a sweep or comparison as Ctrl-C does, from any machine: ``python -m orchestrator.stop SWEEP``.
 
-``--json`` prints one document at the end: ``sweep`` (where it is kept), ``stopped``, and ``line`` (what is
-said otherwise).
+``--json`` prints one document at the end: ``sweep`` (where it is kept), ``stopped``, and ``message``.
 """
 
 import json
@@ -11,82 +10,83 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from orchestrator.console.arguments import existing_job_parser, seconds
 from orchestrator.console.progress import Progress
 from orchestrator.errors import InputError, StorageError
-from orchestrator.status import Parser, seconds
 
 if TYPE_CHECKING:
-    from orchestrator.storage.s3 import Store
+    from orchestrator.storage.base import Store
 
 EXAMPLES = """\
 examples:
   python -m orchestrator.stop search_spaces/alignment.yaml
   python -m orchestrator.stop s3://bucket/sweeps/alignment --timeout 600
 
-Trials keep their last checkpoints; the command that started the sweep continues it.
+Trials keep their last checkpoints. Rerun the command that started the sweep to resume it.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 it does not run, 1 it still does, 2 bad input."""
-    parser = Parser("python -m orchestrator.stop", "Stop the driver of a sweep or comparison.", EXAMPLES)
+    """Run the command; return its exit code: 0 it is not running, 1 it still is, 2 bad input."""
+    parser = existing_job_parser(
+        "python -m orchestrator.stop", "Stop the driver of a sweep or comparison.", EXAMPLES
+    )
     parser.add_argument(
         "--timeout", type=seconds, default=120.0, metavar="SECONDS", help="how long to wait (default: 120)"
     )
     parsed = parser.parse_args(arguments)
     progress = Progress()
     try:
-        from orchestrator.storage import lookup as existing
+        from orchestrator.storage import lookup
 
-        store, name = existing.find(parsed.sweep, parsed.storage, parsed.set)
-        stopped, line = _stop(store, name, parsed.timeout, None if parsed.json else progress)
+        store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
+        stopped, message = _stop(store, name, parsed.timeout, None if parsed.json else progress)
     except (InputError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        progress.say("no longer waiting; what was asked stays asked")
+        progress.print("stopped waiting; the stop request stays in effect")
         return 130
     if parsed.json:
-        print(json.dumps({"sweep": store.locate(name), "stopped": stopped, "line": line}))
+        print(json.dumps({"sweep": store.locate(name), "stopped": stopped, "message": message}))
     else:
-        progress.say(line)
+        progress.print(message)
     return 0 if stopped else 1
 
 
 def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) -> tuple[bool, str]:
-    """Ask the driver of a job to stop, and wait until it has; says whether it did, and what came of it."""
-    from orchestrator.storage import lease
-    from orchestrator.storage import lookup as existing
+    """Request a stop of a job's driver and wait for it; return whether it stopped, and a message."""
+    from orchestrator.storage import lease, lookup
 
-    place = store.locate(name)
-    found = lease.holder(store, name)
-    if found is None or existing.condition(store, name, found[0]) in ("stopped", "died"):
-        return True, f"{place} is not running"
-    driver = found[0]
-    store.write(lease.request_name(name), driver.identity.encode())
-    what = f"waiting for {driver}, to end"
-    until, trouble = time.monotonic() + timeout, ""
-    beat, changed = driver.beat, time.monotonic()
-    with nullcontext() if progress is None else progress.doing(what):
-        while time.monotonic() < until:
+    uri = store.locate(name)
+    current = lease.read_driver_record(store, name)
+    if current is None or lookup.driver_state(store, name, current[0]) in ("stopped", "died"):
+        return True, f"{uri} is not running"
+    driver = current[0]
+    store.write(lease.stop_request_name(name), driver.identity.encode())
+    deadline, trouble = time.monotonic() + timeout, ""
+    heartbeat, changed = driver.heartbeat, time.monotonic()
+    with nullcontext() if progress is None else progress.activity(f"waiting for {driver}"):
+        while time.monotonic() < deadline:
             time.sleep(1.0)
             try:
-                found, trouble = lease.holder(store, name), ""
-                if found is None:
-                    return True, f"{place} is gone"
-                if found[0].identity != driver.identity:
-                    return False, f"{driver}, has ended, but {found[0]}, drives {place} now"
-                state = existing.condition(store, name, found[0])
+                current, trouble = lease.read_driver_record(store, name), ""
+                if current is None:
+                    return True, f"{uri} no longer exists"
+                record = current[0]
+                if record.identity != driver.identity:
+                    return False, f"{driver}, has ended, but {record}, drives {uri} now"
+                state = lookup.driver_state(store, name, record)
                 if state in ("stopped", "died"):
-                    return True, f"{place} has stopped; the command that started it continues it"
-                if found[0].beat != beat:
-                    beat, changed = found[0].beat, time.monotonic()
-                elif state == "silent" and time.monotonic() - changed > existing.SILENT:
-                    # It was asked, so it stops if it should live; that it is dead nobody here can know.
-                    return False, f"{place}: its driver gives no sign of life; the same command takes over"
-            except StorageError as error:  # it was there a moment ago, and may be there again
+                    return True, f"{uri} has stopped; rerun the command that started it to resume"
+                if record.heartbeat != heartbeat:
+                    heartbeat, changed = record.heartbeat, time.monotonic()
+                elif state == "silent" and time.monotonic() - changed > lookup.SILENT_SECONDS:
+                    # It stops if it is alive; whether it is cannot be known from here.
+                    return False, f"{uri}: no heartbeat from its driver; rerun the command to take over"
+            except StorageError as error:  # the storage answered before, and may answer again
                 trouble = f"; {error}"
-    return False, f"{place} has not stopped within {timeout:g} s; it may still{trouble}"
+    return False, f"{uri} has not stopped within {timeout:g} s; it may still do so{trouble}"
 
 
 if __name__ == "__main__":

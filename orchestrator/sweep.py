@@ -2,14 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.console.arguments import Parser, execute
+from orchestrator.console.arguments import job_file_parser
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.launch import launch
+from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from orchestrator.config.document import Override
+    from orchestrator.drivers.base import Driver
 
 EXAMPLES = """\
 examples:
@@ -19,13 +22,15 @@ examples:
   python -m orchestrator.sweep search_spaces/alignment.yaml --set 'search.rnn.hidden_size={int: [64, 512]}'
   REID_DATA=/data python -m orchestrator.sweep search_spaces/real.yaml --address ray-head:6379
 
-Running the same command again continues the sweep, or shows its summary when it is finished.
+Rerun the command to resume the sweep, or to show the summary of a finished one.
+
+exit codes: 0 done, 1 no trial succeeded or the sweep cannot continue, 2 bad input, 130 interrupted
 """
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(
+    parser = job_file_parser(
         "sweep",
         "python -m orchestrator.sweep",
         "Search the parameters of a trainable on a Ray cluster and register the best model.",
@@ -36,20 +41,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 no trial succeeded, 2 bad input, 130 interrupted."""
+    """Run the command; return its exit code: 0 done, 1 no trial succeeded, 2 bad input, 130 interrupted."""
     parsed = parse(arguments)
 
-    def start(given: "list[Override]", progress: Progress) -> Callable[..., int]:
-        from orchestrator.config import (
-            sweep as config,  # seconds of imports, so that --help does not wait for them
-        )
-        from orchestrator.drivers import base as driver
+    def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":
+        # Imports take seconds, which --help does not need.
+        from orchestrator.config.document import Override
+        from orchestrator.config.sweep import read_sweep
+        from orchestrator.drivers.sweep import SweepDriver
 
         if parsed.trials is not None:
-            given.append(config.Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
-        return driver.SweepDriver(config.read(parsed.file, given), progress).run
+            overrides.append(Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
+        return SweepDriver(read_sweep(parsed.file, overrides), progress, interrupt)
 
-    return execute("sweep", parsed, start, arguments)
+    return launch("sweep", parsed, make_driver, arguments)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""The border: what the orchestrator asks of a trainable, and how one is loaded by its dotted path."""
+"""The contract between the orchestrator and a trainable, and the loading of a trainable."""
 
-import importlib
-import pkgutil
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel
 
-from orchestrator.errors import InputError, nearest
+from orchestrator import components
+from orchestrator.errors import InputError
 
 
 class DataSetRecord(Protocol):
-    """One data set as it was used, for the tracking server and the model's lineage."""
+    """One data set that a job used, for the tracking server and the model's lineage."""
 
     @property
     def name(self) -> str:
-        """Name of the set in the trainable's config."""
+        """Name of the data set in the trainable's config."""
 
     @property
     def role(self) -> str:
-        """What it is used for: ``train``, ``images``, ``target``, ..."""
+        """Use of the data set: ``train``, ``images``, ``target``, ..."""
 
     @property
     def source(self) -> str:
-        """Folder, or what generated it."""
+        """Folder of the data set, or the name of its generator."""
 
     @property
     def digest(self) -> str:
@@ -33,11 +31,11 @@ class DataSetRecord(Protocol):
 
     @property
     def counts(self) -> dict[str, int]:
-        """What is in it, e.g. identities, cameras, tracklets, frames."""
+        """Numbers of identities, cameras, tracklets, frames, ..."""
 
 
 class Context(Protocol):
-    """What a worker knows of its trial, and how it reports."""
+    """A worker's view of its trial, and its way to report."""
 
     @property
     def rank(self) -> int:
@@ -45,112 +43,120 @@ class Context(Protocol):
 
     @property
     def world_size(self) -> int:
-        """Number of workers; above 1, ``torch.distributed`` is initialised already."""
+        """Number of workers; above 1, ``torch.distributed`` is initialised before ``fit``."""
 
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda:<index>``."""
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
-        """Report one epoch; every rank calls it, with metrics aggregated over the ranks.
+        """Report one epoch; every rank calls it.
 
-        ``metrics`` holds ``epoch`` (from 1, counted over resumes) and those of ``Trainable.metrics`` that the
-        config has, such as scores on validation data where it keeps some.
-        ``save`` writes the checkpoint files into the folder it is given; it is called on rank 0 only.
+        Args:
+            metrics: ``epoch`` (from 1, counted over resumes) and those of ``Trainable.metrics`` that the
+                config has, such as scores on validation data; aggregated over the ranks.
+            save: writes the checkpoint files into the folder that it gets; called on rank 0 only.
         """
 
     def restore(self) -> Path | None:
-        """Folder of the last checkpoint, or None on a fresh start."""
+        """Return the folder of the last checkpoint, or None at a fresh start."""
 
 
 class Trainable(Protocol):
-    """Anything that can be searched: a class that is instantiated without arguments.
+    """A class whose training can be searched; it is instantiated without arguments.
 
-    ``Config`` forbids extra keys and has the int fields ``epochs`` (how many reports ``fit`` makes at most)
-    and ``seed``. ``InputError`` is raised when the user's data is at fault; its ``str()`` is one clear line
-    that begins with the path in the config. ``metrics`` names every metric that ``fit`` may report and
-    which way it improves; ``throughput`` is the one that counts work per second, if any.
+    Messages for the user go to ``logging``: the orchestrator shows those of level INFO and above.
+    ``orchestrator.testing.check_trainable`` checks a class against this contract.
     """
 
     Config: type[BaseModel]
+    """Config of a trial: forbids extra keys, has the int fields ``epochs`` (the maximum number of reports of
+    ``fit``) and ``seed``."""
     InputError: type[Exception]
+    """Raised when the user's data is at fault. ``str()`` is one line that begins with the path in the
+    config."""
     metrics: Mapping[str, Literal["max", "min"]]
+    """Every metric that ``fit`` may report, and whether higher or lower is better."""
     throughput: str | None
+    """The metric that counts work per second, if there is one."""
 
-    def prepare(self, config: Any, say: Callable[[str], None]) -> list[Any]:
-        """Check, generate and pack the data once before any trial; gives a ``DataSetRecord`` for each set."""
+    def prepare(self, config: Any) -> list[Any]:
+        """Check, generate and pack the data, once before any trial.
+
+        Returns:
+            A ``DataSetRecord`` for each data set.
+
+        Raises:
+            InputError: the data is at fault.
+        """
 
     def check(self, config: Any, workers: int, metrics: Sequence[str]) -> None:
-        """Check cheaply that so many workers can train on it; raises ``InputError``, writes nothing.
+        """Check in little time that trials with this config can run; writes nothing.
 
-        ``metrics`` are those of ``Trainable.metrics`` that the job cannot do without, such as the objective:
-        what ``fit`` does not report under this config is refused as well.
+        Args:
+            config: the config of a trial.
+            workers: the number of workers of a trial.
+            metrics: those of ``Trainable.metrics`` that the job needs, such as the objective.
+
+        Raises:
+            InputError: the data does not suffice for so many workers, or ``fit`` does not report one of the
+                metrics with this config.
         """
 
     def fit(self, config: Any, context: Context) -> None:
-        """Train on one worker; raises FloatingPointError when the loss or a gradient is not finite."""
+        """Train on one worker, from ``context.restore()`` if there is a checkpoint.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite.
+        """
 
     def evaluate(self, config: Any, checkpoint: Path) -> dict[str, float]:
-        """Scores of a checkpoint on the targets, named ``test/<set>/<metric>``."""
+        """Return the scores of a checkpoint on the targets, named ``test/<set>/<metric>``."""
 
     def export(self, config: Any, checkpoint: Path, directory: Path) -> dict[str, Any]:
-        """Write a model's files into ``directory``; gives the arguments of ``mlflow.pyfunc.log_model``."""
+        """Write the files of a model into ``directory``.
+
+        Returns:
+            The arguments of ``mlflow.pyfunc.log_model``.
+        """
 
 
 @runtime_checkable
 class Illustrating(Protocol):
-    """A trainable that can also draw what its trials learned; a comparison asks for it once, at its end."""
+    """A trainable that can also draw what its trials learned; a comparison calls it once, at its end."""
 
     def illustrate(self, runs: Mapping[str, Sequence[tuple[Any, Path]]], directory: Path) -> None:
         """Write PNG files into ``directory``; their names become their titles.
 
-        ``runs`` holds for each variant its ``(config, checkpoint folder)``, one for each split and seed, in
-        an order that is the same for every variant; one whose training failed is left out.
+        Args:
+            runs: for each variant its ``(config, checkpoint folder)``, one for each split and seed, in the
+                same order for every variant, without those whose training failed.
+            directory: the folder for the files.
         """
 
 
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")
-_FORM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 def load(dotted: str) -> Trainable:
-    """Import and instantiate the trainable at ``package.module:Class``; InputError says what it lacks."""
-    if not _FORM.fullmatch(dotted):
-        raise InputError(f"{dotted!r} names no trainable; write it as package.module:Class")
-    module_name, _, attribute = dotted.partition(":")
+    """Return an instance of the trainable at ``package.module:Class``.
+
+    Raises:
+        InputError: the class cannot be imported, or does not fulfil the contract.
+    """
+    candidate = components.resolve(dotted, lambda value: hasattr(value, "fit"))
+    if not isinstance(candidate, type):
+        raise InputError(f"{dotted!r} is not a class, so it is not a valid trainable")
+    if violation := contract_violation(candidate):
+        raise InputError(f"{dotted!r} is not a valid trainable: {violation}")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise InputError(f"there is no module {error.name!r}{_nearest_module(error.name)}") from error
-        raise InputError(f"module {module_name!r} needs {error.name!r}, which is not installed") from error
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"module {module_name!r} cannot be imported: {error}") from error
-    found = vars(module).get(attribute)
-    if found is None:
-        classes = [name for name, value in vars(module).items() if hasattr(value, "fit")]
-        raise InputError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, classes)}")
-    if not isinstance(found, type):
-        raise InputError(f"{dotted!r} is not a class, so it is no trainable")
-    fault = _fault(found)
-    if fault:
-        raise InputError(f"{dotted!r} is no trainable: {fault}")
-    try:
-        return cast(Trainable, found())
+        return cast(Trainable, candidate())
     except TypeError as error:
-        raise InputError(f"{dotted!r} cannot be made without arguments: {error}") from error
+        raise InputError(f"{dotted!r} cannot be instantiated without arguments: {error}") from error
 
 
-def _nearest_module(missing: str) -> str:
-    """Suggest a module beside the missing one: in its package, or at the top level."""
-    package, _, name = missing.rpartition(".")
-    folders = importlib.import_module(package).__path__ if package else None
-    valid = [module.name for module in pkgutil.iter_modules(folders)]
-    return nearest(name, valid) if package else nearest(name, valid, listed=False)
-
-
-def _fault(candidate: type) -> str | None:
-    """Say which part of the contract a class lacks, or None when it is a trainable."""
+def contract_violation(candidate: type) -> str | None:
+    """Return the part of the contract that a class lacks, or None for a valid trainable."""
     for name in (*_METHODS, "Config", "InputError", "metrics", "throughput"):
         if not hasattr(candidate, name):
             return f"it has no {name!r}"
@@ -173,5 +179,5 @@ def _fault(candidate: type) -> str | None:
         return "its 'metrics' do not map names to 'max' or 'min'"
     throughput: object = getattr(candidate, "throughput")  # noqa: B009
     if throughput is not None and throughput not in metrics:
-        return f"its 'throughput' {throughput!r} is not among its metrics"
+        return f"its 'throughput' {throughput!r} is not one of its metrics"
     return None

@@ -1,9 +1,10 @@
 """Train one config in one process: ``python -m trainables.train CONFIG.yaml [--output DIR]``.
 
-CONFIG.yaml holds what a sweep file holds under ``config:``.
+CONFIG.yaml has the fields of ``config:`` in a sweep file.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +16,12 @@ from pydantic import ValidationError
 
 from trainables.alignment import AlignmentTrainable
 from trainables.config import AlignmentConfig
-from trainables.data.tracklet import DataError
+from trainables.errors import DataError, one_line
 
 
 @dataclass
-class Alone:
-    """The only worker: prints a line per epoch, and keeps the last checkpoint if there is a folder."""
+class SingleWorker:
+    """Context of a single worker: prints one line per epoch and keeps the last checkpoint in ``output``."""
 
     output: Path | None
     rank: int = 0
@@ -28,47 +29,53 @@ class Alone:
     device: str = field(default_factory=lambda: "cuda:0" if torch.cuda.is_available() else "cpu")
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
-        """Print the metrics, and save."""
+        """Print the metrics and save a checkpoint."""
         print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), flush=True)
         if self.output is not None and save is not None:
             self.output.mkdir(parents=True, exist_ok=True)
             save(self.output)
 
     def restore(self) -> Path | None:
-        """Start from the beginning."""
+        """Return None: training starts from scratch."""
         return None
 
 
 def load(path: Path) -> AlignmentConfig:
-    """Read a config; raises ``DataError`` with one line naming file and field."""
+    """Read a config.
+
+    Raises:
+        DataError: the file or a field is not valid; the message is one line that names both.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: not YAML: {one_line(error)}") from error
     try:
         return AlignmentConfig.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "config"
-        raise DataError(f"{path}: {place}: {first['msg']}") from error
+        location = ".".join(str(part) for part in first["loc"]) or "config"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise DataError(f"{path}: {location}: {reason}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, then score the targets; gives the exit status: 2 when the input is at fault."""
+    """Train, score the targets and return the exit code: 2 for bad input, 1 if the training diverged."""
     parser = argparse.ArgumentParser(prog="python -m trainables.train", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file")
-    parser.add_argument("--output", type=Path, help="folder for the checkpoint; it is scored on the targets")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, help="folder of the checkpoint; it is scored on the targets")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     trainable = AlignmentTrainable()
     try:
-        config = load(chosen.config)
+        config = load(options.config)
         trainable.check(config, workers=1)
-        trainable.prepare(config, print)
-        trainable.fit(config, Alone(chosen.output))
-        if chosen.output is not None:
-            for name, value in trainable.evaluate(config, chosen.output).items():
+        trainable.prepare(config)
+        trainable.fit(config, SingleWorker(options.output))
+        if options.output is not None:
+            for name, value in trainable.evaluate(config, options.output).items():
                 print(f"{name} {value:.4f}")
     except DataError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Fill cluster.yaml with the outputs of the stack: ``python infra/aws/render.py STACK FILE``."""
+"""Fill in cluster.yaml with the outputs of a stack: ``python infra/aws/render.py STACK FILE``."""
 
 import argparse
 import difflib
@@ -16,10 +16,10 @@ DONE = ("CREATE_COMPLETE", "UPDATE_COMPLETE")
 
 
 def render(template: str, stack: str, cloudformation: Any) -> str:
-    """Put the outputs of a stack into the placeholders of a template.
+    """Return a template with the outputs of a stack in place of its placeholders.
 
     Raises:
-        LookupError: the stack is not there or not finished, or lacks an output; says so in a line.
+        LookupError: the stack does not exist, is not complete or lacks an output; its text is one line.
     """
     stacks = {
         each["StackName"]: each
@@ -44,10 +44,10 @@ def _nearest(name: str, names: Collection[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 written, 2 bad input."""
+    """Run the command and return its exit code: 0 written, 2 bad input."""
     parser = argparse.ArgumentParser(prog="render.py", description=__doc__)
-    parser.add_argument("stack", help="name of the stack made from foundation.cfn.yaml")
-    parser.add_argument("file", type=Path, help="where to write the cluster's configuration")
+    parser.add_argument("stack", help="name of the stack created from foundation.cfn.yaml")
+    parser.add_argument("file", type=Path, help="file to write: the configuration of the cluster")
     parser.add_argument("--region", help="default: that of the AWS profile or AWS_DEFAULT_REGION")
     parsed = parser.parse_args(arguments)
     try:

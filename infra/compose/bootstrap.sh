@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the secrets of this server, each only once: run it before the first `docker compose up`, and again after an
-# update; delete a file and run it again for a new secret. `FOLDER=... ./bootstrap.sh` makes them elsewhere.
+# Create the secrets of this server that do not exist yet. Run it before the first `docker compose up` and after every
+# update; to replace a secret, delete its file and run it again. `FOLDER=... ./bootstrap.sh` writes to another folder.
 set -euo pipefail
 umask 077
 cd "$(dirname "$0")"
@@ -8,7 +8,7 @@ folder=${FOLDER:-secrets}
 mkdir -p "$folder/mlflow-users"
 chmod 700 "$folder" "$folder/mlflow-users"
 
-# Containers run as users of their own, so the files are readable, and the folder that hides them is not.
+# The users of the containers have to read the files, so the files are readable; the folder around them is not.
 write() { # FILE COMMAND...
     local file=$1
     shift
@@ -45,7 +45,7 @@ once "$folder/s3-grpc.pem" certificate
 webhook() { echo https://chat.invalid/replace-me; }
 once "$folder/alert-webhook" webhook
 
-# What follows from the others is written anew each time.
+# Files that are derived from other secrets are written every time.
 credentials() {
     printf '[mlflow]\nmlflow_tracking_username = sweep\nmlflow_tracking_password = %s\n' \
         "$(cat "$folder/mlflow-users/sweep")"
@@ -64,11 +64,11 @@ identities() {
 }
 write "$folder/s3.json" identities
 
-# Nobody's default: a secret that somebody wrote by hand has to be long.
+# A secret that was not created here has to be long, too.
 for file in "$folder"/{s3-grpc.pem,postgres-password,mlflow-admin-password,mlflow-secret-key,grafana-admin-password,ray-auth-token} "$folder"/mlflow-users/*; do
     if [ "$(tr -d '\n' < "$file" | wc -c)" -lt 16 ]; then
-        echo "error: $file: shorter than 16 characters; delete it and run this again for a good one" >&2
+        echo "error: $file: shorter than 16 characters; delete it and rerun the command to create a new one" >&2
         exit 2
     fi
 done
-echo "$made secrets made in $folder, which only $(id -un) can open"
+echo "created $made secrets in $folder, which only $(id -un) can open"

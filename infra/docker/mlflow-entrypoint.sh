@@ -1,9 +1,9 @@
 #!/bin/sh
-# MLflow with logins: `server`, or `users`, which makes the logins of MLFLOW_USERS_DIR.
+# MLflow with logins: `server`, or `users`, which creates the logins of MLFLOW_USERS_DIR.
 #
-# Secrets come as files, named by MLFLOW_DATABASE_PASSWORD_FILE, MLFLOW_ADMIN_PASSWORD_FILE and
-# MLFLOW_SECRET_KEY_FILE (which signs the forms of its pages). MLFLOW_DATABASE is an address without a password,
-# MLFLOW_ARTIFACTS an s3:// address, MLFLOW_ALLOWED_HOSTS what browsers and clients may call the server.
+# Secrets are read from the files MLFLOW_DATABASE_PASSWORD_FILE, MLFLOW_ADMIN_PASSWORD_FILE and MLFLOW_SECRET_KEY_FILE
+# (which signs the forms of the web pages). MLFLOW_DATABASE is an address without a password, MLFLOW_ARTIFACTS an s3://
+# address, and MLFLOW_ALLOWED_HOSTS lists the names at which browsers and clients may reach the server.
 set -eu
 umask 077
 
@@ -33,11 +33,11 @@ server)
         secret MLFLOW_DATABASE_PASSWORD_FILE
         export PGPASSWORD="$secret"
     fi
-    # A loaded pickle runs whatever it wants.
+    # Loading a pickle can run any code.
     export MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_DISABLE_TELEMETRY=true
-    # Eight processes of 240 MB for jobs of its assistants and judges, which a sweep does not have.
+    # Saves eight processes of 240 MB for jobs that sweeps do not use.
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
-    # A route that MLflow has no rule for is refused.
+    # Routes without a permission rule are refused.
     export MLFLOW_BASIC_AUTH_FAIL_CLOSED=true
     work=$(mktemp -d)
     export MLFLOW_AUTH_CONFIG_PATH="$work/auth.ini"

@@ -1,10 +1,10 @@
-# The MLflow server with logins; everything it keeps lies in PostgreSQL and S3.
+# The MLflow server with logins; its data is in PostgreSQL and S3.
 #   docker build -f infra/docker/mlflow.Dockerfile -t multi-shot-reid-mlflow:0.1.0 .
 ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006 # the argument has a tag
 FROM ${BASE_IMAGE}
 COPY infra/docker/constraints.txt /tmp/
-# hadolint ignore=DL3008 # the release of Debian pins them
+# hadolint ignore=DL3008 # the release of Debian fixes their versions
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv tini \
     && rm -rf /var/lib/apt/lists/* \

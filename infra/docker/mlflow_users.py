@@ -1,9 +1,9 @@
-"""Make the logins of an MLflow server: one for each file of a folder, called as its user, with the password.
+"""Create the logins of an MLflow server: the name of a file is the user, its content the password.
 
-``python mlflow_users.py http://mlflow:5000 FOLDER``, by the administrator whose password
-MLFLOW_AUTH_ADMIN_PASSWORD is. Run it again after a password has changed. Everybody may make experiments and
-models, and owns what he made. ``reader`` may read all. ``prometheus`` is an administrator: MLflow shows its
-metrics to nobody else.
+``python mlflow_users.py http://mlflow:5000 FOLDER`` logs in as the administrator, whose password is in
+MLFLOW_AUTH_ADMIN_PASSWORD. Run it again after a password has changed. Every user may create experiments and
+models, and owns them. ``reader`` may read all of them. ``prometheus`` is an administrator, because MLflow
+shows its metrics to administrators only.
 """
 
 import functools
@@ -21,7 +21,7 @@ READABLE = ("experiment", "registered_model")
 
 
 def make(client: AuthServiceClient, user: str, password: str) -> None:
-    """Make one login, or give it its password and its rights again."""
+    """Create one login, or update its password and its permissions."""
     if not _is_new(lambda: client.create_user(user, password)):
         client.update_user_password(user, password)
     client.update_user_admin(user, user in ADMINISTRATORS)
@@ -31,7 +31,7 @@ def make(client: AuthServiceClient, user: str, password: str) -> None:
 
 
 def _is_new(make: Callable[[], object]) -> bool:
-    """Make something, unless it is there already."""
+    """Return whether the object did not exist before; ``make`` creates it."""
     try:
         make()
     except MlflowException as error:
@@ -42,13 +42,16 @@ def _is_new(make: Callable[[], object]) -> bool:
 
 
 def main(server: str, folder: Path) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     os.environ["MLFLOW_TRACKING_USERNAME"] = os.environ["MLFLOW_AUTH_ADMIN_USERNAME"]
     os.environ["MLFLOW_TRACKING_PASSWORD"] = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]
     # Kubernetes mounts a Secret with hidden entries beside its keys.
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     if not files:
-        print(f"{folder}: holds no logins; one file for each, named as the user", file=sys.stderr)
+        print(
+            f"{folder}: contains no logins; expected one file per login, named after the user",
+            file=sys.stderr,
+        )
         return 2
     client = AuthServiceClient(server)
     for file in files:

@@ -1,4 +1,8 @@
-"""YAML as a document: plain values, and for each the place where the user wrote it."""
+"""A YAML file as plain values, with the location at which the user wrote each of them.
+
+PyYAML rather than ruamel.yaml 0.19, which reads ``1_000``, ``0x1F``, ``2001-01-01`` and ``<<`` as more than
+text, and would need the same composer to refuse aliases, tags, deep nesting and keys that are not words.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,17 +12,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from orchestrator import errors
-from orchestrator.errors import Fault, FieldError, InputError, nearest, show
+from orchestrator.errors import Fault, FieldError, InputError, nearest, quote
 
-_MOST_BYTES = 1 << 18
-_MOST_LEVELS = 32
-_ABOVE_PATHS = {"search": 1, "splits": 1, "variants": 2, "enqueue": 2}
-"""Sections that map paths of the config, and how many keys stand above such a path."""
+_MAX_BYTES = 1 << 18
+_MAX_LEVELS = 32
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 class Override(NamedTuple):
-    """One value laid over the file; ``origin`` is how the user wrote it (e.g. ``--trials 3``)."""
+    """A value that replaces one of the file; ``origin`` is how the user wrote it (e.g. ``--trials 3``)."""
 
     path: str
     value: Any
@@ -26,109 +28,157 @@ class Override(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Override":
-        """Read ``path=value`` of ``--set``; the value is YAML. Raises InputError."""
+        """Read ``path=value`` of ``--set``, where the value is YAML.
+
+        Raises:
+            InputError: the text has no path, or its value is not valid YAML.
+        """
         path, equals, value = text.partition("=")
         origin = f"--set {text}"
         if not equals or not path.strip():
-            raise InputError(f"{origin}: write --set path=value, for example --set config.epochs=3")
+            raise InputError(f"{origin}: expected --set path=value, for example --set config.epochs=3")
         return cls(path.strip(), _parse(value, origin, {}), origin)
 
 
 class Document:
-    """The values of a file, and for each path the place that it came from."""
+    """The values of a file, and the location that each of them came from."""
 
-    def __init__(self, file: str, tree: dict[str, Any], places: dict[errors.Path, str]) -> None:
-        """Hold the tree of values and the places (``FILE:LINE``) of its paths."""
+    def __init__(
+        self,
+        file: str,
+        tree: dict[str, Any],
+        locations: dict[errors.Path, str],
+        path_sections: Mapping[str, int] | None = None,
+    ) -> None:
+        """Hold the tree of values and the locations (``FILE:LINE``) of its paths."""
         self.file = file
         self.tree = tree
-        self._places = places
+        self._locations = locations
+        self._path_sections = path_sections or {}
 
     @classmethod
-    def read(cls, path: Path, kind: str = "sweep") -> "Document":
-        """Read a YAML file of a ``kind``. Raises InputError naming file and line.
+    def read(
+        cls,
+        path: Path,
+        kind: str = "sweep",
+        path_sections: Mapping[str, int] | None = None,
+    ) -> "Document":
+        """Read a YAML file.
 
-        Refused are aliases (they expand without bound), tags (they may run code), keys given twice, several
-        documents in a file, deep nesting, large files and undecodable bytes. Plain scalars follow YAML 1.2:
+        Aliases (they expand without bound), tags (they may run code), duplicate keys, several documents in a
+        file, deep nesting, large files and undecodable bytes are refused. Plain scalars follow YAML 1.2:
         ``1e-3`` is a number, ``no`` is a word.
+
+        Args:
+            path: the file.
+            kind: what the user calls such a file, for messages.
+            path_sections: sections whose keys are dotted paths, and how many keys precede such a path:
+                1 for ``search.PATH``, 2 for ``enqueue.NAME.PATH``.
+
+        Raises:
+            InputError: the file cannot be read; the line begins with file and line.
         """
         text = _text(path, kind)
-        places: dict[errors.Path, str] = {}
-        tree = _parse(text, str(path), places)
+        locations: dict[errors.Path, str] = {}
+        tree = _parse(text, str(path), locations)
         if tree is None:
             raise InputError(f"{path}: the file is empty")
         if not isinstance(tree, dict):
             raise InputError(
-                f"{path}:1: the file holds {show(tree)}; a {kind} file is a mapping of keys to values"
+                f"{path}:1: the file holds {quote(tree)}; a {kind} file is a mapping of keys to values"
             )
-        return cls(str(path), tree, places)
+        return cls(str(path), tree, locations, path_sections)
 
-    def place(self, path: errors.Path) -> str:
-        """Say where a path was written: its own line, or that of the nearest key around it."""
+    def location(self, path: errors.Path) -> str:
+        """Return where a path was written: its own line, or that of the nearest key around it."""
         for length in range(len(path), 0, -1):
-            if path[:length] in self._places:
-                return self._places[path[:length]]
+            if path[:length] in self._locations:
+                return self._locations[path[:length]]
         return self.file
 
     def set(self, override: Override) -> None:
-        """Lay one value over the tree. Raises InputError when its path leads through a plain value.
+        """Put one value into the tree.
 
-        Under ``search.``, ``splits.``, ``variants.NAME.`` and ``enqueue.NAME.`` the rest is one key, which is
-        a path of the config, unless it leads into an entry that is there already.
+        In a section whose keys are paths, the rest of the path is one key, unless it leads into an entry
+        that exists. ``package.module:Class`` is one key everywhere.
+
+        Raises:
+            InputError: the path is not valid, or leads through a plain value.
         """
         keys = self._keys(override.path)
         if not all(keys):
             raise InputError(
-                f"{override.origin}: {override.path!r} is no path; write for example config.epochs"
+                f"{override.origin}: {override.path!r} is not a valid path; write for example config.epochs"
             )
         tree = self.tree
         for depth, key in enumerate(keys[:-1], start=1):
             inner = tree.get(key)
             if inner is None:
                 inner = tree[key] = {}
-                self._places[keys[:depth]] = override.origin
+                self._locations[keys[:depth]] = override.origin
             if not isinstance(inner, dict):
                 outer = errors.dotted(keys[:depth])
-                raise InputError(f"{override.origin}: {outer} is {show(inner)} and has no {keys[depth]!r}")
+                raise InputError(f"{override.origin}: {outer} is {quote(inner)} and has no {keys[depth]!r}")
             tree = inner
         tree[keys[-1]] = override.value
-        stale = [path for path in self._places if path[: len(keys)] == keys]
+        stale = [path for path in self._locations if path[: len(keys)] == keys]
         for path in stale:
-            del self._places[path]
-        self._places[keys] = override.origin
+            del self._locations[path]
+        self._locations[keys] = override.origin
 
     def _keys(self, path: str) -> tuple[str, ...]:
-        """Split a path at its dots, but not within names and paths of the config, which may hold some."""
-        first, *more = path.split(".")
-        if first not in _ABOVE_PATHS:
+        """Split a path at its dots, except for those within a key of the file."""
+        first, _, rest = path.partition(".")
+        more = re.split(r"\.(?![\w.]*:)", rest) if rest or path.endswith(".") else []
+        if first not in self._path_sections:
             return first, *more
         keys: tuple[str, ...] = (first,)
-        while more and len(keys) <= _ABOVE_PATHS[first]:
-            rest = f"{errors.dotted(more)}."
-            known = [each for each in self._at(keys) or () if rest.startswith(f"{each}.")]
-            whole = len(more) if len(keys) == _ABOVE_PATHS[first] else 1
-            length = max((each.count(".") + 1 for each in known), default=whole)
+        depth = self._path_sections[first]
+        while more and len(keys) <= depth:
+            remainder = f"{errors.dotted(more)}."
+            existing = [key for key in self._mapping(keys) if remainder.startswith(f"{key}.")]
+            whole = len(more) if len(keys) == depth else 1
+            length = max((key.count(".") + 1 for key in existing), default=whole)
             keys, more = (*keys, errors.dotted(more[:length])), more[length:]
         return *keys, *more
 
-    def _at(self, keys: tuple[str, ...]) -> dict[str, Any] | None:
-        """The mapping that stands at a path, if one does."""
-        here: Any = self.tree
+    def _mapping(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """Return the mapping at a path, or an empty one."""
+        value: Any = self.tree
         for key in keys:
-            here = here.get(key) if isinstance(here, dict) else None
-        return here if isinstance(here, dict) else None
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, dict) else {}
 
     def variables(self) -> list[str]:
-        """Names of the environment variables that the values name."""
-        found = {match[1] for text in _strings(self.tree) for match in _VARIABLE.finditer(text)}
-        return sorted(found)
+        """Return the names of the environment variables that the values refer to."""
+        return sorted({match[1] for text in _strings(self.tree) for match in _VARIABLE.finditer(text)})
 
     def fill(self, environment: Mapping[str, str]) -> None:
-        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string; raises FieldError for one not set."""
+        """Replace ``${NAME}`` and ``${NAME:-default}`` in every string.
+
+        Raises:
+            FieldError: a variable without a default is not set.
+        """
         self.tree = _filled(self.tree, environment, ())
 
 
+def flatten(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of nested mappings by dotted path; an empty mapping is a value.
+
+    >>> flatten({"a": {"b": 1, "c": {}}, "d": [2]})
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{path}": inner for path, inner in flatten(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
 def plain(text: str) -> Any:
-    """Read one value as a file would hold it; what is no YAML is itself."""
+    """Return the value of a text as YAML reads it, or the text itself where it is not valid YAML."""
     try:
         return _parse(text, "", {})
     except InputError:
@@ -136,7 +186,7 @@ def plain(text: str) -> Any:
 
 
 def _text(path: Path, kind: str) -> str:
-    """Read a file as UTF-8, or say why that cannot be done."""
+    """Return the text of a file; raises InputError when it cannot be read as UTF-8."""
     try:
         if path.is_dir():
             raise InputError(
@@ -147,11 +197,11 @@ def _text(path: Path, kind: str) -> str:
         if not path.is_file():
             raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > _MOST_BYTES:
-        raise InputError(f"{path}: is larger than {_MOST_BYTES >> 10} KiB and is no {kind} file")
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path}: is larger than {_MAX_BYTES >> 10} KiB, so it is not a {kind} file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -160,21 +210,21 @@ def _text(path: Path, kind: str) -> str:
 
 
 def _beside(path: Path) -> str:
-    """Suggest a file in the folder of ``path``."""
+    """Return the end of a line that suggests a file in the folder of ``path``."""
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist"
-    names = [each.name for pattern in ("*.yaml", "*.yml") for each in path.parent.glob(pattern)]
+    names = [file.name for pattern in ("*.yaml", "*.yml") for file in path.parent.glob(pattern)]
     return nearest(path.name, names)
 
 
 class _Composer(yaml.SafeLoader):
-    """Composes nodes of plain values only, with the scalars of YAML 1.2's core schema."""
+    """A composer of plain values only, with the scalars of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - as PyYAML asks
     level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse aliases, tags and deep nesting before anything is built of them."""
+        """Compose a node, after refusing aliases, tags and deep nesting."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise _refused("aliases (*name) are not allowed; write the value out", event.start_mark)
@@ -184,8 +234,8 @@ class _Composer(yaml.SafeLoader):
                 f"tags ({tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write a plain value",
                 event.start_mark,
             )
-        if self.level > _MOST_LEVELS:
-            raise _refused(f"nested deeper than {_MOST_LEVELS} levels", event.start_mark)
+        if self.level > _MAX_LEVELS:
+            raise _refused(f"nested deeper than {_MAX_LEVELS} levels", event.start_mark)
         self.level += 1
         node = super().compose_node(parent, index)
         self.level -= 1
@@ -206,51 +256,52 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def _parse(text: str, origin: str, places: dict[errors.Path, str]) -> Any:
-    """Parse YAML into plain values and note the place of each; InputError lines begin with ``origin``."""
+def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
+    """Return the plain values of a YAML text, and note the location of each in ``locations``.
+
+    ``origin`` is the file, or the option of the command line: the line of an InputError begins with it.
+    """
     try:
         composer = _Composer(text)
         node = composer.get_single_node()
-        return None if node is None else _value(node, (), origin, places)
+        return None if node is None else _value(node, (), origin, locations)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = _place(origin, mark) if mark else origin
+        location = _location(origin, mark) if mark else origin
         context = f" {error.context}" if error.context else ""
-        raise InputError(f"{place}: {error.problem}{context}") from error
+        raise InputError(f"{location}: {error.problem}{context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        place = f"{origin}:{line}" if not origin.startswith("--") else origin
-        raise InputError(f"{place}: the character U+{error.character:04X} is not allowed in YAML") from error
-    except (
-        ValueError,
-        OverflowError,
-    ) as error:  # an escape beyond Unicode, an integer of thousands of digits
+        location = f"{origin}:{line}" if not origin.startswith("--") else origin
+        raise InputError(f"{location}: YAML does not allow the character U+{error.character:04X}") from error
+    except (ValueError, OverflowError) as error:  # an escape beyond Unicode, an integer of 5,000 digits
         if isinstance(error, InputError):
             raise
         raise InputError(f"{origin}: not readable as YAML: {error}") from error
 
 
-def _place(origin: str, mark: yaml.Mark) -> str:
+def _location(origin: str, mark: yaml.Mark) -> str:
     return origin if origin.startswith("--") else f"{origin}:{mark.line + 1}"
 
 
-def _value(node: yaml.Node, path: errors.Path, origin: str, places: dict[errors.Path, str]) -> Any:
-    """Build the plain value of a node."""
-    places.setdefault(path, _place(origin, node.start_mark))
+def _value(node: yaml.Node, path: errors.Path, origin: str, locations: dict[errors.Path, str]) -> Any:
+    """Return the plain value of a node."""
+    locations.setdefault(path, _location(origin, node.start_mark))
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            place = _place(origin, key_node.start_mark)
+            location = _location(origin, key_node.start_mark)
             key = _value(key_node, (*path, "?"), origin, {})
             if not isinstance(key, str):
-                raise InputError(f"{place}: the key {show(key)} is not a word; write it in quotes")
+                raise InputError(f"{location}: the key {quote(key)} is not a word; write it in quotes")
             if key in mapping:
-                raise InputError(f"{place}: {errors.dotted((*path, key))} is given twice; keep one of them")
-            places[(*path, key)] = place
-            mapping[key] = _value(value_node, (*path, key), origin, places)
+                dotted = errors.dotted((*path, key))
+                raise InputError(f"{location}: {dotted} is given twice; keep one of them")
+            locations[(*path, key)] = location
+            mapping[key] = _value(value_node, (*path, key), origin, locations)
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_value(each, (*path, index), origin, places) for index, each in enumerate(node.value)]
+        return [_value(item, (*path, index), origin, locations) for index, item in enumerate(node.value)]
     kind = str(node.tag).rpartition(":")[2]
     text = str(node.value)
     if kind == "null":
@@ -263,7 +314,7 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, places: dict[errors.
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(
-            f"{_place(origin, node.start_mark)}: {show(text)} holds a character that is not text"
+            f"{_location(origin, node.start_mark)}: {quote(text)} contains a character that is not text"
         )
     return text
 
@@ -277,7 +328,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> Any:
-    """Copy a value with the variables of its strings replaced."""
+    """Return a copy of a value with the variables of its strings replaced."""
     if isinstance(value, dict):
         return {key: _filled(inner, environment, (*path, key)) for key, inner in value.items()}
     if isinstance(value, list):
@@ -287,12 +338,12 @@ def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> An
 
     def replacement(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = environment.get(name) or default  # as in a shell, empty counts as not set
-        if found is None:
+        text = environment.get(name) or default  # as in a shell, empty counts as not set
+        if text is None:
             reason = f"the environment variable {name} is not set; set it, or write ${{{name}:-default}}"
             raise FieldError(Fault(path, reason))
-        return found
+        return text
 
     if "${" in _VARIABLE.sub("", value):
-        raise FieldError(Fault(path, f"{show(value)} is not of the form ${{NAME}} or ${{NAME:-default}}"))
+        raise FieldError(Fault(path, f"{quote(value)} is not of the form ${{NAME}} or ${{NAME:-default}}"))
     return _VARIABLE.sub(replacement, value)

@@ -1,4 +1,4 @@
-"""One entry under ``search:`` of a sweep file: a distribution, and when it is searched at all."""
+"""One entry under ``search:`` of a sweep file: a distribution, and the condition for searching it."""
 
 import math
 from collections.abc import Mapping
@@ -7,74 +7,74 @@ from typing import Annotated, Any, Self
 import optuna
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from orchestrator.errors import show
+from orchestrator.errors import quote
 
-_LARGEST = 2**53  # Optuna keeps integers as floats
+_MAX_INTEGER = 2**53  # Optuna stores integers as floats
 
 
-def number(value: Any) -> float:
-    """Accept finite numbers, also as text (``${ENV}`` gives text)."""
+def parse_number(value: Any) -> float:
+    """Return a finite number, also from text, as ``${ENV}`` gives; raises ValueError."""
     if isinstance(value, str):
         try:
             value = float(value) if not value.lstrip("+-").isdecimal() else int(value)
         except ValueError:
-            raise ValueError(f"{show(value)} is not a number") from None
+            raise ValueError(f"{quote(value)} is not a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{show(value)} is not a number")
-    if abs(value) > _LARGEST if isinstance(value, int) else not math.isfinite(value):
-        raise ValueError(f"{show(value)} is out of range; write a finite number")
+        raise ValueError(f"{quote(value)} is not a number")
+    if abs(value) > _MAX_INTEGER if isinstance(value, int) else not math.isfinite(value):
+        raise ValueError(f"{quote(value)} is out of range; expected a finite number")
     return value
 
 
 def _range(value: Any) -> tuple[float, float]:
-    """Accept ``[low, high]``, low below high."""
+    """Return ``[low, high]``, where low is below high; raises ValueError."""
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"{show(value)} is no range; write [low, high]")
-    low, high = (number(each) for each in value)
+        raise ValueError(f"invalid range {quote(value)}; expected [low, high]")
+    low, high = (parse_number(edge) for edge in value)
     if low == high:
-        raise ValueError(f"the range {show(value)} is empty; write the value under config to fix it")
+        raise ValueError(f"the range {quote(value)} is empty; set a fixed value under config instead")
     if low > high:
-        raise ValueError(f"the range {show(value)} is inverted; write [{high}, {low}]")
+        raise ValueError(f"the range {quote(value)} is inverted; expected [{high}, {low}]")
     if not math.isfinite(high - low):
-        raise ValueError(f"the range {show(value)} is too wide")
+        raise ValueError(f"the range {quote(value)} is too wide")
     return low, high
 
 
 def _whole(value: tuple[float, float]) -> tuple[int, int]:
     low, high = value
     if int(low) != low or int(high) != high:
-        raise ValueError(f"{show(list(value))} are not whole numbers; use uniform for numbers between")
+        raise ValueError(f"{quote(list(value))} are not whole numbers; use uniform for fractional numbers")
     return int(low), int(high)
 
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{show(value)} is not finite")
+        raise ValueError(f"{quote(value)} is not finite")
     if value is not None and not isinstance(value, str | int | float | bool):
-        raise ValueError(f"{show(value)} is not a plain value (text, number, true, false or null)")
+        raise ValueError(f"{quote(value)} is not a plain value (text, number, true, false or null)")
     return value
 
 
-def same(one: Any, other: Any) -> bool:
-    """Compare values as YAML does: true is not 1."""
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+def is_same(value: Any, other: Any) -> bool:
+    """Return whether two values are equal in YAML, where true is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 def _choices(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{show(value)} is no choice; write [first, second, ...]")
-    for index, each in enumerate(value):
-        if _scalar(each) in value[:index]:  # Optuna takes 1, 1.0 and true for the same choice
-            raise ValueError(f"{show(each)} is given twice")
+        raise ValueError(f"invalid choice {quote(value)}; expected [first, second, ...]")
+    for index, choice in enumerate(value):
+        if _scalar(choice) in value[:index]:  # 1, 1.0 and true are one choice to Optuna
+            raise ValueError(f"{quote(choice)} is given twice; keep one of them")
     return tuple(value)
 
 
 def _conditions(value: Any) -> dict[str, tuple[Any, ...]]:
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"{show(value)} is no condition; write {{path: value}} or {{path: [values]}}")
+        raise ValueError(f"invalid condition {quote(value)}; expected {{path: value}} or {{path: [values]}}")
     return {
-        str(path): _choices(wanted) if isinstance(wanted, list | tuple) else (_scalar(wanted),)
-        for path, wanted in value.items()
+        str(path): _choices(values) if isinstance(values, list | tuple) else (_scalar(values),)
+        for path, values in value.items()
     }
 
 
@@ -87,20 +87,20 @@ _KINDS = ("uniform", "log_uniform", "int", "choice")
 
 
 class Parameter(BaseModel):
-    """One entry under ``search:``: a distribution, and the condition under which it is searched at all."""
+    """A distribution, and the condition under which its path is searched."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     uniform: _Floats | None = Field(None, description="between low and high")
-    log_uniform: _Floats | None = Field(None, description="between low and high, even in the logarithm")
+    log_uniform: _Floats | None = Field(None, description="between low and high, uniform in the logarithm")
     integer: _Ints | None = Field(
         None, alias="int", description="whole numbers from low to high, both included"
     )
-    log: bool = Field(False, description="with int: even in the logarithm")
+    log: bool = Field(False, description="with int: uniform in the logarithm")
     step: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="with int: from low in steps of this size"
+        None, description="with int: distance between values, from low"
     )
-    choice: Choices | None = Field(None, description="one of these")
+    choice: Choices | None = Field(None, description="one of these values")
     when: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_conditions)] = Field(
         default={}, description="searched only while every path has one of its values"
     )
@@ -109,31 +109,31 @@ class Parameter(BaseModel):
     @classmethod
     def _one_distribution(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
-            raise ValueError(f"{show(data)} is no distribution; write for example {{uniform: [0, 1]}}")
-        given = [kind for kind in _KINDS if data.get(kind) is not None]
+            raise ValueError(f"invalid distribution {quote(data)}; expected for example {{uniform: [0, 1]}}")
+        kinds = [kind for kind in _KINDS if data.get(kind) is not None]
         unknown = [key for key in data if key not in (*_KINDS, "log", "step", "when")]
-        if len(given) != 1 and not unknown:
+        if len(kinds) != 1 and not unknown:
             raise ValueError(
-                f"give one distribution of {', '.join(_KINDS)}; found {', '.join(given) or 'none'}"
+                f"expected one distribution of {', '.join(_KINDS)}; found {', '.join(kinds) or 'none'}"
             )
         return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.integer is None and (self.log or self.step is not None):
-            raise ValueError("log and step belong to int; a logarithmic range of numbers is log_uniform")
+            raise ValueError("log and step belong to int; for fractional numbers use log_uniform")
         if self.log and self.step is not None:
-            raise ValueError("log and step cannot be combined; drop one of them")
+            raise ValueError("log and step cannot be combined; keep one of them")
         if self.integer and self.step is not None and self.step > self.integer[1] - self.integer[0]:
             raise ValueError(f"step {self.step} is larger than the range {list(self.integer)}")
         logarithmic = self.log_uniform or (self.integer if self.log else None)
         if logarithmic and logarithmic[0] <= 0:
-            raise ValueError(f"a logarithmic range must begin above 0, not at {logarithmic[0]:g}")
+            raise ValueError(f"a logarithmic range must start above 0, not at {logarithmic[0]:g}")
         return self
 
     @property
     def edges(self) -> list[Any]:
-        """Values that show whether a config takes what is suggested: every choice, or ends and between."""
+        """Values to test a config with: all choices, or both ends of the range and a value between."""
         if self.choice is not None:
             return list(self.choice)
         if self.integer is not None:
@@ -142,7 +142,7 @@ class Parameter(BaseModel):
         return [low, high, low + (high - low) * 0.382]  # not a whole number, unless the range is tiny
 
     def suggest(self, trial: optuna.Trial, path: str) -> Any:
-        """Ask the study's sampler for a value; the Optuna parameter has the name of the path."""
+        """Return a value of the study's sampler; the Optuna parameter is named like the path."""
         if self.choice is not None:
             return trial.suggest_categorical(path, self.choice)
         if self.integer is not None:
@@ -153,7 +153,7 @@ class Parameter(BaseModel):
         return trial.suggest_float(path, *self.uniform)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """What ``suggest`` tells the study of the value."""
+        """Return the distribution that ``suggest`` records in the study."""
         if self.choice is not None:
             return optuna.distributions.CategoricalDistribution(self.choice)
         if self.integer is not None:
@@ -163,10 +163,10 @@ class Parameter(BaseModel):
         low, high = self.uniform or self.log_uniform or (0.0, 0.0)
         return optuna.distributions.FloatDistribution(low, high, log=self.log_uniform is not None)
 
-    def takes(self, value: Any) -> bool:
-        """Whether the value can be suggested; 128.0 is a whole number."""
+    def contains(self, value: Any) -> bool:
+        """Return whether the value can be suggested; 128.0 counts as a whole number."""
         if self.choice is not None:
-            return any(same(value, each) for each in self.choice)
+            return any(is_same(value, choice) for choice in self.choice)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         if self.integer is not None:
@@ -176,15 +176,17 @@ class Parameter(BaseModel):
         return low <= value <= high
 
     def convert(self, value: Any) -> Any:
-        """A value that it ``takes``, in the type in which it is suggested."""
+        """Return a value that the distribution contains in the type in which it is suggested."""
         if self.choice is not None:
-            return next(each for each in self.choice if same(value, each))
+            return next(choice for choice in self.choice if is_same(value, choice))
         return float(value) if self.integer is None else int(value)
 
     def describe(self) -> tuple[str, str]:
-        """Name the distribution and its range for a table."""
+        """Return the name of the distribution and its range, for a table."""
         if self.choice is not None:
-            return "choice", ", ".join(each if isinstance(each, str) else show(each) for each in self.choice)
+            return "choice", ", ".join(
+                choice if isinstance(choice, str) else quote(choice) for choice in self.choice
+            )
         if self.integer is not None:
             step = f" in steps of {self.step}" if self.step else ""
             return ("log int" if self.log else "int"), f"{self.integer[0]} to {self._last}{step}"
@@ -193,7 +195,7 @@ class Parameter(BaseModel):
 
     @property
     def _last(self) -> int:
-        """The highest whole number that lies on the steps."""
+        """The highest whole number on the steps."""
         assert self.integer is not None
         low, high = self.integer
         return low + (high - low) // (self.step or 1) * (self.step or 1)

@@ -1,15 +1,60 @@
-"""What may stand in the parts of the files of the commands, each with every fault in one line."""
+"""The sections of the files of the commands; every fault is one line."""
 
+import logging
+import os
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.config.samplers import Integer, Number, Section
-from orchestrator.errors import show
+from orchestrator.errors import quote
 
-NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
-"""What a job may be called."""
+_log = logging.getLogger(__name__)
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, not {quote(value)}")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool)]
+
+
+class Section(BaseModel):
+    """A section of the file of a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Path of a key in earlier versions → its present path. The old key is read, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed_keys(cls, data: Any) -> Any:
+        for old, new in cls.renamed_keys.items():
+            old_key, new_key = old.rpartition(".")[2], new.rpartition(".")[2]
+            if isinstance(data, Mapping) and old_key in data:
+                if new_key in data:
+                    raise ValueError(f"{old_key} is the old name of {new_key}; give only {new_key}")
+                _log.warning("%s is now called %s", old, new)
+                data = {new_key if key == old_key else key: value for key, value in data.items()}
+        return data
+
+
+JOB_NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
+"""Pattern of the name of a job."""
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
@@ -19,10 +64,10 @@ def _seconds(value: Any) -> Any:
     if value is None:
         return value
     if not isinstance(value, str) or not re.fullmatch(r"(\d{1,6}[dhms])+", value, re.ASCII):
-        raise ValueError(f"{show(value)} is no duration; write 90s, 30m, 2h or 1d")
+        raise ValueError(f"invalid duration {quote(value)}; expected for example 90s, 30m, 2h or 1d")
     seconds = sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"\d+[dhms]", value))
     if not seconds:
-        raise ValueError(f"{value!r} leaves no time; write 90s, 30m, 2h or 1d")
+        raise ValueError(f"invalid duration {value!r}; expected more than 0 seconds, for example 90s")
     return float(seconds)
 
 
@@ -32,70 +77,93 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 def _point_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
-        raise ValueError("is no name of a point; use at most 64 letters, digits, '-', '_' and '.'")
+        raise ValueError("invalid name of a point; expected at most 64 letters, digits, '-', '_' and '.'")
     return value
 
 
 def _point(value: dict[str, Any]) -> dict[str, Any]:
     if not value:
-        raise ValueError("holds no value; give at least one, {searched path: value}")
+        raise ValueError("empty point; expected at least one {searched path: value}")
     return value
 
 
 PointName = Annotated[str, AfterValidator(_point_name)]
 Point = Annotated[dict[str, Any], AfterValidator(_point)]
-"""Values of searched paths, one at least."""
+"""Values of searched paths, at least one."""
 
 
 def _source(value: Any) -> Any:
-    """Read ``NAME`` of a sweep, or ``mlflow:EXPERIMENT``."""
+    """Return an earlier sweep, written ``JOB_NAME`` or ``mlflow:EXPERIMENT``."""
     kind, colon, experiment = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind == "mlflow" and experiment.strip():
         return f"mlflow:{experiment.strip()}"
-    if colon or not re.fullmatch(NAME, kind):
-        raise ValueError(f"{show(value)} is no sweep; write the name of one, or mlflow:EXPERIMENT")
+    if colon or not re.fullmatch(JOB_NAME, kind):
+        raise ValueError(f"invalid sweep {quote(value)}; expected the name of a sweep, or mlflow:EXPERIMENT")
     return value
 
 
 Source = Annotated[str, BeforeValidator(_source)]
-"""An earlier sweep: ``NAME`` in the same storage, or ``mlflow:EXPERIMENT``."""
+"""An earlier sweep: ``JOB_NAME`` in the same storage, or ``mlflow:EXPERIMENT``."""
+
+
+def storage_address(value: Any, kind: str) -> str:
+    """Return the value of ``storage:`` in its canonical form, for a ``kind`` of job; raises ValueError."""
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError(
+            f"invalid storage {quote(value)}; expected for example ~/reid-sweeps or s3://bucket/prefix"
+        )
+    text = str(value)
+    if text.startswith("s3://"):
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.!*'()-]+)*/?", text, re.ASCII):
+            raise ValueError(f"invalid address {quote(text)}; expected s3://bucket/prefix")
+        return text.rstrip("/")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError(
+            f"invalid storage {quote(text)}; {kind}s are kept in a folder or in a bucket, s3://bucket/prefix"
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"unknown user in {quote(text)}; expected for example ~/reid-sweeps")
+    return os.path.abspath(expanded)
 
 
 class Objective(Section):
-    """A metric of the trainable that the search improves."""
+    """A metric of the trainable that the search optimizes."""
 
     metric: str = Field(description="one of the trainable's metrics")
     mode: Literal["max", "min"] = Field(
-        "max", description="which way is better; left out, the trainable's own"
+        "max", description="whether higher or lower is better; default: as the trainable says"
     )
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """The mode in Optuna's words."""
+        """The mode in Optuna's terms."""
         return "maximize" if self.mode == "max" else "minimize"
 
 
 class Budget(Section):
-    """When the sweep ends: whatever comes first."""
+    """The limits of a sweep; it ends at the first one that it reaches."""
 
-    trials: Annotated[Integer, Field(ge=1)] = Field(description="trials in all")
+    trials: Annotated[Integer, Field(ge=1)] = Field(description="number of trials")
     wall: Seconds | None = Field(
         None,
-        description="time after which trials are stopped, over all runs of the command: 90s, 30m, 2h",
+        description="time after which trials are stopped, summed over all runs of the command: 90s, 30m, 2h",
     )
     gpu_hours: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="hours that workers may hold GPUs, over all attempts and runs of the command"
+        None, description="hours that workers may hold GPUs, summed over all attempts and runs of the command"
     )
     no_gain_for: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="finished trials in a row without a better one"
+        None, description="consecutive finished trials without a new best one"
     )
     failures: Annotated[Integer, Field(ge=1)] = Field(
-        10, description="failed trials in a row, in one run of the command, that end it"
+        10, description="consecutive failed trials, in one run of the command, after which it ends"
     )
 
 
 class Resources(Section):
-    """What a trial takes, and how many run at once."""
+    """The resources of a trial, and the number of trials at once."""
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"resources.silence": "resources.report_timeout"}
 
     workers: Annotated[Integer, Field(ge=1)] = Field(1, description="workers of a trial (data parallel)")
     cpus: Annotated[Integer, Field(ge=1)] = Field(1, description="CPUs of a worker")
@@ -103,9 +171,9 @@ class Resources(Section):
         0.0, description="GPUs of a worker; below 1, trials share one"
     )
     concurrent: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
-        "auto", description="trials at once; auto: as many as fit on the nodes that are there"
+        "auto", description="trials at once; auto: as many as fit on the present nodes"
     )
-    silence: Seconds = Field(
+    report_timeout: Seconds = Field(
         3600.0, description="time without a report after which a trial counts as hung: 90s, 30m, 2h, 1d"
     )
 
@@ -118,7 +186,7 @@ class Resources(Section):
 
     @model_validator(mode="after")
     def _one_worker_a_gpu(self) -> Self:
-        if 0 < self.gpus < 1 and self.workers > 1:  # NCCL knows one rank a device
+        if 0 < self.gpus < 1 and self.workers > 1:  # NCCL allows one rank per device
             raise ValueError(
                 f"{self.workers} workers cannot train together on shares of a GPU; write gpus: 1"
             )
@@ -130,33 +198,33 @@ class Resources(Section):
         if value != "auto" and (
             not isinstance(value, int | str) or not str(value).isdecimal() or int(value) < 1
         ):
-            raise ValueError(f"{show(value)} is neither auto nor a number of trials above 0")
+            raise ValueError(f"invalid value {quote(value)}; expected auto, or a whole number above 0")
         return value
 
 
 class Registry(Section):
-    """Where the best model is registered."""
+    """The registered model of which the best model becomes a version."""
 
     model: str = Field(description="name of the registered model")
-    alias: str = Field("champion", description="alias that the best model gets")
+    alias: str = Field("champion", description="alias of the best version")
 
     @field_validator("model", "alias")
     @classmethod
     def _name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", value):
-            raise ValueError(f"{show(value)} is no name; use letters, digits, '-', '_' and '.'")
+            raise ValueError(f"invalid name {quote(value)}; expected letters, digits, '-', '_' and '.'")
         return value
 
     @field_validator("alias")
     @classmethod
     def _not_a_version(cls, value: str) -> str:
         if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
-            raise ValueError(f"{value!r} is reserved by MLflow; use a word such as champion")
+            raise ValueError(f"MLflow reserves the alias {value!r}; expected for example champion")
         return value
 
 
 class Tracking(Section):
-    """The MLflow server or database, and the experiment in it."""
+    """The MLflow server or database, and the experiment."""
 
     uri: str = Field("", description="default: MLFLOW_TRACKING_URI, else sqlite in the storage folder")
     experiment: str = Field("", description="default: the name of the sweep")

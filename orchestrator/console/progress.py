@@ -1,23 +1,20 @@
-"""What a sweep says while it works: lines that stay, and what it is doing right now."""
+"""What a command shows while it works: log lines that stay, and its current activity."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-_SILENCE = 5.0
-"""Seconds without a line after which plain output repeats what is being done."""
+from orchestrator.console.tables import format_duration
 
-
-def clock(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``."""
-    return str(timedelta(seconds=round(seconds)))
+_REPEAT_SECONDS = 5.0
+"""Time without a line after which output that is not a terminal repeats the current activity."""
 
 
 class Progress:
@@ -28,10 +25,15 @@ class Progress:
         if not self._console.is_terminal:
             self._console.width = 120
         self._last = time.monotonic()
+        self._lines: set[str] | None = None
 
-    def say(self, text: str = "") -> None:
+    def print(self, text: str = "") -> None:
         """Print one line that stays."""
         self._last = time.monotonic()
+        if self._lines is not None:
+            if text in self._lines:
+                return
+            self._lines.add(text)
         self._console.print(Text(text), soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
@@ -40,12 +42,33 @@ class Progress:
         self._console.print(renderable)
 
     @contextmanager
-    def doing(self, what: str | Callable[[], str]) -> Iterator[None]:
-        """Show what is being done until the block ends; a callable is asked anew each time."""
-        begin = time.monotonic()
+    def without_repeats(self) -> Iterator[None]:
+        """Print each line only once until the block ends."""
+        self._lines = set()
+        try:
+            yield
+        finally:
+            self._lines = None
+
+    @contextmanager
+    def logging(self) -> Iterator["ProgressHandler"]:
+        """Show what the package logs at level INFO and above, until the block ends."""
+        handler = ProgressHandler(self)
+        handler.add(__package__.partition(".")[0])
+        try:
+            yield handler
+        finally:
+            handler.remove()
+
+    @contextmanager
+    def activity(self, activity: str | Callable[[], str]) -> Iterator[None]:
+        """Show the activity until the block ends; a callable is called at each refresh."""
+        start = time.monotonic()
 
         def describe() -> str:
-            return what() if callable(what) else f"{what} ... {clock(time.monotonic() - begin)}"
+            if callable(activity):
+                return activity()
+            return f"{activity} ... {format_duration(time.monotonic() - start)}"
 
         if self._console.is_terminal:
             spinner = Spinner("dots")
@@ -57,14 +80,14 @@ class Progress:
             with Live(console=self._console, get_renderable=render, refresh_per_second=4, transient=True):
                 yield
             return
-        if not callable(what):
-            self.say(what)
+        if not callable(activity):
+            self.print(activity)
         ended = threading.Event()
 
         def repeat() -> None:
             while not ended.wait(timeout=1.0):
-                if time.monotonic() - self._last >= _SILENCE:
-                    self.say(describe())
+                if time.monotonic() - self._last >= _REPEAT_SECONDS:
+                    self.print(describe())
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
@@ -73,3 +96,34 @@ class Progress:
         finally:
             ended.set()
             thread.join()
+
+
+class ProgressHandler(logging.Handler):
+    """Prints log records as plain lines above the current activity."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._levels: dict[str, int] = {}
+
+    def add(self, logger: str) -> None:
+        """Print what a logger logs, at level INFO where the user has set no other level."""
+        if logger not in self._levels:
+            self._levels[logger] = logging.getLogger(logger).level
+            if self._levels[logger] == logging.NOTSET:
+                logging.getLogger(logger).setLevel(logging.INFO)
+            logging.getLogger(logger).addHandler(self)
+
+    def remove(self) -> None:
+        """Detach from all loggers."""
+        for logger, level in self._levels.items():
+            logging.getLogger(logger).removeHandler(self)
+            logging.getLogger(logger).setLevel(level)
+        self._levels.clear()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        try:
+            self._progress.print(self.format(record))
+        except Exception:  # as every handler of the standard library: logging must not fail
+            self.handleError(record)

@@ -1,32 +1,16 @@
-"""What a sweep is going to do, as tables for the terminal."""
-
-from typing import TYPE_CHECKING
+"""The plan of a job, as tables for the terminal."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from orchestrator.config.sweep import Job, Sweep
-from orchestrator.console.progress import clock
-
-if TYPE_CHECKING:
-    from orchestrator.execution.cluster import Cluster
+from orchestrator.config.job import Job
+from orchestrator.config.sweep import Sweep
+from orchestrator.console.tables import format_duration, pairs
+from orchestrator.execution.cluster import Cluster
 
 
-def pairs(title: str, rows: dict[str, str]) -> Table:
-    """A table of names and values, shown as they are."""
-    table = Table(
-        title=Text(title, "bold"), title_justify="left", show_header=False, box=None, padding=(0, 2)
-    )
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
-    return table
-
-
-def plan(sweep: Sweep, cluster: "Cluster") -> RenderableType:
-    """The resolved search space, the budget, what runs where, and where to look."""
+def sweep_plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
+    """Return the search space, the budget, what runs where, and the addresses to look at."""
     space = Table(title="Search space", title_justify="left", title_style="bold")
     for column in ("path", "distribution", "range", "only when"):
         space.add_column(column, overflow="fold")
@@ -35,15 +19,15 @@ def plan(sweep: Sweep, cluster: "Cluster") -> RenderableType:
     return Group(space, "", pairs(f"Sweep {sweep.name}", _settings(sweep, cluster)), "")
 
 
-def _settings(sweep: Sweep, cluster: "Cluster") -> dict[str, str]:
+def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     budget = sweep.budget
     limits = [f"{budget.trials} trials of at most {sweep.epochs} epochs"]
     if budget.wall is not None:
-        limits.append(f"{clock(budget.wall)} of wall time")
+        limits.append(f"{format_duration(budget.wall)} of wall time")
     if budget.no_gain_for is not None:
-        limits.append(f"stop when {budget.no_gain_for} ended trials in a row bring no gain")
+        limits.append(f"stop after {budget.no_gain_for} ended trials without gain")
     rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
-    first = {"tried first": ", ".join(sweep.enqueue), "warm start": ", ".join(sweep.warm_start)}
+    first = {"enqueued": ", ".join(sweep.enqueue), "warm start": ", ".join(sweep.warm_start)}
     return {
         "objective": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective),
         "sampler": sweep.sampler.name,
@@ -51,12 +35,12 @@ def _settings(sweep: Sweep, cluster: "Cluster") -> dict[str, str]:
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
         "budget": "; ".join(limits),
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
-        **places(sweep, budget.trials, cluster),
+        **resource_rows(sweep, budget.trials, cluster),
     }
 
 
-def places(job: Job, trials: int, cluster: "Cluster") -> dict[str, str]:
-    """What each of so many trials takes, what runs where, and where to look."""
+def resource_rows(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:
+    """Return what each of ``trials`` trials takes, what runs where, and the addresses to look at."""
     resources = job.resources
     at_once, now = min(cluster.concurrency(resources), trials), cluster.fitting(resources)
     worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
@@ -64,7 +48,7 @@ def places(job: Job, trials: int, cluster: "Cluster") -> dict[str, str]:
         "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
         "at once": f"{at_once} trial(s) on "
         f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs"
-        + (f"; {now} fit now, the others wait for nodes" if now < at_once else ""),
+        + (f"; {now} fit now, the others wait for new nodes" if now < at_once else ""),
         "storage": f"{job.storage}/{job.name}",
         "tracking": f"{job.tracking.uri}, experiment {job.tracking.experiment}",
         "Ray dashboard": cluster.dashboard or "not running",

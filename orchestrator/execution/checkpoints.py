@@ -1,6 +1,6 @@
-"""The folder of one trial in the storage: its checkpoints, which Ray Train lists there, and what else it has.
+"""The folder of one trial in the storage: its checkpoints, the list that Ray Train keeps of them, and stacks.
 
-A checkpoint is there whole, or it does not count.
+A checkpoint counts only if it was uploaded completely.
 """
 
 import platform
@@ -15,85 +15,85 @@ import pyarrow.fs
 import ray.train
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from orchestrator.errors import StorageError, is_full
+from orchestrator.errors import StorageError, is_full, one_line
 
 _LIST = "checkpoint_manager_snapshot.json"
-"""File in which Ray Train lists the checkpoints of a trial; one that is not in it does not count."""
+"""File in which Ray Train lists the checkpoints of a trial; others do not count."""
 
 _CHECKPOINT = "checkpoint_2"
-"""How the folders of checkpoints begin: Ray Train names them by the date."""
+"""Prefix of the folders of checkpoints, which Ray Train names by the date."""
 
-_UPLOADS = 5
-"""How often a file of a checkpoint is sent before the attempt of its trial is given up."""
+_MAX_UPLOADS = 5
+"""How often the upload of one file is tried before the attempt of its trial fails."""
 
-_PIECE = 1 << 26
-"""Bytes of a file that are copied at once."""
+_CHUNK_BYTES = 1 << 26
+"""Bytes that are copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialFolder:
-    """What a trial keeps; every method but `forget_unregistered` raises OSError when the storage fails."""
+    """The files of a trial. Every method but `delete_unregistered` raises OSError when the storage fails."""
 
     filesystem: pyarrow.fs.FileSystem
     path: str
 
     def upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Copy a local checkpoint into the folder ``name``, all of it, or raise; what Ray Train calls.
+        """Copy a local checkpoint completely into the folder ``name``; Ray Train's ``checkpoint_upload_fn``.
 
-        Arrow's own copying, which Train would use, overlooks what fails as a file is closed; in a bucket that
-        is where most of it is sent.
+        Arrow's own copying, which Train would use, ignores errors when it closes a file. In a bucket most of
+        a file is sent at that moment.
 
         Raises:
             ValueError: the storage is not the one that Train's controller writes to.
         """
-        again = Retrying(
+        retrying = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, OSError) and not is_full(error)),
-            stop=stop_after_attempt(_UPLOADS),
+            stop=stop_after_attempt(_MAX_UPLOADS),
             wait=wait_random_exponential(min=0.5, max=10),
             reraise=True,
         )
-        # Train made it, on the node of its controller: where it is missing, the storage is another one.
-        if again(self.filesystem.get_file_info, self.path).type is pyarrow.fs.FileType.NotFound:
+        # Train creates the folder on the controller's node; if it is missing here, this is another storage.
+        if retrying(self.filesystem.get_file_info, self.path).type is pyarrow.fs.FileType.NotFound:
             raise ValueError(
-                f"storage {self.path} is not there on {platform.node()}: all nodes have to share it"
+                f"storage {self.path} does not exist on {platform.node()}; all nodes have to share it"
             )
         for source in sorted(Path(checkpoint.path).rglob("*")):
             if source.is_file():
                 part = source.relative_to(checkpoint.path).as_posix()
-                again(self._copy, source, f"{self.path}/{name}/{part}")
+                retrying(self._copy, source, f"{self.path}/{name}/{part}")
         return ray.train.Checkpoint(f"{self.path}/{name}", self.filesystem)
 
     def _copy(self, source: Path, target: str) -> None:
         self.filesystem.create_dir(target.rpartition("/")[0])
         with source.open("rb") as file, self.filesystem.open_output_stream(target) as copy:
-            shutil.copyfileobj(file, copy, _PIECE)
+            shutil.copyfileobj(file, copy, _CHUNK_BYTES)
 
     def registered(self) -> str:
-        """What Train recorded of the checkpoints; nothing while there is none."""
-        return self.read(_LIST) if self.names(_LIST) else ""
+        """Return the list that Train keeps of the checkpoints, as text; empty while there is none."""
+        return self.read(_LIST) if self.list_names(_LIST) else ""
 
-    def forget_unregistered(self) -> None:
-        """Delete checkpoints that were uploaded, in part or whole, by workers who died before Train knew.
+    def delete_unregistered(self) -> None:
+        """Delete checkpoints of workers that died before Train listed them.
 
-        One that is newer than what Train knows may be in the making: by a worker who was told later than its
-        trial that it is over.
+        A checkpoint newer than the listed ones stays: a worker that does not know yet that its attempt has
+        ended may still be uploading it.
         """
         try:
-            known = re.findall(rf"{_CHECKPOINT}[\w.-]+", self.registered())
-            for name in self.names(_CHECKPOINT):
-                if name not in known and name < max(known, default=""):
+            listed = re.findall(rf"{_CHECKPOINT}[\w.-]+", self.registered())
+            for name in self.list_names(_CHECKPOINT):
+                if name not in listed and name < max(listed, default=""):
                     self.filesystem.delete_dir(f"{self.path}/{name}")
         except OSError:
-            return  # they do no harm, but take room
+            return  # they are never read; they only take space
 
-    def names(self, prefix: str) -> list[str]:
-        """The files and folders that begin so."""
+    def list_names(self, prefix: str) -> list[str]:
+        """Return the names of the files and folders that begin with ``prefix``."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         names = (entry.base_name for entry in self.filesystem.get_file_info(selector))
-        return [each for each in names if each.startswith(prefix)]
+        return [name for name in names if name.startswith(prefix)]
 
     def read(self, name: str) -> str:
-        """The text of a file."""
+        """Return the text of a file."""
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as file:
             return str(file.read().decode(errors="replace"))
 
@@ -104,11 +104,10 @@ class TrialFolder:
 
 
 @contextmanager
-def storing() -> Iterator[None]:
-    """Tell faults of the storage, as StorageError, from those of the trainable."""
+def storage_errors() -> Iterator[None]:
+    """Raise a fault of the storage as StorageError, to tell it from faults of the trainable."""
     try:
         yield
     except OSError as error:
-        message = " ".join(str(error).split())[:300]
         missing = isinstance(error, FileNotFoundError)
-        raise StorageError(f"storage: {message}", is_full(error), missing) from error
+        raise StorageError(one_line(f"storage: {error}", 300), is_full(error), missing) from error

@@ -1,4 +1,4 @@
-"""The Ray cluster a sweep runs on: start or join it, and what fits on it."""
+"""The Ray cluster of a job: start or join one, and compute what fits on it."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from orchestrator.config.sections import Resources
 from orchestrator.errors import InputError
 
 TRIAL_SLOT = "trial_slot"
-"""Custom resource that a trial's driver takes, so that drivers never compete with workers for CPUs."""
+"""Custom resource of the process of a trial, so that these processes do not compete with workers for CPUs."""
 
 _SLOTS = 1024
 _DRIVER_CPUS = 0.05
@@ -24,11 +24,13 @@ _ANSWER_SECONDS = 5.0
 _HEALTH_SECONDS = 30.0
 
 _ENVIRONMENT = {
-    # A worker group notices the end of its workers at this interval, and a trial waits for it.
+    # Train notices the end of its workers at this interval, and the trial waits for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # `Interrupt` handles SIGINT, and `BudgetStopper` tells Tune.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # A trial starts several processes; Ray warns of more than four times this many.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -37,30 +39,30 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A running Ray cluster as the sweep sees it."""
+    """A running Ray cluster."""
 
     address: str
     dashboard: str | None
     token_file: Path | None
     nodes: tuple[dict[str, float], ...]
     joined: bool = False
-    """Whether it was there before, and so may grow: Ray does not say whether, nor how far."""
+    """Whether it was running before. Such a cluster may grow; Ray does not tell whether, nor how far."""
 
     @property
     def has_slots(self) -> bool:
-        """Whether trial drivers can take slots instead of CPUs."""
+        """Whether processes of trials can take slots instead of CPUs."""
         return any(node.get(TRIAL_SLOT, 0) for node in self.nodes)
 
     def total(self, resource: str) -> float:
-        """The amount of a resource over all nodes."""
+        """Return the amount of a resource on all nodes together."""
         return sum(node.get(resource, 0) for node in self.nodes)
 
     def driver_bundle(self) -> tune.PlacementGroupFactory:
-        """Resources of the process that drives one trial (its workers have a group of their own)."""
+        """Return the resources of the process of one trial; its workers have their own placement group."""
         return tune.PlacementGroupFactory([{TRIAL_SLOT: 1} if self.has_slots else {"CPU": _DRIVER_CPUS}])
 
     def concurrency(self, resources: Resources) -> int:
-        """How many trials run at once: as many as fit, or as the file says of a cluster that may grow.
+        """Return how many trials run at once: all that fit, or what the file says if the cluster may grow.
 
         Raises:
             InputError: not even one fits.
@@ -71,7 +73,7 @@ class Cluster:
         if not fitting:
             needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
             field = "gpus" if resources.gpus > self.total("GPU") else "workers"
-            grows = "; if it adds nodes, resources.concurrent says how many trials to run" * self.joined
+            grows = "; if it adds nodes, set resources.concurrent to the number of trials" * self.joined
             raise InputError(
                 f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
                 f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
@@ -80,7 +82,7 @@ class Cluster:
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
 
     def fitting(self, resources: Resources) -> int:
-        """How many trials fit on the nodes that are there."""
+        """Return how many trials fit on the present nodes."""
         return self._workers(resources) // resources.workers
 
     def _workers(self, resources: Resources) -> int:
@@ -105,7 +107,7 @@ def start(address: str | None) -> Cluster:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         _check_address(address)
-    # Ray writes its token file readable to everyone unless told otherwise.
+    # Ray would write its token file readable for all users.
     mask = os.umask(0o077)
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
     try:
@@ -120,12 +122,12 @@ def start(address: str | None) -> Cluster:
             **(own if address is None else {}),
         )
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start here"
+        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start"
         raise InputError(f"{what}: {error}") from error
     finally:
         os.umask(mask)
     if address is not None and "RAY_ADDRESS" in os.environ:
-        os.environ["RAY_ADDRESS"] = address  # Ray's tools heed it more than what they are told
+        os.environ["RAY_ADDRESS"] = address  # Ray's tools prefer it over their arguments
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     return Cluster(
@@ -138,7 +140,7 @@ def start(address: str | None) -> Cluster:
 
 
 def _check_address(address: str) -> None:
-    """Refuse at once what Ray would try to reach for minutes."""
+    """Check within seconds an address that Ray would try to reach for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -146,7 +148,7 @@ def _check_address(address: str) -> None:
         raise InputError(f"--address {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-        # Ray itself would wait for minutes for an answer of something else that listens there.
+        # Another program may listen there; Ray would wait for minutes for its answer.
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:

@@ -1,11 +1,9 @@
-"""A job handed to a cluster that goes on without the machine it came from: ``--submit http://head:8265``."""
+"""Submits a job to a Ray cluster, which runs it without this machine: ``--submit http://head:8265``."""
 
 import asyncio
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,80 +15,93 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from orchestrator.config.document import Document, Override
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError
-from orchestrator.storage import lookup as existing
+from orchestrator.errors import InputError, one_line
+from orchestrator.interrupt import Interrupt
+from orchestrator.storage import lookup
+
+_log = logging.getLogger(__name__)
 
 _JOB = "job"
-"""Key of a Ray job's metadata by which the job of a sweep is found again."""
+"""Key in the metadata of a Ray job by which the job of a sweep is found."""
 
-_AWAY = (ConnectionError, OSError, RuntimeError, aiohttp.ClientError)
-"""What Ray's client raises when the head does not answer, or the connection breaks."""
+_UNREACHABLE = (ConnectionError, OSError, RuntimeError, aiohttp.ClientError)
+"""What Ray's client raises when the head does not answer or the connection breaks."""
 
 
-class _GoneError(Exception):
+class _UnknownJobError(Exception):
     """The cluster does not know the job."""
 
 
-def submit(command: str, file: str, given: Sequence[Override], address: str, progress: Progress) -> int:
-    """Have a cluster run a command of ours, follow its log, and give its exit code.
+def submit(
+    command: str,
+    file: str,
+    overrides: Sequence[Override],
+    address: str,
+    progress: Progress,
+    interrupt: Interrupt,
+) -> int:
+    """Run a command of this package on a cluster, follow its log, and return its exit code.
 
-    The working directory is sent along, less what ``.gitignore`` names. The same call finds a job again that
-    runs there already. Of this machine's environment the job gets the variables that its file names.
+    The working directory is sent too, without the files that ``.gitignore`` names. A job that already runs
+    there is followed. The job gets those environment variables of this machine that its file names.
 
     Args:
         command: such as ``python -m orchestrator.sweep FILE``.
         file: the file of the job, in the working directory.
-        given: overrides of its values.
-        address: of the Ray dashboard, such as ``http://head:8265``.
-        progress: told of every step.
+        overrides: laid over its values.
+        address: Ray dashboard, such as ``http://head:8265``.
+        progress: shows every step.
+        interrupt: ends the following; the job continues.
 
     Raises:
-        InputError: nothing can be submitted there; nothing was.
+        InputError: nothing can be submitted there, and nothing was.
     """
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"--submit {address}: is no address of a Ray dashboard; write http://HOST:8265")
+        raise InputError(f"--submit {address}: not the address of a Ray dashboard; write http://HOST:8265")
     if not Path(file).resolve().is_relative_to(Path.cwd()):
         raise InputError(
-            f"{file}: lies outside of the working directory, which is what is sent; go there first"
+            f"{file}: lies outside of the working directory, which is what is sent; change to its folder"
         )
-    place, title = existing.of_file(file, given)
-    key = f"{place}/{title}"
+    storage, name = lookup.job_of_file(file, overrides)
+    key = f"{storage}/{name}"
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)
-    with progress.doing(f"asking {address}"):
+    with progress.activity(f"asking {address}"):
         client = _client(address)
         try:
-            job = next((each for each in client.list_jobs() if _runs(each, key)), None)
-        except _AWAY as error:
-            raise InputError(f"--submit {address}: {_line(error)}") from error
+            job = next((job for job in client.list_jobs() if _is_running(job, key)), None)
+        except _UNREACHABLE as error:
+            raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
     if job is None:
-        with progress.doing(f"sending the working directory to {address}"):
+        with progress.activity(f"sending the working directory to {address}"):
             document = Document.read(Path(file))
-            for override in given:
+            for override in overrides:
                 document.set(override)
-            names = document.variables()
-            environment = {name: os.environ[name] for name in names if os.environ.get(name)}
+            variables = document.variables()
+            environment = {
+                variable: os.environ[variable] for variable in variables if os.environ.get(variable)
+            }
             try:
-                number = client.submit_job(
+                job_id = client.submit_job(
                     entrypoint=command,
                     runtime_env={"working_dir": ".", "env_vars": environment},
                     metadata={_JOB: key},
                 )
-            except (*_AWAY, ValueError) as error:  # such as a directory that is too large to send
-                raise InputError(f"--submit {address}: {_line(error)}") from error
-        progress.say(f"{title} runs as {number} on {address}, and goes on without this terminal")
+            except (*_UNREACHABLE, ValueError) as error:  # such as a directory that is too large to send
+                raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
+        _log.info("%s runs as %s on %s, and does not need this terminal", name, job_id, address)
     elif job.entrypoint != command:
         raise InputError(
-            f"--submit {address}: {title} runs there already, by another command line ({job.entrypoint}); "
+            f"--submit {address}: {name} already runs there with another command line ({job.entrypoint}); "
             f"stop it first: python -m orchestrator.stop {key}, or ray job stop {job.submission_id}"
         )
     else:
-        number = str(job.submission_id)
-        progress.say(f"{title} runs there already as {number}; this is its log")
-    return _conclude(client, number, address, progress)
+        job_id = str(job.submission_id)
+        _log.info("%s already runs there as %s; this is its log", name, job_id)
+    return _follow(client, job_id, address, interrupt)
 
 
 def _client(address: str) -> JobSubmissionClient:
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # else a RAY_ADDRESS of the user's would be asked
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer a RAY_ADDRESS
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -98,91 +109,88 @@ def _client(address: str) -> JobSubmissionClient:
             f"--submit {address}: it does not accept the token; RAY_AUTH_TOKEN_PATH names the file with "
             "the cluster's (default: ~/.ray/auth_token), RAY_AUTH_MODE=token has it sent"
         ) from error
-    except (*_AWAY, requests.RequestException) as error:
-        raise InputError(f"--submit {address}: no Ray dashboard answers there: {_line(error)}") from error
+    except (*_UNREACHABLE, requests.RequestException) as error:
+        raise InputError(
+            f"--submit {address}: no Ray dashboard answers there: {one_line(error, 300)}"
+        ) from error
 
 
-def _runs(job: JobDetails, key: str) -> bool:
+def _is_running(job: JobDetails, key: str) -> bool:
     return (job.metadata or {}).get(_JOB) == key and not job.status.is_terminal()
 
 
-def _conclude(client: JobSubmissionClient, number: str, address: str, progress: Progress) -> int:
-    """Follow a job to its end, however often the connection breaks; gives its exit code."""
-    shown = 0
-    pressed = threading.Event()
+def _follow(client: JobSubmissionClient, job_id: str, address: str, interrupt: Interrupt) -> int:
+    """Show the log of a job until it ends, however often the connection breaks; return its exit code."""
 
-    def press(*_: object) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    def follow() -> JobDetails:
-        nonlocal shown
-
-        async def show() -> None:
-            nonlocal shown
-            position = 0
-            async for text in client.tail_job_logs(number):
-                new = text[max(0, shown - position) :]
-                position += len(text)
-                shown = max(shown, position)
-                sys.stdout.write(new)
-                sys.stdout.flush()
-
-        broken: Exception = ConnectionError("the log broke off")
-        try:
-            asyncio.run(show())
-        except _AWAY as error:
-            broken = error
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        job = _look(client, number)
-        if not job.status.is_terminal():
-            raise broken
-        return job
-
-    def tell(state: RetryCallState) -> None:
+    def log_retry(state: RetryCallState) -> None:
         assert state.outcome is not None
         error = state.outcome.exception()
-        away = isinstance(error, requests.ConnectionError | aiohttp.ClientConnectionError)
-        reason = "it does not answer" if away else _line(error)
-        progress.say(f"{address}: {reason}; the job may go on without us, trying again")
+        unreachable = isinstance(error, requests.ConnectionError | aiohttp.ClientConnectionError)
+        reason = "it does not answer" if unreachable else one_line(error, 300)
+        _log.warning("%s: %s; trying again (the job does not depend on this terminal)", address, reason)
 
     retrying = Retrying(
-        retry=retry_if_exception_type(_AWAY),
+        retry=retry_if_exception_type(_UNREACHABLE),
         wait=wait_random_exponential(min=0.5, max=30),
-        before_sleep=tell,
+        before_sleep=log_retry,
     )
-    # With Python's own handler, asyncio makes Ctrl-C a cancellation, which what runs in it may swallow.
-    before = signal.signal(signal.SIGINT, press)
+    log = _JobLog(client, job_id, interrupt)
     try:
-        job: JobDetails = retrying(follow)
-    except _GoneError:
-        progress.say(f"{address} knows no {number}: it began anew; the same command goes on with the job")
+        job: JobDetails = retrying(log.show)
+    except _UnknownJobError:
+        _log.error("%s does not know %s: it was restarted; rerun the command to resume", address, job_id)
         return 1
     except AuthenticationError as error:
-        progress.say(f"{address} does not accept the token any more: {_line(error)}; {number} goes on")
+        _log.error("%s no longer accepts the token: %s; %s continues", address, one_line(error, 300), job_id)
         return 1
     except KeyboardInterrupt:
-        progress.say(
-            f"{number} goes on; the same command follows it again, and ray job stop {number} ends it"
+        _log.info(
+            "%s continues; rerun the command to follow it again, or run ray job stop %s to end it",
+            job_id,
+            job_id,
         )
         return 130
-    finally:
-        signal.signal(signal.SIGINT, before)
     if job.driver_exit_code is None:
-        progress.say(f"{number} {job.status.value.lower()}: {_line(job.message)}")
+        _log.error("%s %s: %s", job_id, job.status.value.lower(), one_line(job.message, 300))
         return 1
     return int(job.driver_exit_code)
 
 
-def _look(client: JobSubmissionClient, number: str) -> JobDetails:
+class _JobLog:
+    """The log of a job, shown once although the connection may break."""
+
+    def __init__(self, client: JobSubmissionClient, job_id: str, interrupt: Interrupt) -> None:
+        self._client, self._job_id, self._interrupt = client, job_id, interrupt
+        self._shown = 0
+
+    def show(self) -> JobDetails:
+        """Show the log until the job has ended; raise one of _UNREACHABLE when the connection breaks."""
+        broken: Exception = ConnectionError("the log broke off")
+        try:
+            asyncio.run(self._tail())
+        except _UNREACHABLE as error:
+            broken = error
+        if self._interrupt.requested:  # code that runs in asyncio may swallow KeyboardInterrupt
+            raise KeyboardInterrupt
+        job = _job_details(self._client, self._job_id)
+        if not job.status.is_terminal():
+            raise broken
+        return job
+
+    async def _tail(self) -> None:
+        position = 0
+        async for text in self._client.tail_job_logs(self._job_id):
+            new = text[max(0, self._shown - position) :]
+            position += len(text)
+            self._shown = max(self._shown, position)
+            sys.stdout.write(new)
+            sys.stdout.flush()
+
+
+def _job_details(client: JobSubmissionClient, job_id: str) -> JobDetails:
     try:
-        return client.get_job_info(number)
+        return client.get_job_info(job_id)
     except RuntimeError as error:
         if "status code 404" in str(error):
-            raise _GoneError from error
+            raise _UnknownJobError from error
         raise
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,25 +1,24 @@
-"""The parts of Ray Tune that ask the study: which trial comes next, and whether one goes on."""
+"""The parts of Ray Tune that delegate to the study: which trial comes next, and whether one continues."""
 
 import dataclasses
-import json
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.execution.trial import SCORES, TRAINED, is_epoch
 from orchestrator.study.base import Study
+from orchestrator.study.trial_report import EpochEnded, Scored, Trained, decode
 
 
 class NotSnapshotted:
-    """Tune pickles its parts into snapshots that a job never reads: it continues from the study."""
+    """A part of Tune without state of its own: Tune pickles its parts into snapshots that are never read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class StudySearcher(NotSnapshotted, Searcher):
-    """Hands the study's suggestions to Ray Tune and tells the study how each trial ended."""
+    """Hands the suggestions of the study to Ray Tune, and the end of each trial to the study."""
 
     def __init__(self, study: Study) -> None:
         super().__init__()
@@ -27,7 +26,7 @@ class StudySearcher(NotSnapshotted, Searcher):
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next point, as the config of a Tune trial, or that there is none."""
+        """Return the next suggestion as the config of a Tune trial, or Tune's sign that there is none."""
         suggestion = self._study.ask()
         if suggestion is None:
             return str(Searcher.FINISHED)
@@ -37,32 +36,34 @@ class StudySearcher(NotSnapshotted, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study how a trial ended."""
-        self._study.end(self._numbers.pop(trial_id), result, died=error)
+        """Record in the study how a trial ended."""
+        last = decode(result) if result else None
+        self._study.on_trial_end(self._numbers.pop(trial_id), last, died=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is persistent."""
+        """Do nothing: the study is persistent."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the study is persistent."""
+        """Do nothing: the study is persistent."""
 
 
 class StudyScheduler(NotSnapshotted, FIFOScheduler):
-    """Starts trials in the order of the study and stops those that its pruner gives up."""
+    """Starts trials in the order of the study, and stops those that its pruner stops."""
 
     def __init__(self, study: Study) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Record one report and decide whether the trial goes on."""
+        """Record one report, and decide whether the trial continues."""
         number = trial.config["number"]
-        if TRAINED in result:
-            self._study.trained(number, result[TRAINED])
-        if SCORES in result:
-            self._study.score(number, json.loads(result[SCORES]))
-        if is_epoch(result):
-            self._study.record(number, result)
-            if self._study.report(number, result):
-                return str(TrialScheduler.STOP)
+        match decode(result):
+            case Trained(checkpoint):
+                self._study.record_checkpoint(number, checkpoint)
+            case Scored(scores):
+                self._study.record_scores(number, scores)
+            case EpochEnded() as report:
+                self._study.record_epoch(number, report)
+                if self._study.should_stop(number, report):
+                    return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

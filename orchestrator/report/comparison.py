@@ -1,57 +1,57 @@
-"""What a comparison shows: tables on the terminal, one chart, one HTML file that needs nothing else."""
+"""What a comparison shows: tables on the terminal, one chart, and one HTML file without other files."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from orchestrator.config.comparison import Comparison
-from orchestrator.report.sweep import BEST, INK, MUTED, data_uri, restyle, template
-from orchestrator.study.statistics import CONFIDENCE, FEWEST_PAIRS, RESAMPLES, Column, Row, Summary
+from orchestrator.console.tables import format_number
+from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, Picture, data_uri, template
+from orchestrator.study.statistics import CONFIDENCE, MIN_PAIRS, RESAMPLES, Column, Row, Summary
 
-_ABREAST = 3
-"""Metrics in one table of the terminal."""
+_TABLE_METRICS = 3
+"""Most metrics in one table of the terminal."""
 
-_CHARTS = 8
-"""Metrics in the chart of differences, at most."""
-
-_BLUE = "#2a6fdb"
+_CHART_METRICS = 8
+"""Most metrics in the chart of differences."""
 
 
-def explanation(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """What the table says and what it does not, in full sentences."""
+def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """Return sentences that say what the table shows and what it does not show."""
     splits = len(next(iter(comparison.splits.values()), ()))
-    over = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
-    pairs = len(comparison.places)
+    runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
+    pairs = len(comparison.grid_points)
     lines = [
-        f"Mean ± standard deviation over {over}; the best mean is marked.",
+        f"Mean ± standard deviation over {runs}; the best mean is marked.",
         f"Differences are to {comparison.baseline}, on the same split and seed ({pairs} "
-        f"{'pair' if pairs == 1 else 'pairs'} where nothing failed): their mean and its "
+        f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
         f"{CONFIDENCE:.0%} percentile bootstrap interval over the pairs ({RESAMPLES:,} resamples; "
-        f"none below {FEWEST_PAIRS} pairs).",
+        f"no interval below {MIN_PAIRS} pairs).",
     ]
     if splits > 1:
         lines.append(
-            "Pairs are not independent where splits share data: an interval tells how far the result depends "
+            "Pairs are not independent where splits share data: an interval shows how far the result depends "
             "on split and seed, not how it would be on a new population."
         )
     if failed := [row for row in rows if row.state == "failed"]:
-        lines.append(f"{len(failed)} of {len(rows)} trials failed; a pair that lacks a partner is left out.")
+        lines.append(f"{len(failed)} of {len(rows)} trials failed; a pair with a failed trial is left out.")
     return lines
 
 
-def tables(comparison: Comparison, columns: Sequence[Column]) -> list[Table]:
-    """Tables for the terminal, by what the metrics measure (``test/walkers``) and a few metrics abreast."""
-    found = []
+def terminal_tables(comparison: Comparison, columns: Sequence[Column]) -> list[Table]:
+    """Return tables for the terminal, each with a few metrics of one group, such as ``test/walkers``."""
+    tables = []
     for group, members in groupby(columns, key=lambda column: column.metric.rpartition("/")[0]):
-        together = list(members)
-        for start in range(0, len(together), _ABREAST):
-            found.append(_table(comparison, group, together[start : start + _ABREAST]))
-    return found
+        group_columns = list(members)
+        for start in range(0, len(group_columns), _TABLE_METRICS):
+            tables.append(_table(comparison, group, group_columns[start : start + _TABLE_METRICS]))
+    return tables
 
 
 def _table(comparison: Comparison, group: str, columns: Sequence[Column]) -> Table:
@@ -73,8 +73,8 @@ def _table(comparison: Comparison, group: str, columns: Sequence[Column]) -> Tab
     return table
 
 
-def markdown(comparison: Comparison, columns: Sequence[Column]) -> str:
-    """The whole table for the page of the MLflow run."""
+def markdown_table(comparison: Comparison, columns: Sequence[Column]) -> str:
+    """Return the whole table for the page of the MLflow run."""
     header = ["variant", *(column.metric for column in columns)]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for name in comparison.variants:
@@ -89,41 +89,50 @@ def markdown(comparison: Comparison, columns: Sequence[Column]) -> str:
 
 
 def draw_differences(comparison: Comparison, columns: Sequence[Column], path: Path) -> bool:
-    """Draw the paired differences as ``path`` (PNG); returns False when there are none to draw.
+    """Draw the paired differences to the baseline as a PNG file; return False when there are none to draw.
 
-    A panel a metric: a dot for each split and seed, the mean, and its interval.
+    Each metric has a panel with a mark for every split and seed, the mean, and its interval.
     """
-    others = [name for name in comparison.variants if name != comparison.baseline]
-    shown = [column for column in columns if any(_pairs(column.variants[name]) for name in others)][:_CHARTS]
+    variants = [name for name in comparison.variants if name != comparison.baseline]
+    shown = [column for column in columns if any(_differences(column.variants[name]) for name in variants)][
+        :_CHART_METRICS
+    ]
     if not shown:
         return False
-    width = min(2, len(shown))
-    height = -(-len(shown) // width)
-    figure = Figure(figsize=(6.4 * width, (1.1 + 0.5 * len(others)) * height), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(height, width, squeeze=False).flat
-    for column, axes in zip(shown, panels, strict=False):
-        for row, name in enumerate(others):
-            pairs = _pairs(column.variants[name])
-            axes.plot(pairs, [row] * len(pairs), "|", color=MUTED, markersize=9, alpha=0.7)
-            difference = column.variants[name].difference
-            if difference is None or difference.mean is None:
-                continue
-            if difference.interval is not None:
-                axes.plot(difference.interval, [row, row], color=_BLUE, linewidth=4, solid_capstyle="round")
-            axes.plot([difference.mean], [row], "o", color=BEST, markersize=7)
-        axes.axvline(0, color=INK, linewidth=1)
-        axes.set(yticks=range(len(others)), yticklabels=others, ylim=(len(others) - 0.5, -0.5))
-        axes.set_xlabel(f"{column.metric} minus that of {comparison.baseline}")
-        axes.margins(x=0.12)
-    for axes in list(panels):
-        axes.set_axis_off()
-    restyle(figure)
-    figure.savefig(path, dpi=150)
+    across = min(2, len(shown))
+    down = -(-len(shown) // across)
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(6.4 * across, (1.1 + 0.5 * len(variants)) * down))
+        panels = figure.subplots(down, across, squeeze=False).flatten().tolist()
+        for axes, column in zip(panels, shown, strict=False):
+            _draw_panel(axes, column, variants)
+            axes.set_xlabel(f"{column.metric} minus that of {comparison.baseline}")
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        figure.savefig(path)
     return True
 
 
-def _pairs(summary: Summary) -> tuple[float, ...]:
+def _draw_panel(axes: Axes, column: Column, variants: Sequence[str]) -> None:
+    """Draw the differences of each variant as a row."""
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, name in enumerate(variants):
+        summary = column.variants[name]
+        differences = _differences(summary)
+        axes.plot(differences, [row] * len(differences), "|", color=MUTED, markersize=9, alpha=0.7)
+        if summary.difference is None or summary.difference.mean is None:
+            continue
+        if summary.difference.interval is not None:
+            axes.plot(
+                summary.difference.interval, [row, row], color=BLUE, linewidth=4, solid_capstyle="round"
+            )
+        axes.plot([summary.difference.mean], [row], "o", color=BEST, markersize=7)
+    axes.set_yticks(range(len(variants)), variants, color=INK)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.margins(x=0.12)
+
+
+def _differences(summary: Summary) -> tuple[float, ...]:
     return () if summary.difference is None else summary.difference.pairs
 
 
@@ -134,40 +143,40 @@ def write_report(
     summary: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Write the report of a comparison.
+    """Write the report of a comparison as an HTML file.
 
     Args:
-        comparison: the file.
-        columns: what its table shows.
-        rows: its trials.
-        summary: ``job_id``, ``data_sets``, ``commands`` (what it does: command), ``notes`` (lines), ``chart``
-            (PNG or None), ``pictures`` (PNGs), ``runs`` (trial number: MLflow run).
+        comparison: the comparison file.
+        columns: metrics of the table.
+        rows: trials of the comparison, at least one.
+        summary: ``job_id``, ``data_sets``, ``commands`` (command of every purpose), ``notes`` (lines of
+            text), ``chart`` (PNG file or None), ``pictures`` (PNG files), ``runs`` (MLflow run id of every
+            trial number).
         path: the HTML file.
     """
-    figures = [
-        {"title": _title(file), "caption": "", "image": data_uri(file.read_bytes()), "wide": "wide"}
-        for file in summary["pictures"]
-    ]
     html = template("comparison.html.jinja").render(
         name=comparison.name,
         comparison=comparison,
         columns=columns,
         rows=rows,
         summary=summary,
-        explanation=explanation(comparison, rows),
+        explanation=explain_table(comparison, rows),
         counts={state: sum(row.state == state for row in rows) for state in ("complete", "failed")},
-        leading=_leading(comparison, columns),
+        leader=_leader(comparison, columns),
         settings={name: _settings(settings) for name, settings in comparison.variants.items()},
-        paths=list(rows[0].place),
+        paths=list(rows[0].grid_point),
         chart=data_uri(summary["chart"].read_bytes()) if summary["chart"] else None,
-        figures=figures,
-        digits=lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
+        figures=[
+            Picture(_title(file), "", data_uri(file.read_bytes()), wide=True) for file in summary["pictures"]
+        ],
+        confidence=f"{CONFIDENCE:.0%}",
+        format_number=format_number,
     )
     path.write_text(html, encoding="utf-8")
 
 
-def _leading(comparison: Comparison, columns: Sequence[Column]) -> dict[str, str]:
-    """The variant with the best mean of the first metric, as a card."""
+def _leader(comparison: Comparison, columns: Sequence[Column]) -> dict[str, str]:
+    """Return the value and the text of the card that shows the best mean of the first metric."""
     for column in columns[:1]:
         for name, summary in column.variants.items():
             if summary.best:

@@ -1,13 +1,13 @@
-"""One driver for each job: who drives it, what it has spent, and who asked it to stop.
+"""The lease of a job: one driver at a time, what it has used of the budget, and requests to stop it.
 
-The driver's record lies beside the folder of the job and is renewed every few seconds. In a folder a lock of
-the operating system, which ends with its process, keeps a second driver out. A bucket has no locks: there a
-second driver watches whether the record is still renewed, and takes the job over when it is not. Only
-monotonic clocks are compared, each with itself.
+The record of the driver lies beside the folder of the job and is renewed every few seconds. In a local folder
+a lock of the operating system, which ends with its process, keeps a second driver out. A bucket has no locks:
+a second driver watches whether the record is still renewed, and takes the job over when it is not. Only
+monotonic clocks of one process are compared.
 """
 
+import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -18,141 +18,168 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.console.arguments import leave_at_once
-from orchestrator.errors import InputError, StorageError
-from orchestrator.storage.s3 import HeldError, Store
+from orchestrator.errors import InputError, StorageError, newer_schema
+from orchestrator.interrupt import Interrupt
+from orchestrator.storage.base import LockedError, Store
 
-BEAT = 5.0
-"""Seconds between two signs of life."""
+HEARTBEAT_SECONDS = 5.0
+"""Time between two renewals of the record."""
 
-_SILENCE = 20.0
-"""Seconds without one after which a driver counts as dead."""
+LEASE_TIMEOUT_SECONDS = 20.0
+"""Time without a renewal after which a driver counts as dead."""
+
+SCHEMA = 2
+"""Version of the record. Version 1 had none, and other names for four fields."""
+
+_log = logging.getLogger(__name__)
 
 
-class Spent(BaseModel):
-    """What all drivers of a job have used of its budget."""
+class BudgetUsage(BaseModel):
+    """What all drivers of a job together have used of its budget."""
 
     seconds: float = 0.0
     gpu_seconds: float = 0.0
 
 
-class Holder(BaseModel):
-    """The record of the driver of a job."""
+class DriverRecord(BaseModel):
+    """The process that drives a job."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
     host: str
     pid: int
     started: str
     identity: str
-    """Tells this process from any other that has, or had, the same number on the same host."""
+    """Tells this process from any other that has, or had, the same pid on the same host."""
 
-    beat: int = 0
+    heartbeat: int = Field(0, validation_alias=AliasChoices("heartbeat", "beat"))
     renewed: float = 0.0
-    """Seconds of the wall clock, for people: nobody decides by them."""
+    """Wall clock of the last renewal, for display only."""
 
     ended: bool = False
-    spent: Spent = Spent()
+    used: BudgetUsage = Field(BudgetUsage(), validation_alias=AliasChoices("used", "spent"))
     ray_jobs: list[str] = []
-    """Ray jobs that this driver and those before it were, as `Watch` writes them."""
+    """Ray jobs of this driver and of those before it, see `ResourceReaper`."""
 
-    doing: dict[str, Any] = {}
-    """What the driver says of itself, for those who ask how the job stands."""
+    activity: dict[str, Any] = Field({}, validation_alias=AliasChoices("activity", "doing"))
+    """What the driver is doing, for `python -m orchestrator.status`."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, started {self.started}"
 
     def is_gone(self) -> bool:
-        """Whether its process was one of this machine that is no more; False when that is not known."""
-        place, _, _ = self.identity.rpartition(":")
-        mine, _, _ = identify(os.getpid()).rpartition(":")
-        return place == mine and identify(self.pid) != self.identity
+        """Return whether its process ran on this machine and has ended; False where that is not known."""
+        machine, _, _ = self.identity.rpartition(":")
+        this_machine, _, _ = process_identity(os.getpid()).rpartition(":")
+        return machine == this_machine and process_identity(self.pid) != self.identity
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        return self.model_dump_json(indent=1, by_alias=True).encode()
 
 
-def identify(pid: int) -> str:
-    """Boot of the machine, name space of process numbers, and the moment after the boot that a process began.
+def process_identity(pid: int) -> str:
+    """Return the boot of the machine, the pid namespace, and the start time of a process since the boot.
 
     None of them changes when the clock is set.
     """
-    place, proc = socket.gethostname(), Path("/proc")
+    machine, proc = socket.gethostname(), Path("/proc")
     if not (proc / "self/stat").exists():  # not Linux
-        return f"{place}:{psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None}"
+        return f"{machine}:{psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None}"
     boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
-    place = f"{place}:{boot}:{(proc / 'self/ns/pid').stat().st_ino}"
+    machine = f"{machine}:{boot}:{(proc / 'self/ns/pid').stat().st_ino}"
     try:
-        return f"{place}:{(proc / str(pid) / 'stat').read_text().rpartition(')')[2].split()[19]}"
+        return f"{machine}:{(proc / str(pid) / 'stat').read_text().rpartition(')')[2].split()[19]}"
     except OSError:
-        return f"{place}:none"
+        return f"{machine}:none"
 
 
 def record_name(job: str) -> str:
-    """The file with the record of a job's driver."""
+    """Return the name of the file with the record of a job's driver."""
     return f".{job}.driver.json"
 
 
-def request_name(job: str) -> str:
-    """The file by which a job's driver is asked to stop."""
+def stop_request_name(job: str) -> str:
+    """Return the name of the file that asks a job's driver to stop."""
     return f".{job}.stop"
 
 
-def holder(store: Store, job: str) -> tuple[Holder, str] | None:
-    """The record of the last driver of a job and its version; raises StorageError."""
-    found = store.read(record_name(job))
-    if found is None:
+def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | None:
+    """Return the record of the last driver of a job with its version, or None.
+
+    Raises:
+        InputError: a later version of this project wrote it.
+        StorageError: the storage does not answer.
+    """
+    file = store.read(record_name(job))
+    if file is None:
         return None
+    content, version = file
     try:
-        return Holder.model_validate_json(found[0]), found[1]
-    except ValidationError:  # it holds nothing that cannot be done without
-        return Holder(host="unknown", pid=0, started="unknown", identity=""), found[1]
+        record = DriverRecord.model_validate_json(content)
+    except ValidationError:  # the record holds nothing that cannot be done without
+        return DriverRecord(host="unknown", pid=0, started="unknown", identity=""), version
+    if record.schema_version > SCHEMA:
+        raise InputError(newer_schema(store.locate(record_name(job)), record.schema_version, SCHEMA))
+    return record, version
 
 
 class Lease:
-    """Keeps a job this driver's own, in a ``with`` block."""
+    """Makes this process the only driver of a job while a ``with`` block lasts."""
 
-    def __init__(
-        self, store: Store, job: str, what: str, say: Callable[[str], None], fresh: bool = False
-    ) -> None:
-        """``what`` names the job in a refusal; ``fresh`` forgets what was spent so far."""
-        self._store, self._job, self._what, self._say, self._fresh = store, job, what, say, fresh
+    def __init__(self, store: Store, job: str, label: str, interrupt: Interrupt, fresh: bool = False) -> None:
+        """Prepare the lease of ``job``.
+
+        Args:
+            store: the storage of the job.
+            job: its name.
+            label: how messages name it, such as ``sweep ~/reid-sweeps/alignment``.
+            interrupt: told when the driver has to stop.
+            fresh: forget what earlier drivers used of the budget.
+        """
+        self._store, self._job, self._label, self._fresh = store, job, label, fresh
+        self._interrupt = interrupt
         self._stack = ExitStack()
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._seen: str | None = None
         self._lost = False
-        self._ending = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self.record = Holder(
+        self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
+        self.record = DriverRecord(
             host=socket.gethostname(),
             pid=os.getpid(),
             started=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            identity=identify(os.getpid()),
+            identity=process_identity(os.getpid()),
         )
-        self.at_beat: Callable[[float], dict[str, Any]] = lambda seconds: {}
-        """Told the seconds since it was called before; gives what the driver is doing."""
-
-        self.ending = ""
-        """Why this driver has to end, once it has to."""
+        self.on_heartbeat: Callable[[float], dict[str, Any]] = lambda seconds: {}
+        """Called before each renewal with the seconds since the last one; returns the activity to record."""
 
     def __enter__(self) -> Self:
         """Take the job; raises InputError naming the driver that has it."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._store.lock(self._job))
-            except HeldError:
-                found = holder(self._store, self._job)
-                raise self._held(found[0] if found else None) from None
-            found = holder(self._store, self._job)
-            if found is not None and self._store.watched and not found[0].ended and not found[0].is_gone():
-                found = self._watch(*found)
-            if found is not None:
-                self._seen = found[1]
-                self.record.ray_jobs = found[0].ray_jobs
+            except LockedError:
+                raise self._taken(self._current()) from None
+            before = read_driver_record(self._store, self._job)
+            if (
+                before is not None
+                and self._store.heartbeat_only
+                and not before[0].ended
+                and not before[0].is_gone()
+            ):
+                before = self._wait_for_silence(*before)
+            if before is not None:
+                record, self._seen = before
+                self.record.ray_jobs = record.ray_jobs
                 if not self._fresh:
-                    self.record.spent = found[0].spent
-                if not found[0].ended:
-                    self._say(f"{found[0]}, drove the {self._what} and is gone; this one takes over")
+                    self.record.used = record.used
+                if not record.ended:
+                    _log.info("previous driver (%s) is gone; taking over %s", record, self._label)
             if not self._renew():
-                other = holder(self._store, self._job)
-                raise self._held(other[0] if other else None)
+                raise self._taken(self._current())
             self._stack = stack.pop_all()
         self._thread.start()
         return self
@@ -160,67 +187,65 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(timeout=2 * BEAT)
+        self._closed.set()
+        self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
         with self._stack:
             if not self._lost:
                 self.record.ended = True
                 self._renew()
 
-    def _keep(self) -> None:
+    def _keep_renewing(self) -> None:
         before = time.monotonic()
-        while not self._over.wait(BEAT):
+        while not self._closed.wait(HEARTBEAT_SECONDS):
             now = time.monotonic()
-            self.record.spent.seconds += now - before
-            self.record.doing = self.at_beat(now - before)
+            self.record.used.seconds += now - before
+            self.record.activity = self.on_heartbeat(now - before)
             before = now
             try:
                 if not self._renew():
                     self._lost = True
-                    other = holder(self._store, self._job)
-                    self.end(f"another driver took the {self._what} over: {other and other[0]}")
+                    self._interrupt.request(f"another driver took over {self._label}: {self._current()}")
                     return
-                request = self._store.read(request_name(self._job))
+                request = self._store.read(stop_request_name(self._job))
                 if request is not None and request[0].decode() == self.record.identity:
-                    self.end("it was asked to stop")
+                    self._interrupt.request("a stop was requested")
             except StorageError as error:
-                self._say(str(error))  # the next beat tries again
+                _log.warning("%s", error)  # the next heartbeat tries again
 
-    def end(self, reason: str) -> None:
-        """Say why this driver has to end, and end it as Ctrl-C would; nothing where it is ending already."""
-        with self._ending:
-            if self.ending or signal.getsignal(signal.SIGINT) is leave_at_once:
-                return
-            self.ending = reason
-        self._say(reason)
-        os.kill(os.getpid(), signal.SIGINT)  # the main thread stops as it does after Ctrl-C
+    def _current(self) -> DriverRecord | None:
+        current = read_driver_record(self._store, self._job)
+        return current[0] if current is not None else None
 
     def _renew(self) -> bool:
-        self.record.beat += 1
+        self.record.heartbeat += 1
         self.record.renewed = time.time()
-        content = self.record.model_dump_json(indent=1).encode()
-        version = self._store.exchange(record_name(self._job), content, self._seen)
+        name, content = record_name(self._job), self.record.to_json()
+        version = self._store.compare_and_swap(name, content, self._seen)
+        if version is None and not self._store.heartbeat_only:
+            # The lock keeps other drivers out, so the record was deleted or edited by hand.
+            current = self._store.read(name)
+            version = self._store.compare_and_swap(name, content, current[1] if current else None)
         if version is None:
             return False
         self._seen = version
         return True
 
-    def _watch(self, last: Holder, version: str) -> tuple[Holder, str]:
-        """Wait until the record of a driver did not change for long enough; raises InputError if it does."""
-        self._say(f"looking whether {last} still drives the {self._what}")
-        until = time.monotonic() + _SILENCE
-        while time.monotonic() < until:
+    def _wait_for_silence(self, last: DriverRecord, version: str) -> tuple[DriverRecord, str]:
+        """Wait until the record of a driver has not changed for long enough; raises InputError if it does."""
+        _log.info("checking whether %s still drives %s", last, self._label)
+        deadline = time.monotonic() + LEASE_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
             time.sleep(1.0)
-            found = holder(self._store, self._job)
-            if found is not None and found[0].ended:
-                return found
-            if found is not None and found[1] != version:
-                raise self._held(found[0])
+            current = read_driver_record(self._store, self._job)
+            if current is not None and current[0].ended:
+                return current
+            if current is not None and current[1] != version:
+                raise self._taken(current[0])
         return last, version
 
-    def _held(self, other: Holder | None) -> InputError:
+    def _taken(self, other: DriverRecord | None) -> InputError:
         by = f"by {other}" if other is not None else "by another process on this storage"
         return InputError(
-            f"the {self._what} is driven {by}; wait for it, or end it with "
+            f"{self._label} is driven {by}; wait for it, or stop it with "
             f"python -m orchestrator.stop {self._store.locate(self._job)}"
         )

@@ -1,97 +1,65 @@
-"""The Optuna study of a job: the one record of what was suggested and how it ended.
+"""The study of a job: the single record of what was suggested and how it ended.
 
-Ray Tune asks it for trials and when to stop one (`orchestrator.execution.tune_adapters`), and it writes to persistent storage
-before Tune goes on, so that a new driver continues from the study alone.
+Ray Tune asks it for trials and whether to stop one (`orchestrator.execution.tune_adapters`). The study writes
+to persistent storage before Tune continues, so a new driver resumes from the study alone.
 """
 
-import copy
 import logging
-import math
 import posixpath
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import optuna
-import ray.train
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY
 
-from orchestrator.config.sweep import Job, Sweep
-from orchestrator.errors import InputError
-from orchestrator.execution.trial import FAILURE, HALT, LOG, NAMES, SCORES, name
+from orchestrator.config.job import Job
+from orchestrator.errors import InputError, newer_schema
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.study.warm_start import Fitted
+from orchestrator.study import attributes
+from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
+
+if TYPE_CHECKING:
+    import ray.train
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-
-_EPOCH = "epoch "
-"""User attributes of a trial that begin so hold one report each: its time (ms) and the metrics."""
-
-SOURCE = "source"
-"""User attribute of a trial that was taken over from an earlier sweep: which one."""
-
-POINT = "point"
-"""User attribute of a trial with the name of the point, among those to try first, that it was."""
-
-_BEGUN = "begun"
-
-_JUDGED = "judged"
-"""User attribute of a trial with the last epoch that its pruner judged."""
-
-_STOPPED = "stopped"
-"""User attribute of a trial that its pruner gave up: the reason, which outlives a driver that dies of it."""
-
-_RUNG = "completed_rung_"
-"""System attributes of a trial that begin so are those of Optuna's successive halving."""
-
-_TAIL = 4000
-"""Characters kept of the log of a trial that failed."""
-
-
-def epochs(trial: FrozenTrial) -> dict[int, dict[str, float]]:
-    """Every report of a trial by epoch: its metrics, and under ``time`` when it was made (ms)."""
-    found = {
-        int(key.removeprefix(_EPOCH)): value
-        for key, value in trial.user_attrs.items()
-        if key.startswith(_EPOCH)
-    }
-    return dict(sorted(found.items()))
+_LOG_CHARACTERS = 4000
+"""Length of the log that is kept of a failed trial, from its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """One trial to run: its number in the study, the values that make it, and its whole config."""
+    """One trial to run: its number in the study, the values that define it, and its complete config."""
 
     number: int
     values: dict[str, Any]
     config: dict[str, Any]
     checkpoint: str | None = None
-    """Of a trial that was trained already and only has to be scored."""
+    """Of a trial that is already trained and only has to be scored."""
 
 
 class Study(ABC):
-    """What Ray Tune and those who watch ask of a study: which trials are left, and how each one went.
+    """The trials of a job: which remain, what each one reported, and how it ended.
 
-    It lies in the directory of the job and holds all that was ever reported: MLflow is brought up to date
-    from it. A trial that a dead driver left RUNNING goes on under its own number, from its last checkpoint.
+    It keeps everything that was ever reported; MLflow is brought up to date from it. A trial that a previous
+    driver left RUNNING resumes under the same number from its last checkpoint.
     """
 
-    scored: ClassVar[bool] = False
+    scores_trials: ClassVar[bool] = False
     """Whether every trial is scored on the targets as soon as it is trained."""
 
     wall: float | None = None
     """Seconds after which trials are stopped."""
 
     gpu_hours: float | None = None
-    """Hours that workers may hold GPUs."""
+    """Hours for which workers may hold GPUs."""
 
-    most_failures: int | None = None
-    """Failed trials in a row after which there is no point in going on."""
+    max_failures: int | None = None
+    """Failed trials in a row after which the job ends."""
 
     def __init__(self, job: Job, directory: JobDirectory, **options: Any) -> None:
         self._directory = directory
@@ -99,366 +67,169 @@ class Study(ABC):
         self.study = optuna.create_study(
             study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
-        self._known: list[FrozenTrial] | None = None
+        self._cached_trials: list[FrozenTrial] | None = None
+        self._check_schema()
         if not self.trials and directory.holds_checkpoints():
             raise InputError(
-                f"study: no trial is in it, but {directory.locate('trials')} holds checkpoints, from which "
-                "new trials would go on; put the study back, or start over with --fresh"
+                f"study: it holds no trial, but {directory.locate('trials')} holds checkpoints from which "
+                "new trials would resume; put the study back, or start over with --fresh"
             )
         self._live: dict[int, optuna.Trial] = {}
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
         self._interrupted = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
-        self._ended = sum(trial.state.is_finished() for trial in self.trials)
-        self.failing: list[str] = []
-        """Why the last trials in a row failed, since this driver began."""
+        self._ended_count = sum(trial.state.is_finished() for trial in self.trials)
+        self.recent_failures: list[str] = []
+        """Reasons of the trials that failed in a row, since this driver started."""
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """Every trial of the study, by number."""
-        if self._known is None:
-            self._known = self.study.get_trials(deepcopy=False)
-        return self._known
+        """All trials of the study, by number."""
+        if self._cached_trials is None:
+            self._cached_trials = self.study.get_trials(deepcopy=False)
+        return self._cached_trials
 
     @property
-    def suggested(self) -> list[FrozenTrial]:
-        """The trials of this job that were begun, by number."""
+    def started_trials(self) -> list[FrozenTrial]:
+        """The trials of this job that were started, by number."""
         return self.trials
 
     @property
     @abstractmethod
     def total(self) -> int:
-        """How many trials there are going to be."""
+        """Number of trials that the job will have."""
 
     @abstractmethod
     def count(self) -> dict[str, int]:
-        """Trials by state: running, complete, failed, ..."""
+        """Return the number of trials by state: running, complete, failed, ..."""
 
     @abstractmethod
-    def left(self) -> int:
-        """How many trials are still to end: running, interrupted and not suggested yet."""
+    def remaining(self) -> int:
+        """Return how many trials have not ended: running, interrupted and not yet suggested."""
 
-    def ended(self) -> bool:
-        """Whether there is nothing more to run."""
-        return self.left() == 0
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to run."""
+        return self.remaining() == 0
 
     @abstractmethod
     def ask(self) -> Suggestion | None:
-        """The next trial, interrupted ones first, or None when there is none."""
+        """Return the next trial, interrupted ones first, or None when there is none."""
 
     @abstractmethod
-    def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Record one epoch of a trial; returns whether the trial has to stop now."""
+    def should_stop(self, number: int, report: EpochEnded) -> bool:
+        """Take one epoch of a trial into account; return whether the trial has to stop now."""
 
     @abstractmethod
-    def complete(self, number: int, result: Mapping[str, Any]) -> str | None:
-        """Tell that a trial did all that it had to do, or say what is missing."""
+    def record_completion(self, number: int, last: TrialReport | None) -> str | None:
+        """Record a trial that ran to its end as complete, or return what it lacks.
+
+        ``last`` is the last report of the trial.
+        """
 
     @abstractmethod
-    def standing(self) -> str:
-        """How the study stands, in a few words."""
+    def headline(self) -> str:
+        """Return the state of the study in a few words."""
 
     @abstractmethod
-    def describe(self, ended: FrozenTrial) -> str:
-        """How a trial ended, in one line."""
+    def describe(self, trial: FrozenTrial) -> str:
+        """Return how a trial ended, in one line."""
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:
-        """The values that make a trial."""
+        """Return the values that define a trial."""
         return dict(trial.params)
 
     def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What is recorded as the parameters of a trial with these ``values``."""
+        """Return what MLflow records as the parameters of a trial with these ``values``."""
         return dict(values)
 
-    def objective(self, ended: FrozenTrial) -> float | None:
-        """The one value that trials are ranked by, where they are."""
+    def objective(self, trial: FrozenTrial) -> float | None:
+        """Return the value by which ended trials are ranked, where they are."""
         return None
 
     def best_objective(self) -> dict[str, float]:
-        """The best value so far, by its metric."""
+        """Return the best value so far, by its metric."""
         return {}
 
-    def scores(self, ended: FrozenTrial) -> dict[str, float]:
-        """Scores of a trial on the targets, where it was scored."""
-        return dict(ended.user_attrs.get(SCORES, {}))
+    def scores(self, trial: FrozenTrial) -> dict[str, float]:
+        """Return the scores of a trial on the targets, where it was scored."""
+        return dict(trial.user_attrs.get(attributes.SCORES, {}))
 
-    def record(self, number: int, result: Mapping[str, Any]) -> None:
-        """Keep all metrics of an epoch, before anybody else is told; one that is known stays as it is."""
-        key = f"{_EPOCH}{int(result['epoch'])}"
+    def record_epoch(self, number: int, report: EpochEnded) -> None:
+        """Record the metrics of an epoch; an epoch that is recorded already stays as it is."""
+        key = attributes.epoch_key(report.epoch)
         if key not in self.trials[number].user_attrs:
-            metrics = {metric: float(result[metric]) for metric in result[NAMES] if metric != "epoch"}
-            self._note(number, key, {"time": int(time.time() * 1000), **metrics})
+            metrics = {metric: float(value) for metric, value in report.metrics.items()}
+            self._set(number, key, {"time": int(time.time() * 1000), **metrics})
 
-    def trained(self, number: int, checkpoint: str) -> None:
-        """Record the folder of a trial's last checkpoint."""
-        self._note(number, "checkpoint", posixpath.relpath(checkpoint, self._directory.root))
+    def record_checkpoint(self, number: int, checkpoint: str) -> None:
+        """Record the path of a trial's last checkpoint."""
+        self._set(number, attributes.CHECKPOINT, posixpath.relpath(checkpoint, self._directory.root))
 
-    def score(self, number: int, scores: Mapping[str, float]) -> None:
+    def record_scores(self, number: int, scores: Mapping[str, float]) -> None:
         """Record the scores of a trial's last checkpoint."""
-        self._note(number, SCORES, dict(scores))
+        self._set(number, attributes.SCORES, dict(scores))
 
-    def end(self, number: int, result: Mapping[str, Any] | None, died: bool = False) -> None:
-        """Tell how a trial ended: COMPLETE, PRUNED, or FAIL with its reason.
+    def on_trial_end(self, number: int, last: TrialReport | None, died: bool = False) -> None:
+        """Record how a trial ended: COMPLETE, PRUNED, or FAIL with its reason.
 
         Ray Tune does not call this for a trial that an interruption stops: it stays RUNNING, and the next
-        driver continues it. So does one that could not go on for want of space.
+        driver resumes it. The same holds for a trial that was halted.
+
+        Args:
+            number: the trial.
+            last: its last report.
+            died: whether its process died too often.
         """
-        if result and HALT in result:
+        if isinstance(last, Halted):
             return
         if died:
-            self._tell(number, TrialState.FAIL, "its process died again and again")
-        elif result and FAILURE in result:
-            self._note(number, LOG, str(result.get(LOG, ""))[-_TAIL:])
-            self._tell(number, TrialState.FAIL, result[FAILURE])
+            self._finish(number, TrialState.FAIL, "its process died repeatedly")
+        elif isinstance(last, Failed):
+            self._set(number, attributes.LOG, last.log[-_LOG_CHARACTERS:])
+            self._finish(number, TrialState.FAIL, last.reason)
         elif number in self._verdicts:
-            self._tell(number, *self._verdicts.pop(number))
-        elif missing := self.complete(number, result or {}):
-            self._tell(number, TrialState.FAIL, missing)
-        ended = self.trials[number]
-        if ended.state == TrialState.FAIL:
-            self.failing.append(str(ended.user_attrs.get("reason")))
+            self._finish(number, *self._verdicts.pop(number))
+        elif missing := self.record_completion(number, last):
+            self._finish(number, TrialState.FAIL, missing)
+        trial = self.trials[number]
+        if trial.state == TrialState.FAIL:
+            self.recent_failures.append(str(trial.user_attrs.get(attributes.REASON)))
         else:
-            self.failing.clear()
+            self.recent_failures.clear()
 
-    def checkpoint(self, number: int) -> ray.train.Checkpoint:
-        """A trained trial's last checkpoint."""
-        return self._directory.checkpoint(str(self.trials[number].user_attrs["checkpoint"]))
+    def checkpoint(self, number: int) -> "ray.train.Checkpoint":
+        """Return the last checkpoint of a trained trial."""
+        return self._directory.checkpoint(str(self.trials[number].user_attrs[attributes.CHECKPOINT]))
 
-    def close(self, reason: str) -> list[int]:
-        """Prune every trial that still runs, since the budget ended it; returns their numbers."""
+    def prune_running(self, reason: str) -> list[int]:
+        """Prune every trial that still runs, because the budget is spent; return their numbers."""
         running = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         for number in running:
-            self._tell(number, TrialState.PRUNED, reason)
+            self._finish(number, TrialState.PRUNED, reason)
         return running
 
-    def _tell(self, number: int, state: TrialState, reason: str) -> None:
-        self._note(number, "reason", reason)
-        self._finish(number, state=state)
+    def _check_schema(self) -> None:
+        schema = int(self.study.user_attrs.get(attributes.SCHEMA, 1))
+        if schema > attributes.SCHEMA_VERSION:
+            raise InputError(newer_schema("study: it", schema, attributes.SCHEMA_VERSION))
+        if schema < attributes.SCHEMA_VERSION:
+            self.study.set_user_attr(attributes.SCHEMA, attributes.SCHEMA_VERSION)
 
-    def _finish(self, number: int, **how: Any) -> None:
-        self._ended += 1
-        self._note(number, "order", self._ended)  # clocks may be set back; this goes on
-        self.study.tell(number, **how)
+    def _finish(self, number: int, state: TrialState, reason: str) -> None:
+        self._set(number, attributes.REASON, reason)
+        self._tell(number, state=state)
+
+    def _tell(self, number: int, **result: Any) -> None:
+        self._ended_count += 1
+        self._set(number, attributes.ORDER, self._ended_count)
+        self.study.tell(number, **result)
         self._live.pop(number, None)
-        self._known = None
+        self._cached_trials = None
 
-    def _note(self, number: int, key: str, value: Any) -> None:
+    def _set(self, number: int, key: str, value: Any) -> None:
         self._trial(number).set_user_attr(key, value)
-        self._known = None
+        self._cached_trials = None
 
     def _trial(self, number: int) -> optuna.Trial:
-        if number not in self._live:  # asked by an earlier driver
+        if number not in self._live:  # suggested by a previous driver
             self._live[number] = optuna.Trial(self.study, self.trials[number]._trial_id)
         return self._live[number]
-
-
-class SweepStudy(Study):
-    """The search of a sweep: asks, tells and prunes."""
-
-    def __init__(self, sweep: Sweep, directory: JobDirectory) -> None:
-        self.sweep = sweep
-        self.wall, self.gpu_hours = sweep.budget.wall, sweep.budget.gpu_hours
-        self.most_failures = sweep.budget.failures
-        super().__init__(
-            sweep,
-            directory,
-            directions=[objective.direction for objective in sweep.objective],
-            pruner=sweep.scheduler.build(sweep.epochs),
-        )
-
-    @property
-    def suggested(self) -> list[FrozenTrial]:
-        """All but those that wait to be tried first, and those of earlier sweeps."""
-        return [
-            trial
-            for trial in self.trials
-            if trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs
-        ]
-
-    @property
-    def begun(self) -> bool:
-        """Whether the points to try first and the trials of earlier sweeps are all in it."""
-        return _BEGUN in self.study.user_attrs
-
-    def begin(self, earlier: Iterable[Fitted]) -> None:
-        """Add the points to try first and trials of earlier sweeps; those of a driver that died once."""
-        known = [trial.user_attrs for trial in self.trials]
-        points = {attributes.get(POINT) for attributes in known}
-        for point, values in self.sweep.enqueue.items():
-            if point not in points:
-                self.study.enqueue_trial(values, user_attrs={POINT: point})
-        sources = {(attributes.get(SOURCE), attributes.get("number")) for attributes in known}
-        for each in earlier:
-            if (each.source, each.number) not in sources:
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        params=each.params,
-                        distributions=each.distributions,
-                        values=each.values,
-                        user_attrs={SOURCE: each.source, "number": each.number},
-                    )
-                )
-        self.study.set_user_attr(_BEGUN, True)
-        self._known = None
-
-    @property
-    def total(self) -> int:
-        """As many as the budget has."""
-        return self.sweep.budget.trials
-
-    def count(self) -> dict[str, int]:
-        """Trials by state: running, complete, pruned, failed."""
-        names = {
-            TrialState.RUNNING: "running",
-            TrialState.COMPLETE: "complete",
-            TrialState.PRUNED: "pruned",
-            TrialState.FAIL: "failed",
-        }
-        counts = dict.fromkeys(names.values(), 0)
-        for trial in self.suggested:
-            counts[names[trial.state]] += 1
-        return counts
-
-    def left(self) -> int:
-        """How many trials are still to end: running, interrupted and not suggested yet."""
-        return self.count()["running"] + max(0, self.total - len(self.suggested))
-
-    def ended(self) -> bool:
-        """Whether the budget is spent, in trials or in trials without gain."""
-        return self.left() == 0 or (self.gained_nothing() and self.count()["running"] == 0)
-
-    def best(self) -> FrozenTrial | None:
-        """The complete trial with the best value of the first objective, or None when none is complete."""
-        complete = [trial for trial in self.suggested if trial.state == TrialState.COMPLETE]
-        sign = 1 if self.sweep.objective[0].mode == "max" else -1
-        return max(complete, key=lambda trial: sign * trial.values[0], default=None)
-
-    def objective(self, ended: FrozenTrial) -> float | None:
-        """The value of the first objective of a complete trial."""
-        return float(ended.values[0]) if ended.state == TrialState.COMPLETE else None
-
-    def best_objective(self) -> dict[str, float]:
-        """The best value of the first objective."""
-        best = self.best()
-        return {} if best is None else {self.sweep.objective[0].metric: best.values[0]}
-
-    def standing(self) -> str:
-        """The best trial so far."""
-        best = self.best()
-        return (
-            "best none yet" if best is None else f"best {self._value(best.values[0])} ({name(best.number)})"
-        )
-
-    def describe(self, ended: FrozenTrial) -> str:
-        """Its objectives, or why it has none."""
-        if ended.state == TrialState.COMPLETE:
-            values = zip(self.sweep.objective, ended.values, strict=True)
-            return ", ".join(f"{objective.metric} {value:.4g}" for objective, value in values)
-        reason = ended.user_attrs.get("reason", "it will go on when the sweep is continued")
-        if ended.last_step is not None:
-            return f"{reason}, {self._value(ended.intermediate_values[ended.last_step])}"
-        return str(reason)
-
-    def gained_nothing(self) -> bool:
-        """Whether the last ``budget.no_gain_for`` finished trials brought no better first objective."""
-        patience, best = self.sweep.budget.no_gain_for, self.best()
-        if patience is None or best is None:
-            return False
-        since = int(best.user_attrs.get("order", 0))
-        later = sum(int(trial.user_attrs.get("order", 0)) > since for trial in self.suggested)
-        return later >= patience
-
-    def ask(self) -> Suggestion | None:
-        """The next trial, interrupted ones first, or None when the budget is spent."""
-        while self._interrupted:
-            number = self._interrupted.pop(0)
-            self.study.sampler = self.sweep.sampler.build(offset=number)
-            # A driver may die between two values of a suggestion: those that are there stay, and the sampler
-            # gives the others as it would have.
-            if (suggestion := self._suggest(self._trial(number))) is not None:
-                return suggestion
-        while len(self.suggested) < self.total and not self.gained_nothing():
-            # A sampler of its own for each trial makes a suggestion a function of the study alone, so that a
-            # continued sweep suggests what the undisturbed one would have.
-            waiting = (trial.number for trial in self.trials if trial.state == TrialState.WAITING)
-            self.study.sampler = self.sweep.sampler.build(offset=next(waiting, len(self.trials)))
-            trial = self.study.ask()
-            self._live[trial.number] = trial
-            if (suggestion := self._suggest(trial)) is not None:
-                return suggestion
-        return None
-
-    def _suggest(self, trial: optuna.Trial) -> Suggestion | None:
-        """Give a trial its values; tells of one whose values are valid one by one, but not together."""
-        values = self.sweep.space.suggest(trial)
-        self._known = None
-        try:
-            config = self.sweep.trial_config(values)
-        except InputError as error:
-            self._tell(trial.number, TrialState.FAIL, str(error))
-            return None
-        return Suggestion(trial.number, values, config.model_dump(mode="json"))
-
-    def report(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Record one epoch of a trial; returns whether the trial has to stop now."""
-        epoch = int(result["epoch"])
-        trial = self._trial(number)
-        values = []
-        for objective in self.sweep.objective:
-            value = result.get(objective.metric)
-            if value is None or not math.isfinite(value):
-                fault = "missing" if value is None else "not finite"
-                self._verdicts[number] = (TrialState.FAIL, f"{objective.metric} is {fault} in epoch {epoch}")
-                return True
-            values.append(float(value))
-        if len(values) > 1:
-            return False  # Optuna keeps no intermediate values for several objectives.
-        if epoch > (self.trials[number].last_step or 0):
-            trial.report(values[0], step=epoch)
-            self._known = None
-        if self._judged(number) < epoch < self._epochs(number):
-            # What the pruner says has to outlive this driver.
-            if self.study.pruner.prune(self.study, self._unjudged(number, epoch)):
-                self._note(number, _STOPPED, f"stopped early, after epoch {epoch}")
-            self._note(number, _JUDGED, epoch)
-        reason = self.trials[number].user_attrs.get(_STOPPED)
-        if reason is not None:
-            self._verdicts[number] = (TrialState.PRUNED, reason)
-        return reason is not None
-
-    def complete(self, number: int, result: Mapping[str, Any]) -> str | None:
-        """Tell the last values of the objectives."""
-        if "epoch" not in result:
-            return "it ended without a report"
-        if CHECKPOINT_PATH_KEY not in result:
-            return "it ended without a checkpoint"
-        self.trained(number, result[CHECKPOINT_PATH_KEY])
-        self._finish(number, values=[float(result[objective.metric]) for objective in self.sweep.objective])
-        return None
-
-    def _judged(self, number: int) -> int:
-        """The last epoch that the pruner judged; where there is no pruner, all are."""
-        if self.sweep.scheduler.name == "none":
-            return self.sweep.epochs
-        return int(self.trials[number].user_attrs.get(_JUDGED, 0))
-
-    def _unjudged(self, number: int, epoch: int) -> FrozenTrial:
-        """A trial as the pruner has to see it at an epoch.
-
-        A driver may die after the pruner noted its rung and before anybody noted what it said: what it noted
-        at this epoch is hidden, so that it judges again.
-        """
-        trial = copy.copy(self.trials[number])
-        before = sum(rung < epoch for rung in self.sweep.scheduler.rungs(self.sweep.epochs))
-        trial.system_attrs = {
-            key: value
-            for key, value in trial.system_attrs.items()
-            if not key.startswith(_RUNG) or int(key.removeprefix(_RUNG)) < before
-        }
-        return trial
-
-    def _value(self, value: float) -> str:
-        return f"{self.sweep.objective[0].metric} {value:.4g}"
-
-    def _epochs(self, number: int) -> int:
-        config: Any = self.sweep.trial_config(self.trials[number].params)
-        return int(config.epochs)

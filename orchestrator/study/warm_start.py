@@ -1,4 +1,4 @@
-"""Trials of earlier sweeps, from their studies or from MLflow, as points of a new sweep's space."""
+"""Warm start: trials of earlier sweeps, from a study or from MLflow, as points of a new search space."""
 
 import math
 import tempfile
@@ -16,37 +16,40 @@ from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.config.document import plain
+from orchestrator.config.document import flatten, plain
 from orchestrator.config.parameter import Parameter
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import InputError, nearest
-from orchestrator.tracking import preflight as tracking_store
-from orchestrator.tracking import tracker as tracking
-from orchestrator.tracking.outbox import one_line
+from orchestrator.study.attributes import SOURCE, epochs
+from orchestrator.tracking import preflight
+from orchestrator.tracking.outbox import describe_error
+from orchestrator.tracking.tracker import quiet_mlflow
 
 MLFLOW = "mlflow:"
-"""What a source begins with that is an MLflow experiment."""
+"""Prefix of a source that is an MLflow experiment."""
 
-_PAGE = 1000  # runs that MLflow gives in one answer
-_REASONS = 4  # that a line lists
+_PAGE_SIZE = 1000
+_MAX_REASONS = 4
+"""Reasons that one line lists."""
+
 _WHICH = "tags.`run.kind` = 'trial' AND tags.`trial.state` = 'COMPLETE'"
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """A trial that an earlier sweep completed."""
+class PriorTrial:
+    """A complete trial of an earlier sweep."""
 
     source: str
     number: int
     params: dict[str, Any]
-    """Every value of its config that is known, by path."""
+    """Values of its config, by path, as far as they are recorded."""
     metrics: dict[str, float]
-    """The last value of every metric that is known."""
+    """The last value of every recorded metric."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """An earlier trial as a point of the new sweep's space, ready for ``optuna.create_trial``."""
+class TransferredTrial:
+    """A prior trial as a point of the new search space, ready for ``optuna.create_trial``."""
 
     params: dict[str, Any]
     distributions: dict[str, optuna.distributions.BaseDistribution]
@@ -60,74 +63,72 @@ class _UnfitError(Exception):
     """Why a trial is left out."""
 
 
-def fit(
-    sweep: Sweep, earlier: Iterable[Earlier], known: Iterable[Fitted] = ()
-) -> tuple[list[Fitted], dict[str, int]]:
-    """Map earlier trials onto the space of a sweep, by path.
+def transfer(
+    sweep: Sweep, prior: Iterable[PriorTrial], present: Iterable[TransferredTrial] = ()
+) -> tuple[list[TransferredTrial], dict[str, int]]:
+    """Map prior trials onto the search space of a sweep, by path.
 
-    A trial needs a value for every path that is searched beside its other values, and for every objective;
-    what else it has is ignored. The same point with the same values is used once, also when it is among the
-    ``known`` ones. Returns what can be used, and how many trials are left out for which reason.
+    A trial needs a value for every path that is active beside its other values, and for every objective; its
+    other values are ignored. Equal points with equal objectives are used once, also across ``present``.
+
+    Returns the trials that can be used, and the number of trials left out by reason.
     """
-    seen = {_key(each) for each in known}
-    fitted: list[Fitted] = []
+    seen = {_key(trial) for trial in present}
+    transferred: list[TransferredTrial] = []
     left_out: Counter[str] = Counter()
-    for trial in earlier:
+    for trial in prior:
         try:
-            made = _fit(sweep, trial)
-            if _key(made) in seen:
-                raise _UnfitError("known already")
+            point = _transfer(sweep, trial)
+            if _key(point) in seen:
+                raise _UnfitError("already present")
         except _UnfitError as unfit:
             left_out[str(unfit)] += 1
         else:
-            seen.add(_key(made))
-            fitted.append(made)
-    return fitted, dict(left_out)
+            seen.add(_key(point))
+            transferred.append(point)
+    return transferred, dict(left_out)
 
 
-def describe(used: Sequence[Fitted], left_out: Mapping[str, int], source: str) -> list[str]:
-    """Say how many trials of a source are used, and why the others are not."""
+def describe(used: Sequence[TransferredTrial], left_out: Mapping[str, int], source: str) -> list[str]:
+    """Return lines that say how many trials of a source are used, and why the others are not."""
     total = len(used) + sum(left_out.values())
     if not total:
-        return [f"warm start from {source}: there is no complete trial"]
+        return [f"warm start from {source}: it has no complete trial"]
     line = f"warm start from {source}: {len(used)} of {total} trials used"
     if not left_out:
         return [line]
-    ranked = sorted(left_out.items(), key=lambda each: -each[1])
-    reasons = [f"{count} {reason}" for reason, count in ranked[:_REASONS]]
-    if more := sum(count for _, count in ranked[_REASONS:]):
+    ranked = sorted(left_out.items(), key=lambda item: -item[1])
+    reasons = [f"{count} {reason}" for reason, count in ranked[:_MAX_REASONS]]
+    if more := sum(count for _, count in ranked[_MAX_REASONS:]):
         reasons.append(f"{more} for other reasons")
     return [f"{line}; left out: {', '.join(reasons)}"]
 
 
-def from_study(study: optuna.Study, resolved: Mapping[str, Any]) -> list[Earlier]:
-    """The trials that an earlier sweep completed, but not those that it took over from others itself.
+def from_study(study: optuna.Study, resolved: Mapping[str, Any]) -> list[PriorTrial]:
+    """Return the complete trials of an earlier sweep, without those transferred to it from other sweeps.
 
-    ``resolved`` is what the folder of the sweep recorded of its file.
+    ``resolved`` is the recorded file of the sweep.
     """
-    # Not at the top: the study is what warm starts are for, and may import this.
-    from orchestrator.study.base import SOURCE, epochs
-
-    fixed = _flat(resolved.get("config") or {})
-    objective = [each["metric"] for each in resolved["objective"]]
-    found = []
+    fixed = flatten(resolved.get("config") or {})
+    objectives = [objective["metric"] for objective in resolved["objective"]]
+    prior = []
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        if SOURCE in trial.user_attrs:  # what its config fixed is not known here
+        if SOURCE in trial.user_attrs:  # the fixed values of its config are not recorded here
             continue
         last = next(reversed(epochs(trial).values()), {})
         metrics = {metric: value for metric, value in last.items() if metric != "time"}
-        metrics |= zip(objective, trial.values, strict=True)
-        found.append(Earlier(study.study_name, trial.number, fixed | trial.params, metrics))
-    return found
+        metrics |= zip(objectives, trial.values, strict=True)
+        prior.append(PriorTrial(study.study_name, trial.number, fixed | trial.params, metrics))
+    return prior
 
 
-def from_mlflow(uri: str, experiment: str) -> list[Earlier]:
-    """The complete trials of an MLflow experiment, of whatever sweeps; raises InputError."""
+def from_mlflow(uri: str, experiment: str) -> list[PriorTrial]:
+    """Return the complete trials of all sweeps in an MLflow experiment; raises InputError."""
     source = f"{MLFLOW}{experiment}"
     try:
         client = _client(uri)
-        found = None if client is None else client.get_experiment_by_name(experiment)
-        if client is None or found is None or found.lifecycle_stage != "active":
+        active = None if client is None else client.get_experiment_by_name(experiment)
+        if client is None or active is None or active.lifecycle_stage != "active":
             names = [] if client is None else [each.name for each in client.search_experiments()]
             raise InputError(
                 f"warm_start: there is no experiment {experiment!r} at {uri}{nearest(experiment, names)}"
@@ -135,21 +136,23 @@ def from_mlflow(uri: str, experiment: str) -> list[Earlier]:
         runs: list[Run] = []
         token: str | None = None
         while token is None or token:
-            page = client.search_runs([found.experiment_id], _WHICH, max_results=_PAGE, page_token=token)
+            page = client.search_runs(
+                [active.experiment_id], _WHICH, max_results=_PAGE_SIZE, page_token=token
+            )
             runs += page
             token = page.token or ""
         files = {parent: _file(client, parent) for parent in {_parent(run) for run in runs}}
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise InputError(f"warm_start: {source} cannot be read at {uri}: {one_line(error)}") from error
+        raise InputError(f"warm_start: {source} cannot be read at {uri}: {describe_error(error)}") from error
     runs.sort(key=lambda run: (run.info.start_time, _number(run)))
-    return [_earlier(source, run, files[_parent(run)]) for run in runs]
+    return [_prior_trial(source, run, files[_parent(run)]) for run in runs]
 
 
 def _client(uri: str) -> mlflow.MlflowClient | None:
-    """Open the store, but make none where there is none."""
-    if uri.startswith("sqlite") and not tracking_store.sqlite_file(uri).exists():
+    """Open the store, without creating one."""
+    if uri.startswith("sqlite") and not preflight.sqlite_file(uri).exists():
         return None
-    tracking._quiet()
+    quiet_mlflow()
     return mlflow.MlflowClient(uri, registry_uri=uri)
 
 
@@ -163,7 +166,7 @@ def _number(run: Run) -> int:
 
 
 def _file(client: mlflow.MlflowClient, run_id: str) -> dict[str, Any]:
-    """The resolved file that the run of a job keeps, or nothing where there is none."""
+    """Return the resolved file that the run of a job keeps; empty where it keeps none."""
     name = "config.yaml"
     if not run_id or name not in [file.path for file in client.list_artifacts(run_id)]:
         return {}
@@ -172,33 +175,33 @@ def _file(client: mlflow.MlflowClient, run_id: str) -> dict[str, Any]:
     try:
         resolved = yaml.safe_load(text)  # as the tracker wrote it
     except yaml.YAMLError as error:
-        raise OSError(f"{name} of run {run_id} is no YAML") from error
+        raise OSError(f"{name} of run {run_id} is not YAML") from error
     return resolved if isinstance(resolved, dict) else {}
 
 
-def _earlier(source: str, run: Run, file: Mapping[str, Any]) -> Earlier:
-    """A trial of its run and of the file of its job."""
+def _prior_trial(source: str, run: Run, file: Mapping[str, Any]) -> PriorTrial:
+    """Return a trial from its run and the file of its job."""
     searched = file.get("search") or {}
-    params = _flat(file.get("config") or {})
+    params = flatten(file.get("config") or {})
     params |= {path: _read(text, searched.get(path)) for path, text in run.data.params.items()}
-    return Earlier(source, _number(run), params, dict(run.data.metrics))
+    return PriorTrial(source, _number(run), params, dict(run.data.metrics))
 
 
 def _read(text: str, entry: Any) -> Any:
-    """The value that a parameter had of which MLflow keeps ``str()``; ``entry`` is how it was searched."""
+    """Return a value of which MLflow keeps ``str()``; ``entry`` is its distribution in the sweep file."""
     choices = entry.get("choice") or () if isinstance(entry, Mapping) else ()
-    return next((each for each in choices if str(each) == text), plain(text))
+    return next((choice for choice in choices if str(choice) == text), plain(text))
 
 
-def _fit(sweep: Sweep, trial: Earlier) -> Fitted:
-    """Map one trial onto the space; raises _UnfitError."""
+def _transfer(sweep: Sweep, trial: PriorTrial) -> TransferredTrial:
+    """Map one trial onto the search space; raises _UnfitError."""
     params: dict[str, Any] = {}
     distributions = {}
     for path, parameter in sweep.space.parameters.items():
-        if sweep.space.active(parameter, params):
+        if sweep.space.is_active(parameter, params):
             if path not in trial.params:
                 raise _UnfitError(f"no value for {path}")
-            if not parameter.takes(trial.params[path]):
+            if not parameter.contains(trial.params[path]):
                 raise _UnfitError(f"{path} is {_outside(parameter)}")
             params[path] = parameter.convert(trial.params[path])
             distributions[path] = parameter.distribution()
@@ -209,22 +212,14 @@ def _fit(sweep: Sweep, trial: Earlier) -> Fitted:
         if not math.isfinite(value):
             raise _UnfitError(f"{objective.metric} is not finite")
     finite = [float(value) for value in values if value is not None]
-    return Fitted(params, distributions, finite, trial.source, trial.number)
+    return TransferredTrial(params, distributions, finite, trial.source, trial.number)
 
 
 def _outside(parameter: Parameter) -> str:
     kind, searched = parameter.describe()
-    return f"none of {searched}" if kind == "choice" else f"outside {searched}"
+    return f"not one of {searched}" if kind == "choice" else f"outside {searched}"
 
 
-def _key(fitted: Fitted) -> tuple[Any, ...]:
-    """What makes two points the same."""
-    return tuple(sorted(fitted.params.items(), key=lambda each: each[0])), tuple(fitted.values)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay a nested config out as path → value."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+def _key(trial: TransferredTrial) -> tuple[Any, ...]:
+    """Return what makes two points equal."""
+    return tuple(sorted(trial.params.items(), key=lambda item: item[0])), tuple(trial.values)

@@ -1,7 +1,7 @@
-"""An ordered outbox: writes to a tracking server are handed over and delivered from one background thread.
+"""An ordered outbox: writes to a tracking server are queued, and delivered by one background thread.
 
-MLflow's own `log_batch(..., synchronous=False)` is not used: a batch that fails is logged as an error and
-dropped, its flush and its exit hook have no time limit, and runs created or ended in between overtake it.
+MLflow's own `log_batch(..., synchronous=False)` is not used: it logs and drops a batch that fails, its flush
+and exit hook have no time limit, and the creation and end of runs overtake its batches.
 """
 
 import threading
@@ -20,7 +20,8 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 
-# Answers that would be the same the next time; all else (down, restarting, overloaded, signed out) may pass.
+from orchestrator.errors import one_line
+
 _FINAL = {
     ErrorCode.Name(code)
     for code in (
@@ -31,13 +32,14 @@ _FINAL = {
         RESOURCE_DOES_NOT_EXIST,
     )
 }
+"""Error codes that a repetition would not change; others (down, overloaded, signed out) may pass."""
 
 
 class Outbox:
-    """Delivers jobs in the order they were posted; the caller never waits.
+    """Delivers jobs in the order in which they were posted; the caller never waits.
 
-    A job that fails because the server is away stays at the head and is tried again with the next post or
-    flush, so a job must be safe to repeat. A job the server refuses for good is dropped and named by `flush`.
+    A job that fails because the server does not answer stays at the head, and is tried again at the next post
+    or flush, so a job must be safe to repeat. A job that the server refuses is dropped and named by `flush`.
     """
 
     def __init__(self, server: str) -> None:
@@ -46,7 +48,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._delivery: Future[None] | None = None
-        self._trouble = ""
+        self._problem = ""
         self._refused: list[str] = []
 
     def post(self, what: str, job: Callable[[], None]) -> None:
@@ -56,33 +58,33 @@ class Outbox:
             self._start()
 
     def deliver(self) -> None:
-        """Try to deliver what is waiting; returns at once."""
+        """Try to deliver what waits; return at once."""
         with self._lock:
             if self._jobs:
                 self._start()
 
     def __len__(self) -> int:
-        """How many jobs wait."""
+        """Return how many jobs wait."""
         return len(self._jobs)
 
-    def trouble(self) -> str:
-        """How many jobs wait for a server that is away, and why; nothing while it answers."""
+    def problem(self) -> str:
+        """Return how many jobs wait for the server and why; empty while it answers."""
         with self._lock:
-            return f"{len(self._jobs)} records for {self._server}: {self._trouble}" if self._trouble else ""
+            return f"{len(self._jobs)} records for {self._server}: {self._problem}" if self._problem else ""
 
     def flush(self, timeout: float) -> str | None:
-        """Wait at most `timeout` seconds for everything posted so far.
+        """Wait at most `timeout` seconds until everything posted so far is delivered.
 
-        Returns None when all of it arrived, else one line that says what did not and why.
+        Returns None, or one line about what was not delivered and why.
         """
         with self._lock:
             delivery = self._start()
         try:
             delivery.result(timeout)
         except FutureTimeoutError:
-            self._trouble = self._trouble or f"no answer within {timeout:g} s"
+            self._problem = self._problem or f"no answer within {timeout:g} s"
         if self._jobs:
-            first = f"{self._jobs[0][0]}: {self._trouble}"
+            first = f"{self._jobs[0][0]}: {self._problem}"
             return f"tracking: {len(self._jobs)} writes not delivered to {self._server}, the first is {first}"
         if self._refused:
             first, number = self._refused[0], len(self._refused)
@@ -90,7 +92,7 @@ class Outbox:
         return None
 
     def close(self, timeout: float) -> str | None:
-        """Flush, then stop; what is still waiting is given up."""
+        """Flush and stop; what still waits is dropped."""
         line = self.flush(timeout)
         with self._lock:
             self._jobs.clear()
@@ -112,14 +114,14 @@ class Outbox:
             ) as error:  # whatever a store's client raises must not end the deliveries after it
                 if _is_temporary(error):
                     with self._lock:
-                        self._trouble, self._delivery = one_line(error), None
+                        self._problem, self._delivery = describe_error(error), None
                     return
                 kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
-                self._refused.append(f"{what}: {kind}{one_line(error)}")
+                self._refused.append(f"{what}: {kind}{describe_error(error)}")
             with self._lock:
                 if self._jobs:
                     self._jobs.popleft()
-            self._trouble = ""
+            self._problem = ""
 
     def _head(self) -> tuple[str, Callable[[], None]] | None:
         with self._lock:
@@ -135,9 +137,12 @@ def _is_temporary(error: Exception) -> bool:
     )
 
 
-def one_line(error: Exception, limit: int = 200) -> str:
-    """The cause of a failed request in one line: connection errors arrive wrapped many levels deep."""
-    text = " ".join(str(error).split())
+def describe_error(error: Exception, limit: int = 200) -> str:
+    """Return the cause of a failed request in one line.
+
+    Connection errors are wrapped many levels deep by requests 2 and urllib3 2, whose texts are matched here.
+    """
+    text = one_line(error, limit)
     for sign, meaning in (
         ("Connection refused", "connection refused"),
         ("Name or service not known", "host name not known"),
@@ -149,6 +154,6 @@ def one_line(error: Exception, limit: int = 200) -> str:
         ("Connection aborted", "connection lost"),
         ("RemoteDisconnected", "connection lost"),
     ):
-        if sign in text:
+        if sign in str(error):
             return meaning
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text

@@ -1,4 +1,4 @@
-"""The place where MLflow keeps its records: how it is named, and whether it can be used, before it is."""
+"""Checks that MLflow can record at an address, before the job starts."""
 
 import os
 import sqlite3
@@ -13,28 +13,28 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from orchestrator.errors import InputError
-from orchestrator.tracking.outbox import one_line
+from orchestrator.tracking.outbox import describe_error
 
 _ANSWER_SECONDS = 5.0
 
 
 def check(uri: str) -> None:
-    """See that runs can be recorded at `uri`, in seconds and without writing anything.
+    """Check within seconds that runs can be recorded at `uri`, without writing anything.
 
     Args:
         uri: `sqlite:///file.db`, or the `http(s)://` address of an MLflow server.
 
     Raises:
-        InputError: the folder cannot be written, the file is no database, the server is silent or refuses.
+        InputError: the folder cannot be written, the file is not a database, or the server refuses.
     """
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise InputError(f"tracking.uri: {uri!r} is no address: {error}") from error
+        raise InputError(f"tracking.uri: {uri!r} is not a valid address: {error}") from error
     scheme = parts.scheme
     if scheme in ("http", "https") and parts.password:
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise InputError(f"tracking.uri: a password does not belong into the address; set {names}")
+        raise InputError(f"tracking.uri: the address must not hold a password; set {names}")
     if scheme == "sqlite":
         _check_sqlite(sqlite_file(uri))
     elif scheme in ("http", "https"):
@@ -45,13 +45,13 @@ def check(uri: str) -> None:
         )
 
 
-def look(uri: str) -> str:
-    """How to look at what is recorded at `uri`: the address of a server, or the command that starts one."""
+def ui_command(uri: str) -> str:
+    """Return how to see the records at `uri`: the address of a server, or the command that starts one."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 def sqlite_file(uri: str) -> Path:
-    """The file of an SQLite address; raises InputError where it names none."""
+    """Return the file of an SQLite address; raises InputError when it names none."""
     try:
         database = make_url(uri).database
     except ArgumentError:
@@ -66,7 +66,7 @@ def _check_sqlite(file: Path) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):  # never has a name, so nothing stays behind
+        with tempfile.TemporaryFile(dir=folder):  # it has no name, so nothing remains
             pass
     except OSError as error:
         raise InputError(f"tracking.uri: cannot write in {folder}: {error.strerror}") from None
@@ -74,9 +74,9 @@ def _check_sqlite(file: Path) -> None:
         return
     if not file.is_file() or not os.access(file, os.W_OK):
         raise InputError(f"tracking.uri: {file} is not a file that can be written")
-    with file.open("rb") as content:  # SQLite takes any file below 512 bytes for an empty database
+    with file.open("rb") as content:  # SQLite treats any file below 512 bytes as an empty database
         if content.read(16) not in (b"", b"SQLite format 3\0"):
-            raise InputError(f"tracking.uri: {file} is no SQLite database; name another file")
+            raise InputError(f"tracking.uri: {file} is not an SQLite database; name another file")
     try:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)
         try:
@@ -84,7 +84,7 @@ def _check_sqlite(file: Path) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        raise InputError(f"tracking.uri: {file} is no usable SQLite database: {error}") from None
+        raise InputError(f"tracking.uri: {file} is not a usable SQLite database: {error}") from None
 
 
 def _check_server(uri: str) -> None:
@@ -92,20 +92,22 @@ def _check_server(uri: str) -> None:
     try:
         health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
     except requests.RequestException as error:
-        raise InputError(f"{start} does not answer: {one_line(error)}; is `mlflow server` running?") from None
+        raise InputError(
+            f"{start} does not answer: {describe_error(error)}; is `mlflow server` running?"
+        ) from None
     if health.status_code not in (200, 401, 403):
         raise InputError(
             f"{start} answers {health.status_code} {health.reason} to /health; is it an MLflow server?"
         )
-    # /health needs neither a sign-in nor an allowed host name, so ask for something that does.
+    # /health requires neither a login nor an allowed host name; this request requires both.
     try:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
     except MlflowException as error:
         status = error.get_http_status_code()
-        why = one_line(error)
+        why = describe_error(error)
         if status == 401 or "401" in why:
             names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            why = f"sign-in needed or refused (401): set {names}"
+            why = f"login required or refused (401): set {names}"
         elif status == 403 or "403" in why:
             why = "access refused (403): no permission, or its --allowed-hosts lacks this host name"
         raise InputError(f"{start}: {why}") from None

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, installed packages, machine."""
+"""The provenance of a result: code, installed packages, machine."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ import psutil
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """`commit`, `branch` and `dirty` ("true"/"false") of the work tree around `folder`; empty outside git."""
+    """Return `commit`, `branch` and `dirty` ("true"/"false") of the work tree; empty outside git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
@@ -33,13 +33,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def packages() -> str:
-    """Every installed distribution as `name==version` lines, sorted: a requirements file."""
+    """Return a requirements file of all installed distributions, sorted."""
     found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
 
 
 def hardware() -> dict[str, str]:
-    """Python, system, processor cores and memory of this machine."""
+    """Return Python, system, processor cores and memory of this machine."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(terse=True),

@@ -1,4 +1,4 @@
-"""MLflow, written by one process only: a parent run for the job, a child run for each trial."""
+"""The runs of a job in MLflow: a parent run for the job, a child run for each trial."""
 
 import json
 import logging
@@ -19,52 +19,57 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, SweepError
+from orchestrator.config.document import flatten
+from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import provenance
-from orchestrator.tracking.outbox import Outbox, one_line
+from orchestrator.tracking.outbox import Outbox, describe_error
 from orchestrator.tracking.preflight import sqlite_file
 from orchestrator.trainable import DataSetRecord
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
-_BATCH = 100  # parameters that MLflow takes in one request
-_DIGEST = 36  # characters of a data set's digest that MLflow keeps
-_TAG = 5000  # characters of a tag that every MLflow store keeps
+_SCHEMA = 2
+"""Version of the tags of runs. Runs without the tag ``schema`` have version 1, with the same tags."""
+
+_MAX_PARAMS = 100
+"""Parameters that MLflow accepts in one request."""
+
+_DIGEST_CHARACTERS = 36
+"""Length of a data set's digest that MLflow keeps."""
+
+_TAG_CHARACTERS = 5000
+"""Length of a tag that every MLflow store keeps."""
 
 
-class Known(NamedTuple):
-    """What MLflow has of a trial."""
+class RecordedTrial(NamedTuple):
+    """A trial as MLflow has it."""
 
     run_id: str
     epoch: int
-    """The last that was recorded."""
+    """The last recorded epoch."""
 
     state: str
 
 
-class TrackingError(SweepError):
-    """MLflow did not take or have something; `str()` is one line."""
-
-
 class Tracker:
-    """The only writer to MLflow; lives in the driver of the sweep, or of another ``kind`` of job.
+    """The only writer to MLflow, in the driver of a job.
 
-    Runs are found by their tags `sweep.id` and `trial.number` before they are created, points carry their own
-    time and epochs already recorded are left out: running the same sweep again, or delivering a write twice,
-    duplicates nothing. The methods that record return at once; a background thread delivers in order, and
-    `flush` tells what did not arrive.
+    Delivering a record twice, or rerunning the sweep, duplicates nothing: runs are found by their tags
+    `sweep.id` and `trial.number` before they are created, points have their own time, and recorded epochs are
+    skipped. Methods that record return at once; a background thread delivers in order, and `flush` returns
+    what was not delivered.
     """
 
     def __init__(
         self, uri: str, experiment: str, sweep_name: str, sweep_id: str, kind: str = "sweep"
     ) -> None:
-        """Open the store and find or create the experiment and the sweep's run.
+        """Open the store, and find or create the experiment and the run of the job.
 
         Raises:
             InputError: the store cannot be opened.
         """
-        _quiet()
+        quiet_mlflow()
         self.uri = uri.rstrip("/") if uri.startswith("http") else uri
         self.sweep_name = sweep_name
         self.sweep_id = sweep_id
@@ -73,7 +78,7 @@ class Tracker:
         self._last_epoch: dict[int, int] = {}
         self._monitor: SystemMetricsMonitor | None = None
         try:
-            with self._alone():
+            with self._exclusive():
                 self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
                 self.experiment_id = self._open_experiment(experiment)
             parent = self._find_run() or self.client.create_run(
@@ -84,8 +89,8 @@ class Tracker:
             self.parent_run_id: str = parent.info.run_id
             self.client.update_run(self.parent_run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise InputError(f"tracking.uri: cannot record at {self.uri}: {one_line(error)}") from error
-        self._known_params = set(parent.data.params)
+            raise InputError(f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}") from error
+        self._recorded_params = set(parent.data.params)
         self._outbox = Outbox(self.uri)
 
     def __enter__(self) -> Self:
@@ -103,13 +108,13 @@ class Tracker:
         data_sets: Iterable[DataSetRecord],
         note: str = "",
     ) -> None:
-        """Record what the sweep is made of, and start the system metrics of this machine.
+        """Record the settings of the job, and start the system metrics of this machine.
 
         Args:
             config: the resolved sweep file, kept as the artifact `config.yaml`.
             params: the few settings worth a column in the list of runs.
             data_sets: the data used, recorded as inputs with their digest.
-            note: Markdown shown on the run's page.
+            note: Markdown for the page of the run.
         """
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         installed = provenance.packages()
@@ -119,11 +124,12 @@ class Tracker:
         tags = {f"git.{key}": value for key, value in code.items()}
         tags |= {f"host.{key}": value for key, value in machine.items()}
         tags |= {"mlflow.note.content": note} if note else {}
-        fresh = _flat({key: value for key, value in params.items() if key not in self._known_params})
-        self._known_params |= set(params)
+        recorded = self._recorded_params
+        new = _texts({key: value for key, value in params.items() if key not in recorded})
+        self._recorded_params |= set(params)
 
         def write() -> None:
-            self._log_params(self.parent_run_id, fresh)
+            self._log_params(self.parent_run_id, new)
             self.client.log_batch(self.parent_run_id, tags=_run_tags(tags))
             self.client.log_inputs(self.parent_run_id, datasets=inputs)
             self.client.log_text(self.parent_run_id, text, "config.yaml")
@@ -133,8 +139,8 @@ class Tracker:
         self._start_monitor()
 
     def start_trial(self, number: int, name: str, params: Mapping[str, Any]) -> None:
-        """Find or create the run of trial `number`; `name` tells it apart in lists, such as `gru 128`."""
-        flat = _flat(params)
+        """Find or create the run of trial `number`; `name` distinguishes it in lists, such as `gru 128`."""
+        flat = _texts(params)
         started = _now()
 
         def write() -> None:
@@ -155,9 +161,9 @@ class Tracker:
 
         self._outbox.post(f"the start of trial {number}", write)
 
-    def known(self) -> dict[int, Known]:
-        """What MLflow has of every trial of the sweep; raises TrackingError."""
-        found: dict[int, Known] = {}
+    def recorded_trials(self) -> dict[int, RecordedTrial]:
+        """Return every trial of the sweep as MLflow has it; raises TrackingError."""
+        trials: dict[int, RecordedTrial] = {}
         which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
         token: str | None = None
         try:
@@ -166,24 +172,24 @@ class Tracker:
                     [self.experiment_id], which, max_results=1000, page_token=token
                 )
                 for run in page:
-                    known = Known(
+                    trial = RecordedTrial(
                         run.info.run_id,
                         int(run.data.metrics.get("epoch", 0)),
                         run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
                     )
-                    found[int(run.data.tags["trial.number"])] = known
+                    trials[int(run.data.tags["trial.number"])] = trial
                 token = page.token or ""
         except MlflowException as error:
-            raise TrackingError(f"tracking: {self.uri}: {one_line(error)}") from error
-        return found
+            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
+        return trials
 
     def log_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
     ) -> None:
-        """Record the metrics of one epoch, counted from 1, in one request; one recorded before is left out.
+        """Record the metrics of one epoch, counted from 1, in one request; a recorded epoch is skipped.
 
-        MLflow takes a point of the same ``time`` (ms, default: now) once. Infinities are recorded as NaN: it
-        would store ±1.8e308, which flattens every chart.
+        MLflow keeps one point for each ``time`` (ms, default: now). Infinities are recorded as NaN, because
+        MLflow would store ±1.8e308, which flattens every chart.
         """
         now = _now() if time is None else time
         values = {**metrics, "epoch": float(epoch)}
@@ -210,16 +216,16 @@ class Tracker:
         reason: str = "",
         log_tail: str = "",
     ) -> None:
-        """Close a trial's run: FINISHED when complete, KILLED when pruned, FAILED with reason and last lines.
+        """Close the run of a trial: FINISHED when complete, KILLED when pruned, FAILED with reason and log.
 
         Args:
             number: the trial.
-            state: what Optuna calls it.
-            ended: when (ms), default: now.
+            state: as Optuna names it.
+            ended: time of the end (ms), default: now.
             value: its objective, the metric `objective` that lists are sorted by.
             scores: of its last checkpoint on the targets, where it was scored.
-            reason: why it stopped, one line.
-            log_tail: its last lines of output, kept as the artifact `log-tail.txt`.
+            reason: why it ended, one line.
+            log_tail: the end of its log, kept as the artifact `log-tail.txt`.
         """
         ended = _now() if ended is None else ended
         tags = {"trial.state": state} | (
@@ -240,10 +246,10 @@ class Tracker:
         self._post_to_trial(number, f"the end of trial {number}", write)
 
     def run_id(self, number: int, timeout: float = 30.0) -> str:
-        """The run of a trial, from this process or an earlier one.
+        """Return the id of the run of a trial, created by this process or an earlier one.
 
         Raises:
-            TrackingError: there is none, or it did not arrive within `timeout` seconds.
+            TrackingError: there is none, or it was not delivered within `timeout` seconds.
         """
         line = None
         if number not in self._run_ids:
@@ -283,29 +289,29 @@ class Tracker:
         self._outbox.post(f"the end of the {self.kind}", write)
 
     def deliver(self) -> None:
-        """Try again to deliver what is waiting; returns at once."""
+        """Try again to deliver what waits; return at once."""
         self._outbox.deliver()
 
-    def trouble(self) -> str:
-        """How many records wait for an MLflow that is away, and why; nothing while it answers."""
-        return self._outbox.trouble()
+    def delivery_problem(self) -> str:
+        """Return how many records wait for MLflow and why; empty while MLflow answers."""
+        return self._outbox.problem()
 
     def undelivered(self) -> int:
-        """How many records wait for MLflow."""
+        """Return how many records wait for MLflow."""
         return len(self._outbox)
 
     def flush(self, timeout: float = 30.0) -> str | None:
-        """Wait for everything recorded so far; None when it all arrived, else one line on what did not."""
+        """Wait until everything is delivered; return None, or one line about what was not."""
         return self._outbox.flush(timeout)
 
     def close(self, timeout: float = 30.0) -> str | None:
-        """Flush and stop; the same answer as `flush`. What did not arrive is given up."""
+        """Flush and stop; return the same as `flush`. What was not delivered is dropped."""
         self._stop_monitor()
         return self._outbox.close(timeout)
 
     def _post_to_trial(self, number: int, what: str, job: Callable[[], None]) -> None:
         def write() -> None:
-            if number not in self._run_ids:  # an earlier process started it, or its start was refused
+            if number not in self._run_ids:  # started by an earlier process, or its start was refused
                 run = self._find_run(number)
                 if run is None:
                     raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
@@ -316,8 +322,8 @@ class Tracker:
         self._outbox.post(what, write)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other sweeps out of a database file while its tables are made: MLflow does not."""
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other sweeps out of a database file while MLflow creates its tables, which MLflow does not."""
         if not self.uri.startswith("sqlite"):
             yield
             return
@@ -327,44 +333,46 @@ class Tracker:
             yield
 
     def _open_experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return self.client.create_experiment(name, artifact_location=self._artifacts(name))
             except MlflowException as error:  # another sweep may have been faster
-                found = self.client.get_experiment_by_name(name)
-                if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                experiment = self.client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
                     raise
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise InputError(
                 f"tracking.experiment: {name!r} was deleted at {self.uri}; restore it "
-                f"(`mlflow experiments restore --experiment-id {found.experiment_id}`) or choose another name"
+                f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`) or "
+                "choose another name"
             )
-        return found.experiment_id
+        return experiment.experiment_id
 
     def _artifacts(self, experiment: str) -> str | None:
-        """Next to the database: MLflow's default is the folder the command happens to be run in."""
+        """Return a folder beside the database; MLflow's default is the working directory."""
         if not self.uri.startswith("sqlite"):
             return None
         return (sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
 
     def _find_run(self, number: int | None = None) -> Run | None:
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             [self.experiment_id],
             f"tags.`sweep.id` = '{self.sweep_id}' AND {which}",
             max_results=1,
             order_by=["attributes.start_time ASC"],
         )
-        return found[0] if found else None
+        return runs[0] if runs else None
 
     def _tags(self, kind: str) -> dict[str, str]:
-        return {"sweep.id": self.sweep_id, "sweep.name": self.sweep_name, "run.kind": kind}
+        tags = {"sweep.id": self.sweep_id, "sweep.name": self.sweep_name, "run.kind": kind}
+        return tags | {"schema": str(_SCHEMA)}
 
     def _log_params(self, run_id: str, params: dict[str, str]) -> None:
         items = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(items), _BATCH):
-            self.client.log_batch(run_id, params=items[start : start + _BATCH])
+        for start in range(0, len(items), _MAX_PARAMS):
+            self.client.log_batch(run_id, params=items[start : start + _MAX_PARAMS])
 
     def _start_monitor(self) -> None:
         if self._monitor is None:
@@ -380,7 +388,7 @@ class Tracker:
 
 
 def _dataset_inputs(records: Iterable[DataSetRecord]) -> list[DatasetInput]:
-    """One input per data set: MLflow keeps a single context for each, so the roles of one set are joined."""
+    """Return one input per data set. MLflow keeps one context for each, so the roles of a set are joined."""
     roles: dict[tuple[str, str], list[str]] = {}
     sets: dict[tuple[str, str], DataSetRecord] = {}
     for record in records:
@@ -402,7 +410,7 @@ def _dataset(record: DataSetRecord) -> Dataset:
         kind, source = "local", json.dumps({"uri": str(folder)})
     return Dataset(
         name=record.name,
-        digest=record.digest[:_DIGEST],
+        digest=record.digest[:_DIGEST_CHARACTERS],
         source_type=kind,
         source=source,
         profile=json.dumps({**record.counts, "digest": record.digest}),
@@ -415,27 +423,21 @@ def _source() -> dict[str, str]:
     return source | ({"git.commit": commit} if commit else {})
 
 
-def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+def _texts(params: Mapping[str, Any]) -> dict[str, str]:
+    return {path: str(value) for path, value in flatten(params).items() if value != {}}
 
 
 def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:
-    return [RunTag(key, value[:_TAG]) for key, value in tags.items()]
+    return [RunTag(key, value[:_TAG_CHARACTERS]) for key, value in tags.items()]
 
 
 def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _quiet() -> None:
-    """MLflow and Alembic tell of migrations and monitors on every start; warnings stay."""
+def quiet_mlflow() -> None:
+    """Silence what MLflow and Alembic log at each start about migrations and monitors; warnings stay."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Its monitor of this machine's load warns whenever the server is away; the outbox says so better.
+    # The monitor of system metrics warns when the server does not answer; the outbox reports that already.
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Every fault of a sweep file is one clear line, and no text whatever leads to anything else."""
+"""Each fault of a sweep file is one clear line; no text leads to a traceback."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config.sweep import Override, read
+from orchestrator.config.document import Override
+from orchestrator.config.sweep import read_sweep
 from orchestrator.errors import InputError
 from orchestrator.trainable import load
 
@@ -35,11 +36,11 @@ ALIAS_BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 DEEP = "[" * 200 + "]" * 200
 
 
-def line_of(file: Path, *overrides: str) -> str:
-    """The one line that the user gets."""
-    with pytest.raises(InputError) as caught:
-        read(file, [Override.parse(each) for each in overrides], environment={})
-    line = str(caught.value)
+def error_line(file: Path, *overrides: str) -> str:
+    """Return the one line that the user gets."""
+    with pytest.raises(InputError) as error:
+        read_sweep(file, [Override.parse(override) for override in overrides], environment={})
+    line = str(error.value)
     assert line.isprintable() and 0 < len(line) < 500
     return line
 
@@ -70,28 +71,30 @@ def file(tmp_path: Path) -> Path:
         (b"{a: 1}: b\n", ":1: the key {'a': 1} is not a word"),
         (b"a: " + DEEP.encode(), ":1: nested deeper than 32 levels"),
         (b"a: 1\nb: \xff\xfe\n", ":2: byte 0xff is not UTF-8"),
-        (b"a: 1\nb: \0\n", ":2: the character U+0000 is not allowed"),
-        (b'a: "\\0"\n', ":1: '\\x00' holds a character that is not text"),
+        (b"a: 1\nb: \0\n", ":2: YAML does not allow the character U+0000"),
+        (b'a: "\\0"\n', ":1: '\\x00' contains a character that is not text"),
         (b'a: "\\UFFFFFFFF"\n', "not readable as YAML"),
         (b"a: " + b"9" * 5000, "not readable as YAML"),
-        (b"a: " + b"x" * (1 << 18), "larger than 256 KiB"),
+        (b"a: " + b"x" * (1 << 18), "larger than 256 KiB, so it is not a sweep file"),
     ],
 )
-def test_text_that_is_no_sweep_file(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_read_sweep_invalid_text_is_one_line(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    assert expected in line_of(path)
-    assert line_of(path).startswith(str(path))
+    assert expected in error_line(path)
+    assert error_line(path).startswith(str(path))
 
 
-def test_files_that_cannot_be_read(file: Path) -> None:
-    assert line_of(file.with_name("parabolla.yaml")).endswith("no such file; did you mean 'parabola.yaml'?")
-    assert line_of(file.parent / "nowhere" / "a.yaml").endswith(
+def test_read_sweep_unreadable_file_is_one_line(file: Path) -> None:
+    assert error_line(file.with_name("parabolla.yaml")).endswith(
+        "no such file; did you mean 'parabola.yaml'?"
+    )
+    assert error_line(file.parent / "nowhere" / "a.yaml").endswith(
         f"folder {file.parent / 'nowhere'} does not exist"
     )
-    assert "is a folder" in line_of(file.parent)
-    assert "a?b.yaml: there is no such file" in line_of(Path("a\0b.yaml"))
-    assert "not a regular file" in line_of(Path("/dev/null"))
+    assert "is a folder" in error_line(file.parent)
+    assert "a?b.yaml: there is no such file" in error_line(Path("a\0b.yaml"))
+    assert "not a regular file" in error_line(Path("/dev/null"))
 
 
 @pytest.mark.parametrize(
@@ -102,30 +105,30 @@ def test_files_that_cannot_be_read(file: Path) -> None:
         ("search", "search: missing"),
     ],
 )
-def test_missing_keys(file: Path, key: str, expected: str) -> None:
+def test_read_sweep_missing_key_is_one_line(file: Path, key: str, expected: str) -> None:
     tree = yaml.safe_load(SWEEP)
     del tree[key]
     file.write_text(yaml.safe_dump(tree))
-    assert expected in line_of(file)
+    assert expected in error_line(file)
 
 
-def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
+def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
     file.write_text(SWEEP.replace("trials: 4", "trails: 4"))
     assert (
-        line_of(file)
+        error_line(file)
         == f"{file}:10: budget.trails: unknown key; did you mean 'trials'? (and 1 more at fault)"
     )
     file.write_text(SWEEP.replace("epochs: 9", "epochs: 0"))
-    assert line_of(file) == f"{file}:3: config.epochs: should be greater than or equal to 1, not 0"
+    assert error_line(file) == f"{file}:3: config.epochs: should be greater than or equal to 1, not 0"
     file.write_text(SWEEP.replace("[-5, 5]", "[-5, 50]"))
-    assert line_of(file) == f"{file}:5: search.x: should be less than or equal to 10, not 50.0"
+    assert error_line(file) == f"{file}:5: search.x: should be less than or equal to 10, not 50.0"
     file.write_text(SWEEP.replace("/tmp/sweeps", "${REID_ROOM}/sweeps"))
-    assert line_of(file).startswith(f"{file}:13: storage: the environment variable REID_ROOM is not set")
+    assert error_line(file).startswith(f"{file}:13: storage: the environment variable REID_ROOM is not set")
     file.write_text(SWEEP)
     with pytest.raises(
         InputError, match=r"^--trials 0: budget\.trials: should be greater than or equal to 1"
     ):
-        read(file, [Override("budget.trials", 0, "--trials 0")])
+        read_sweep(file, [Override("budget.trials", 0, "--trials 0")])
 
 
 @pytest.mark.parametrize(
@@ -135,14 +138,17 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
         ("budget.trials=few", "budget.trials: should be a whole number, not 'few'"),
         ("budget.trials=true", "budget.trials: should be a number, not true"),
         ("budget.trials=2.5", "budget.trials: should be a whole number, not 2.5"),
-        ("budget.wall=90", "budget.wall: 90 is no duration; write 90s, 30m, 2h or 1d"),
-        ("budget.wall=0m", "leaves no time"),
+        ("budget.wall=90", "budget.wall: invalid duration 90; expected for example 90s, 30m, 2h or 1d"),
+        ("budget.wall=0m", "invalid duration '0m'; expected more than 0 seconds"),
         ("nmae=x", "nmae: unknown key; did you mean 'name'?"),
-        ("name=../up", "name: '../up' is no name"),
+        ("name=../up", "name: invalid name '../up'; expected at most 63 of a-z"),
         ("name.first=x", "name is 'parabola' and has no 'first'"),
         ("config.epohcs=2", "config.epohcs: unknown key; did you mean 'epochs'?"),
         ("config.noise.kin=none", "config.noise.kin: unknown key; did you mean 'kind'?"),
-        ("config.noise.kind=unifrom", "'unifrom' is none of 'none' or 'uniform'; did you mean 'uniform'?"),
+        (
+            "config.noise.kind=unifrom",
+            "invalid value 'unifrom'; expected 'none' or 'uniform'; did you mean 'uniform'?",
+        ),
         ("config=3", "config: should be a mapping of keys to values, not 3"),
         ("config.x=1", "x is searched, so this has no effect"),
         (
@@ -151,21 +157,21 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
         ),
         ("search.noise={choice: [a]}", "search.noise: is a group"),
         ("search.x={uniform: [3, 3]}", "search.x.uniform: the range [3, 3] is empty"),
-        ("search.x={uniform: [5, 3]}", "search.x.uniform: the range [5, 3] is inverted; write [3, 5]"),
-        ("search.x={uniform: [0]}", "search.x.uniform: [0] is no range; write [low, high]"),
-        ("search.x={uniform: [0, .inf]}", "out of range; write a finite number"),
+        ("search.x={uniform: [5, 3]}", "search.x.uniform: the range [5, 3] is inverted; expected [3, 5]"),
+        ("search.x={uniform: [0]}", "search.x.uniform: invalid range [0]; expected [low, high]"),
+        ("search.x={uniform: [0, .inf]}", "out of range; expected a finite number"),
         ("search.x={uniform: [-1e308, 1e308]}", "is too wide"),
         ("search.x={uniform: [a, 1]}", "'a' is not a number"),
         ("search.x={unifrom: [0, 1]}", "search.x.unifrom: unknown key; did you mean 'uniform'?"),
-        ("search.x={log_uniform: [0, 1]}", "a logarithmic range must begin above 0, not at 0"),
-        ("search.x={uniform: [0, 1], log: true}", "a logarithmic range of numbers is log_uniform"),
+        ("search.x={log_uniform: [0, 1]}", "a logarithmic range must start above 0, not at 0"),
+        ("search.x={uniform: [0, 1], log: true}", "for fractional numbers use log_uniform"),
         (
             "search.x={uniform: [0, 1], int: [0, 1]}",
-            "give one distribution of uniform, log_uniform, int, choice",
+            "expected one distribution of uniform, log_uniform, int, choice",
         ),
         ("search.x={}", "found none"),
-        ("search.x=3", "search.x: 3 is no distribution"),
-        ("search.x={choice: []}", "[] is no choice"),
+        ("search.x=3", "search.x: invalid distribution 3; expected for example {uniform: [0, 1]}"),
+        ("search.x={choice: []}", "invalid choice []; expected [first, second, ...]"),
         ("search.x={choice: [1, 1.0]}", "1.0 is given twice"),
         ("search.x={choice: [[1]]}", "[1] is not a plain value"),
         ("search.steps={int: [1, 8], log: true, step: 2}", "log and step cannot be combined"),
@@ -176,29 +182,50 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
         ("search.steps={int: [1, 8], step: 9}", "step 9 is larger than the range [1, 8]"),
         ("search.steps={int: [1.5, 8]}", "[1.5, 8] are not whole numbers"),
         ("search.steps={int: [1, 9]}", "search.steps: should be less than or equal to 8, not 9"),
-        ("search={}", "search: nothing is searched"),
+        ("search={}", "search: no path is searched"),
         ("search=null", "search: should be a mapping of keys to values, not null"),
-        ("objective.metric=val/scoer", "the trainable reports no 'val/scoer'; did you mean 'val/score'?"),
-        ("objective.mode=min", "val/score is better the higher it is; write max"),
-        ("objective=[]", "objective: name at least one metric"),
+        ("objective.metric=val/scoer", "the trainable has no metric 'val/scoer'; did you mean 'val/score'?"),
+        ("objective.mode=min", "val/score is better when it is higher; write max"),
+        ("objective=[]", "objective: expected at least one metric"),
         ("objective=[{metric: val/score}, {metric: val/score}]", "'val/score' is given twice"),
         ("sampler=tep", "unknown sampler 'tep'; did you mean 'tpe'?"),
         ("sampler=grid", "brute_force tries every combination instead"),
-        ("sampler={tpe: {sede: 1}}", "tpe has no argument 'sede'; did you mean 'seed'?"),
-        ("sampler={tpe: {seed: one}}", "tpe's seed should be a valid integer, not 'one'"),
+        ("sampler=tests.support:Tpe", "module 'tests.support' has no 'Tpe'"),
+        (
+            "sampler=optuna.sampler:TPESampler",
+            "there is no module 'optuna.sampler'; did you mean 'samplers'?",
+        ),
+        ("sampler=optuna.samplers:TPESample", "has no 'TPESample'; did you mean 'TPESampler'?"),
+        (
+            "sampler=optuna.pruners:NopPruner",
+            "'optuna.pruners:NopPruner' is not a subclass of optuna's BaseSampler",
+        ),
+        ("sampler=json:dumps", "'json:dumps' is not a subclass of optuna's BaseSampler"),
+        ("sampler={tpe: {sede: 1}}", "sampler.tpe.sede: unknown key; did you mean 'seed'?"),
+        ("sampler={tpe: {seed: one}}", "sampler.tpe.seed: should be a whole number, not 'one'"),
+        ("sampler={tpe: {seed: 1.0}}", "sampler.tpe.seed: should be a whole number, not 1.0"),
         ("sampler={tpe: {group: true, multivariate: false}}", "sampler: tpe: "),
-        ("sampler={tpe: 3}", "3 are no arguments of tpe"),
+        ("sampler={tpe: 3}", "invalid arguments of tpe: 3; expected for example {tpe: {seed: 0}}"),
         ("scheduler=ahsa", "unknown scheduler 'ahsa'; did you mean 'asha'?"),
+        ("scheduler=optuna.samplers:TPESampler", "is not a subclass of optuna's BasePruner"),
         ("scheduler.asha.grase=1", "scheduler.asha.grase: unknown key; did you mean 'grace'?"),
         ("scheduler.asha.reduction=1", "should be greater than or equal to 2, not 1"),
         ("resources.workers=0", "resources.workers: should be greater than or equal to 1, not 0"),
         ("resources.gpus=-1", "resources.gpus: should be greater than or equal to 0, not -1"),
         ("resources.gpus=1.5", "should be a whole number or a share below 1"),
-        ("resources.concurrent=some", "'some' is neither auto nor a number of trials"),
+        ("resources.concurrent=some", "invalid value 'some'; expected auto, or a whole number above 0"),
+        (
+            "resources.report_timeout=90",
+            "resources.report_timeout: invalid duration 90; expected for example",
+        ),
+        (
+            "resources={silence: 1h, report_timeout: 1h}",
+            "resources: silence is the old name of report_timeout",
+        ),
         ("enqueue=3", "enqueue: should be a mapping of keys to values, not 3"),
         ("enqueue.paper=3", "enqueue.paper: should be a mapping of keys to values, not 3"),
-        ("enqueue.paper={}", "enqueue.paper: holds no value; give at least one, {searched path: value}"),
-        ("enqueue={a/b: {x: 1}}", "enqueue.a/b: is no name of a point; use at most 64 letters"),
+        ("enqueue.paper={}", "enqueue.paper: empty point; expected at least one {searched path: value}"),
+        ("enqueue={a/b: {x: 1}}", "enqueue.a/b: invalid name of a point; expected at most 64 letters"),
         ("enqueue.paper.z=1", "enqueue.paper.z: no such path is searched; valid: noise.width, x"),
         ("enqueue.paper.noise.widht=1", "no such path is searched; did you mean 'noise.width'?"),
         ("enqueue.paper.noise={width: 1}", "enqueue.paper.noise: is a group; give the searched values in it"),
@@ -207,33 +234,39 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
             "enqueue.paper.noise.kind: is not searched but fixed at 'uniform'; search it, or change it",
         ),
         ("enqueue.paper.y=1", "enqueue.paper.y: is not searched but fixed at 0.0; search it"),
-        ("enqueue.paper.x=9", "enqueue.paper.x: 9 is not among what is searched: -5 to 5"),
-        ("enqueue.paper.x=true", "enqueue.paper.x: true is not among what is searched: -5 to 5"),
-        ("enqueue.paper.x=.nan", "enqueue.paper.x: nan is not among what is searched: -5 to 5"),
+        ("enqueue.paper.x=9", "enqueue.paper.x: 9 is not searched; expected -5 to 5"),
+        ("enqueue.paper.x=true", "enqueue.paper.x: true is not searched; expected -5 to 5"),
+        ("enqueue.paper.x=.nan", "enqueue.paper.x: nan is not searched; expected -5 to 5"),
         ("enqueue.paper.x=wide", "enqueue.paper.x: 'wide' is not a number"),
-        ("enqueue.paper.x=[1]", "enqueue.paper.x: [1] is not among what is searched"),
+        ("enqueue.paper.x=[1]", "enqueue.paper.x: [1] is not searched; expected -5 to 5"),
         ("warm_start=3", "warm_start: should be a list, not 3"),
-        ("warm_start=[3]", "warm_start.0: 3 is no sweep; write the name of one, or mlflow:EXPERIMENT"),
-        ("warm_start=[a, Up]", "warm_start.1: 'Up' is no sweep"),
-        ("warm_start=../up", "warm_start: '../up' is no sweep"),
-        ("warm_start=['mlflow: ']", "warm_start.0: 'mlflow: ' is no sweep"),
-        ("warm_start=[optuna:a]", "'optuna:a' is no sweep; write the name of one, or mlflow:EXPERIMENT"),
+        (
+            "warm_start=[3]",
+            "warm_start.0: invalid sweep 3; expected the name of a sweep, or mlflow:EXPERIMENT",
+        ),
+        ("warm_start=[a, Up]", "warm_start.1: invalid sweep 'Up'"),
+        ("warm_start=../up", "warm_start: invalid sweep '../up'"),
+        ("warm_start=['mlflow: ']", "warm_start.0: invalid sweep 'mlflow: '"),
+        (
+            "warm_start=[optuna:a]",
+            "invalid sweep 'optuna:a'; expected the name of a sweep, or mlflow:EXPERIMENT",
+        ),
         ("warm_start=[a, 'mlflow:a', a]", "warm_start: 'a' is given twice; keep one of them"),
         ("warm_start=['mlflow:a', 'mlflow: a']", "warm_start: 'mlflow:a' is given twice"),
-        ("warm_start=[a, parabola]", "warm_start.1: parabola is this sweep itself, whose trials are kept"),
+        ("warm_start=[a, parabola]", "warm_start.1: parabola is this sweep itself, which keeps its trials"),
         ("warm_start=parabola", "warm_start: parabola is this sweep itself"),
-        ("registry.model=a/b", "registry.model: 'a/b' is no name"),
-        ("registry.alias=v3", "'v3' is reserved by MLflow"),
+        ("registry.model=a/b", "registry.model: invalid name 'a/b'; expected letters"),
+        ("registry.alias=v3", "MLflow reserves the alias 'v3'"),
         ("storage=gs://bucket/sweeps", "sweeps are kept in a folder or in a bucket"),
-        ("storage=s3://Bucket", "is no place in a bucket; write s3://bucket/prefix"),
-        ("storage=s3://bucket/sweeps", "storage: a bucket needs an MLflow server beside it"),
-        ("storage=~no-such-user/x", "there is no such user"),
-        ("storage=3", "storage: 3 is no storage"),
+        ("storage=s3://Bucket", "storage: invalid address 's3://Bucket'; expected s3://bucket/prefix"),
+        ("storage=s3://bucket/sweeps", "storage: a bucket needs an MLflow server; give tracking.uri"),
+        ("storage=~no-such-user/x", "unknown user in '~no-such-user/x'"),
+        ("storage=3", "storage: invalid storage 3; expected for example ~/reid-sweeps"),
         ("storage=${ROOM", "is not of the form ${NAME} or ${NAME:-default}"),
-        ("budget", "write --set path=value"),
-        ("budget..trials=1", "'budget..trials' is no path"),
+        ("budget", "expected --set path=value"),
+        ("budget..trials=1", "'budget..trials' is not a valid path"),
         ("budget.trials=[1", "--set budget.trials=[1: expected ',' or ']'"),
-        ("trainable=tests.support.example_trainable", "write it as package.module:Class"),
+        ("trainable=example_trainable", "invalid name 'example_trainable'; expected package.module:Class"),
         (
             "trainable=tests.support.example_trainabel:X",
             "there is no module 'tests.support.example_trainabel'; did you mean 'example_trainable'?",
@@ -243,14 +276,15 @@ def test_a_fault_is_placed_at_its_line_or_its_override(file: Path) -> None:
             "has no 'Example'; did you mean 'ExampleTrainable'?",
         ),
         ("trainable=orchestrator.confg:X", "there is no module 'orchestrator.confg'; did you mean 'config'?"),
-        ("trainable=tests.support.example_trainable:ExampleConfig", "is no trainable: it has no 'prepare'"),
+        (
+            "trainable=tests.support.example_trainable:ExampleConfig",
+            "is not a valid trainable: it has no 'prepare'",
+        ),
         ("trainable=json:dumps", "'json:dumps' is not a class"),
     ],
 )
-def test_each_fault_is_one_line_that_begins_with_its_override(
-    file: Path, override: str, expected: str
-) -> None:
-    line = line_of(file, override)
+def test_read_sweep_faulty_override_begins_the_line(file: Path, override: str, expected: str) -> None:
+    line = error_line(file, override)
     assert expected in line
     assert line.startswith(f"--set {override}")
 
@@ -261,13 +295,13 @@ def test_each_fault_is_one_line_that_begins_with_its_override(
         (
             {"steps": {"int": [1, 8], "step": 3}},
             {"steps": 5},
-            "steps: 5 is not among what is searched: 1 to 7 in steps of 3",
+            "steps: 5 is not searched; expected 1 to 7 in steps of 3",
         ),
-        ({"steps": {"int": [1, 8]}}, {"steps": 2.5}, "steps: 2.5 is not among what is searched: 1 to 8"),
+        ({"steps": {"int": [1, 8]}}, {"steps": 2.5}, "steps: 2.5 is not searched; expected 1 to 8"),
         (
             {"fault": {"choice": ["none", "crash"]}},
             {"fault": "crahs"},
-            "fault: 'crahs' is not among what is searched: none, crash; did you mean 'crash'?",
+            "fault: 'crahs' is not searched; expected none, crash; did you mean 'crash'?",
         ),
         (
             {"y": {"uniform": [0, 1], "when": {"seed": 3}}},
@@ -286,7 +320,7 @@ def test_each_fault_is_one_line_that_begins_with_its_override(
                 "y": {"uniform": [0, 1], "when": {"seed": [3]}},
             },
             {"x": 0.5, "y": 0.5},
-            "y: is searched only when seed is 3; the others need another",
+            "y: is searched only when seed is 3; the other values need another seed",
         ),
         (
             {
@@ -299,23 +333,35 @@ def test_each_fault_is_one_line_that_begins_with_its_override(
         ),
     ],
 )
-def test_a_point_outside_of_the_space_is_one_line(
+def test_read_sweep_point_outside_the_space_is_one_line(
     file: Path, search: dict[str, object], point: dict[str, object], expected: str
 ) -> None:
     tree = yaml.safe_load(SWEEP) | {"search": search, "enqueue": {"paper": point}}
     file.write_text(yaml.safe_dump(tree))
-    assert line_of(file).partition(": ")[2] == f"enqueue.paper.{expected}"
+    assert error_line(file).partition(": ")[2] == f"enqueue.paper.{expected}"
 
 
-def test_a_point_whose_condition_the_sampler_may_meet_is_taken(file: Path) -> None:
+def test_read_sweep_point_with_possible_condition_is_read(file: Path) -> None:
     search = {"seed": {"int": [0, 9]}, "y": {"uniform": [0, 1], "when": {"seed": [1, 2]}}}
     tree = yaml.safe_load(SWEEP) | {"search": search, "enqueue": {"a": {"y": 1}, "b": {"y": 0, "seed": 2}}}
     file.write_text(yaml.safe_dump(tree))
-    assert read(file, environment={}).enqueue == {"a": {"y": 1.0}, "b": {"y": 0.0, "seed": 2}}
+    assert read_sweep(file, environment={}).enqueue == {"a": {"y": 1.0}, "b": {"y": 0.0, "seed": 2}}
 
 
-def test_a_trainable_that_breaks_the_contract_is_told_what_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lacking:Loose", "extra='forbid'"),
+        ("lacking:Wrong", "'metrics' do not map names"),
+        ("lacking:Fast", "'throughput' 'speed' is not one of its metrics"),
+        ("lacking:Argued", "cannot be instantiated without arguments"),
+        ("broken:X", "module 'broken' cannot be imported"),
+        ("failing:X", "module 'failing' cannot be imported: module 'json' has no attribute 'no_such_name'"),
+        ("needing:X", "needs 'no_such_package_at_all', which is not installed"),
+    ],
+)
+def test_load_invalid_trainable_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "lacking.py").write_text(
@@ -327,23 +373,16 @@ def test_a_trainable_that_breaks_the_contract_is_told_what_it_lacks(
         "class Argued(ExampleTrainable):\n    def __init__(self, a): pass\n"
     )
     (tmp_path / "broken.py").write_text("def (:\n")
+    (tmp_path / "failing.py").write_text("import json\njson.no_such_name\n")
     (tmp_path / "needing.py").write_text("import no_such_package_at_all\n")
-    for name, expected in {
-        "lacking:Loose": "extra='forbid'",
-        "lacking:Wrong": "'metrics' do not map names",
-        "lacking:Fast": "'throughput' 'speed' is not among",
-        "lacking:Argued": "cannot be made without arguments",
-        "broken:X": "module 'broken' cannot be imported",
-        "needing:X": "needs 'no_such_package_at_all', which is not installed",
-    }.items():
-        with pytest.raises(InputError) as caught:
-            load(name)
-        assert expected in str(caught.value)
+    with pytest.raises(InputError) as error:
+        load(name)
+    assert expected in str(error.value)
 
 
 def reads_or_one_line(path: Path) -> None:
     try:
-        read(path, environment={})
+        read_sweep(path, environment={})
     except InputError as error:
         assert str(error).isprintable() and str(error).startswith(str(path))
 
@@ -376,7 +415,9 @@ PIECES = st.sampled_from(
 @given(
     cuts=st.lists(st.tuples(st.integers(0, len(SWEEP)), st.integers(0, 6), PIECES), min_size=1, max_size=4)
 )
-def test_any_mutilated_text_reads_or_is_one_line(tmp_path: Path, cuts: list[tuple[int, int, str]]) -> None:
+def test_read_sweep_mutilated_text_reads_or_is_one_line(
+    tmp_path: Path, cuts: list[tuple[int, int, str]]
+) -> None:
     text = SWEEP
     for start, length, piece in cuts:
         text = text[:start] + piece + text[start + length :]
@@ -394,19 +435,19 @@ VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), value=VALUES, delete=st.booleans())
-def test_any_mutated_tree_reads_or_is_one_line(
+def test_read_sweep_mutated_tree_reads_or_is_one_line(
     tmp_path: Path, seed: int, value: object, delete: bool
 ) -> None:
     tree, choose = yaml.safe_load(SWEEP), random.Random(seed)
-    here = tree
-    key = choose.choice(list(here))
-    while isinstance(here[key], dict) and here[key] and choose.random() < 0.7:
-        here = here[key]
-        key = choose.choice(list(here))
+    mapping = tree
+    key = choose.choice(list(mapping))
+    while isinstance(mapping[key], dict) and mapping[key] and choose.random() < 0.7:
+        mapping = mapping[key]
+        key = choose.choice(list(mapping))
     if delete:
-        del here[key]
+        del mapping[key]
     else:
-        here[key] = value
+        mapping[key] = value
     path = tmp_path / "mutated.yaml"
     path.write_text(yaml.safe_dump(tree, allow_unicode=False))
     reads_or_one_line(path)

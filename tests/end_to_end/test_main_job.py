@@ -1,4 +1,4 @@
-"""The main job in small: the shipped sweep file, real Ray Train workers, a model that is pulled and used."""
+"""The main job in small: the shipped sweep file, Ray Train workers, and the registered model in use."""
 
 import json
 import os
@@ -33,7 +33,7 @@ print("embedded", features.shape[0])
 
 
 @pytest.mark.sweep
-def test_the_shipped_sweep_trains_registers_and_serves(tmp_path: Path) -> None:
+def test_shipped_sweep_trains_registers_and_serves(tmp_path: Path) -> None:
     store = tmp_path / "store"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "RAY_ADDRESS"))}
     environment["REID_CACHE"] = str(tmp_path / "cache")

@@ -1,5 +1,6 @@
-"""The shipped recipes: each loads, plans and trains on walkers that lie as its data sets do."""
+"""The shipped recipes: each loads, plans and trains on walkers in the layouts of its data sets."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.config import comparison as comparison_config
-from orchestrator.config.sweep import Override, Sweep, read
-from orchestrator.drivers.plan import plan
+from orchestrator.config.comparison import read_comparison
+from orchestrator.config.document import Override
+from orchestrator.config.sweep import Sweep, read_sweep
+from orchestrator.drivers.plan import sweep_plan
 from orchestrator.execution.cluster import TRIAL_SLOT, Cluster
 from tests.support.paths import ROOT
-from trainables.data.walkers import layouts as walkers
+from trainables.data.walkers import layouts
 from trainables.data.walkers.layouts import GenerateConfig
-from trainables.train import Alone
+from trainables.train import SingleWorker
 
 RECIPES = ROOT / "search_spaces"
 FILES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
@@ -29,7 +31,7 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "CUHK03": ("cuhk03", {"identities": 20, "images": 1, "seed": 4, "hdf5": True}),
     "CUHK01": ("cuhk01", {"identities": 20, "seed": 5}),
 }
-"""What lies in REID_DATA: as few people as the recipes' batches can do with, half of them to train on."""
+"""The data sets in REID_DATA, with few identities; half of them train."""
 ONE_GPU = Cluster("", None, None, ({"CPU": 16, "GPU": 1, TRIAL_SLOT: 64},))
 SMALL = {
     "epochs": 1,
@@ -40,7 +42,7 @@ SMALL = {
     "evaluation.crops": 1,
     "optimizer.warmup_epochs": 0,
 }
-OF_RECIPE: dict[str, dict[str, Any]] = {
+RECIPE_CHANGES: dict[str, dict[str, Any]] = {
     "alignment.yaml": {
         "data.sets.walkers.generate": {"identities": 32, "frames": 3},
         "data.sets.walkers-stills.generate": {"identities": 24, "seed": 1},
@@ -48,8 +50,8 @@ OF_RECIPE: dict[str, dict[str, Any]] = {
     },
     "mars.yaml": {"encoder.name": "residual"},
 }
-"""What else is too large for a test."""
-OF_COMPARISON = {
+"""Settings of single recipes that are too large for a test."""
+COMPARISON_CHANGES = {
     "epochs": 2,
     "pretrain_epochs": 1,
     "encoder.name": "residual",
@@ -64,7 +66,7 @@ OF_COMPARISON = {
 def reid_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for name, (layout, fields) in SETS.items():
-        walkers.write(layout, folder / name, GenerateConfig(**fields), lambda line: None)
+        layouts.write(layout, folder / name, GenerateConfig(**fields))
     return folder
 
 
@@ -77,12 +79,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def recipe(name: str, reid_data: Path, changes: dict[str, Any] | None = None) -> Sweep:
-    given = [Override(f"config.{path}", value, "test") for path, value in (changes or {}).items()]
-    return read(RECIPES / name, given, environment={"REID_DATA": str(reid_data)})
+    overrides = [Override(f"config.{path}", value, "test") for path, value in (changes or {}).items()]
+    return read_sweep(RECIPES / name, overrides, environment={"REID_DATA": str(reid_data)})
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_recipe_says_how_to_run_it_and_what_it_costs(name: str) -> None:
+def test_recipe_head_states_command_and_cost(name: str) -> None:
     head = (RECIPES / name).read_text().partition("\nname:")[0]
     assert all(line.startswith("#") for line in head.splitlines() if line)
     command = "compare" if name in COMPARISONS else "sweep"
@@ -92,50 +94,50 @@ def test_a_recipe_says_how_to_run_it_and_what_it_costs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_recipe_loads_and_plans(name: str, reid_data: Path) -> None:
+def test_recipe_loads_and_plans(name: str, reid_data: Path) -> None:
     sweep = recipe(name, reid_data)
     for values in sweep.space.corners():
         sweep.implementation.check(sweep.trial_config(values), sweep.resources.workers)
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(plan(sweep, ONE_GPU))
+        console.print(sweep_plan(sweep, ONE_GPU))
     shown = captured.get()
     assert all(path in shown for path in sweep.search)
     assert "1 trial(s)" in shown or not sweep.resources.gpus
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_recipe_trains_and_scores_every_target(name: str, reid_data: Path, tmp_path: Path) -> None:
-    sweep = recipe(name, reid_data, SMALL | OF_RECIPE.get(name, {}))
+def test_recipe_trains_and_scores_every_target(
+    name: str, reid_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sweep = recipe(name, reid_data, SMALL | RECIPE_CHANGES.get(name, {}))
     edges = {path: parameter.edges[0] for path, parameter in sweep.search.items()}
-    config, trainable, said = sweep.trial_config(edges), sweep.implementation, []
-    records = trainable.prepare(config, said.append)
-    trainable.fit(config, Alone(tmp_path, device="cpu"))
+    config, trainable = sweep.trial_config(edges), sweep.implementation
+    records = trainable.prepare(config)
+    trainable.fit(config, SingleWorker(tmp_path, device="cpu"))
     scores = trainable.evaluate(config, tmp_path)
     for target in config.data.targets:
         assert 0 <= scores[f"test/{target}/rank1"] <= 1
     assert {record.role for record in records} == {"train", "images", "target"}
     dropped = [record for record in records if record.counts.get("dropped identities")]
     assert [record.name for record in dropped] == (["market"] if "market" in config.data.images else [])
-    assert len([line for line in said if line.startswith("market: dropped")]) == len(dropped)
+    assert len([line for line in caplog.messages if line.startswith("market: dropped")]) == len(dropped)
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_every_variant_of_a_comparison_trains_and_scores_every_target(
-    name: str, reid_data: Path, tmp_path: Path
-) -> None:
-    given = [Override(f"config.{path}", value, "test") for path, value in (SMALL | OF_COMPARISON).items()]
-    own = [
-        f"variants.{variant}.epochs" for variant, own in FILES[name]["variants"].items() if "epochs" in own
-    ]
-    given += [Override(path, 1, "test") for path in own]
-    job = comparison_config.read(RECIPES / name, given, environment={"REID_DATA": str(reid_data)})
+def test_comparison_recipe_trains_and_scores_variants(name: str, reid_data: Path, tmp_path: Path) -> None:
+    changes = {f"config.{path}": value for path, value in (SMALL | COMPARISON_CHANGES).items()}
+    variants = FILES[name]["variants"].items()
+    changes |= {f"variants.{variant}.epochs": 1 for variant, settings in variants if "epochs" in settings}
+    overrides = [Override(path, value, "test") for path, value in changes.items()]
+    job = read_comparison(RECIPES / name, overrides, environment={"REID_DATA": str(reid_data)})
     trainable = job.implementation
     for number, cell in enumerate(job.cells[: len(job.variants)]):
         config, folder = job.cell_config(cell), tmp_path / str(number)
         trainable.check(config, job.resources.workers)
-        trainable.prepare(config, lambda line: None)
-        trainable.fit(config, Alone(folder, device="cpu"))
+        trainable.prepare(config)
+        trainable.fit(config, SingleWorker(folder, device="cpu"))
         scores = trainable.evaluate(config, folder)
         on_targets = {metric for metric in job.metrics if metric.startswith("test/")}
         assert on_targets <= scores.keys() and bool(on_targets) == bool(config.data.targets)

@@ -1,8 +1,9 @@
-"""The command as a user runs it: a real Ray cluster, a real SQLite MLflow, the smallest trainable."""
+"""The sweep command: a real Ray cluster, MLflow in SQLite, and the example trainable."""
 
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -10,21 +11,20 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.sweep import main
 from tests.support import command_line
+from tests.support.sweep_files import write_sweep
 
-FILE = """
-name: parabola
-trainable: tests.support.example_trainable:ExampleTrainable
-config: {epochs: 6}
-search:
-  x: {uniform: [-3, 3]}
-  steps: {int: [1, 3]}
-  fault: {choice: [none, diverge, crash]}
-objective: {metric: val/score}
-sampler: {random: {seed: 4}}
-scheduler: {asha: {grace: 1, reduction: 2}}
-budget: {trials: 6}
-registry: {model: parabola}
-"""
+SWEEP: dict[str, Any] = {
+    "config": {"epochs": 6},
+    "search": {
+        "x": {"uniform": [-3, 3]},
+        "steps": {"int": [1, 3]},
+        "fault": {"choice": ["none", "diverge", "crash"]},
+    },
+    "sampler": {"random": {"seed": 4}},
+    "scheduler": {"asha": {"grace": 1, "reduction": 2}},
+    "budget": {"trials": 6},
+    "registry": {"model": "parabola"},
+}
 
 
 sweep = partial(command_line.run, "sweep")
@@ -33,13 +33,11 @@ refused = partial(command_line.refused, "sweep")
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "parabola.yaml"
-    path.write_text(FILE)
-    return path
+    return write_sweep(tmp_path, **SWEEP)
 
 
 @pytest.mark.sweep
-def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, tmp_path: Path) -> None:
+def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,7 +72,7 @@ def test_a_sweep_ends_with_a_registered_model_and_is_not_run_twice(file: Path, t
 
 @pytest.mark.faults
 @pytest.mark.sweep
-def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -> None:
+def test_sweep_interrupted_resumes_without_repeats(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
     options += [
         "--set",
@@ -88,7 +86,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
 
     second = sweep(file, *options)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "continuing: 2 trials" in second.stdout
+    assert "resuming: 2 trials started before, 2 remain" in second.stdout
     outcome = json.loads((tmp_path / "store" / "parabola" / "outcome.json").read_text())
     assert outcome["trials"] == {"running": 0, "complete": 2, "pruned": 0, "failed": 0}
     client = MlflowClient(f"sqlite:///{tmp_path}/store/mlflow.db")
@@ -102,7 +100,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(file: Path, tmp_path: Path) -
 
 @pytest.mark.faults
 @pytest.mark.sweep
-def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path: Path) -> None:
+def test_sweep_failed_scoring_is_one_line_keeps_trial(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "1", "--set", "config.epochs=1"]
     options += ["--set", "search.fault={choice: [score]}"]
     for _ in range(2):
@@ -117,18 +115,18 @@ def test_scoring_that_fails_is_one_line_and_costs_no_trial(file: Path, tmp_path:
 
 @pytest.mark.faults
 @pytest.mark.sweep
-def test_a_trial_that_the_wall_budget_cuts_short_is_not_complete(file: Path, tmp_path: Path) -> None:
+def test_sweep_trial_cut_by_wall_budget_is_pruned(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=25s"]
     options += ["--set", "config.epochs=100", "--set", "config.seconds=1", "--set", "scheduler=none"]
     done = sweep(file, *options, "--set", "search.fault={choice: [none]}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "no trial of 2 succeeded: the wall budget of 0:00:25 is spent" in done.stdout
+    assert "none of 2 trials succeeded: the wall budget of 0:00:25 is spent" in done.stdout
     study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
 
 
 @pytest.mark.sweep
-def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path) -> None:
+def test_sweep_dry_run_shows_plan_writes_nothing(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store), "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -144,7 +142,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(file: Path, tmp_path: Path)
 
 
 @pytest.mark.sweep
-def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: Path) -> None:
+def test_sweep_with_too_many_workers_is_refused(file: Path, tmp_path: Path) -> None:
     line = refused(file, "--storage", str(tmp_path / "store"), "--set", "resources.workers=4096")
     assert "resources.workers: 4096 workers of 1 CPUs do not fit" in line
     assert not (tmp_path / "store").exists()
@@ -164,28 +162,27 @@ def test_more_workers_than_the_cluster_holds_are_refused(file: Path, tmp_path: P
         (["--address", "nowhere"], "write HOST:PORT"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_sweep_bad_input_is_refused(
     file: Path, tmp_path: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = options if "--storage" in options else [*options, "--storage", str(tmp_path / "store")]
+    if "--storage" not in options:
+        options = [*options, "--storage", str(tmp_path / "store")]
     try:
-        code = main([str(file), *given])
-    except SystemExit as ended:  # argparse's way out
-        code = ended.code
+        code = main([str(file), *options])
+    except SystemExit as error:  # argparse ends the process
+        code = error.code
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and line.startswith("error: ") and expected in line
     assert not (tmp_path / "store").exists()
 
 
-def test_data_at_fault_is_one_line(tmp_path: Path) -> None:
-    file = tmp_path / "parabola.yaml"
-    file.write_text(
-        FILE.replace("  fault: {choice: [none, diverge, crash]}\n", "").replace("6}", "6, fault: data}", 1)
-    )
+def test_sweep_bad_data_is_refused(tmp_path: Path) -> None:
+    search = {path: values for path, values in SWEEP["search"].items() if path != "fault"}
+    file = write_sweep(tmp_path, **{**SWEEP, "search": search, "config": {"epochs": 6, "fault": "data"}})
     assert "config.fault: data is at fault" in refused(file, "--storage", str(tmp_path / "store"))
 
 
-def test_help_shows_examples() -> None:
+def test_sweep_help_shows_examples() -> None:
     done = sweep(Path("--help"))
     assert done.returncode == 0
     assert "python -m orchestrator.sweep search_spaces/alignment.yaml" in done.stdout

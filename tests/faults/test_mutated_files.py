@@ -1,8 +1,8 @@
 """Ten thousand damaged sweep files: each is planned or refused with one line, and nothing is written.
 
 Each goes through what ``python -m orchestrator.sweep FILE --dry-run`` does, in this process and with a
-made-up cluster in place of Ray, which takes seconds to start. No server is asked either: whoever tries is
-told that nobody answers. ``FAULT_FILES`` (default 10,000) says how many.
+simulated cluster in place of Ray, which takes seconds to start. Every request to a server fails.
+``FAULT_FILES`` (default 10,000) is the number of files.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from tests.support.paths import ROOT
 
 FILES = int(os.environ.get("FAULT_FILES", "10000"))
 SECONDS = 10
-"""For one file, most of which take hundredths."""
+"""Limit for one file; most take hundredths of a second."""
 LONGEST = 1500
-"""Characters of the line about a fault."""
+"""Limit of the characters in the line about a fault."""
 
 EXAMPLE = """\
 name: parabola
@@ -51,7 +51,7 @@ sampler: {tpe: {seed: 0}}
 scheduler: {asha: {grace: 2, reduction: 3}}
 budget: {trials: 4, wall: 30m, no_gain_for: 3, failures: 4}
 enqueue: {first: {x: 1.0}, second: {steps: 3, noise.kind: none}}
-resources: {workers: 1, cpus: 1, gpus: 0.5, concurrent: auto, silence: 10m}
+resources: {workers: 1, cpus: 1, gpus: 0.5, concurrent: auto, report_timeout: 10m}
 registry: {model: example, alias: champion}
 storage: ${PLACE:-/tmp}/sweeps
 tracking: {uri: null, experiment: parabola}
@@ -80,23 +80,23 @@ PIECES = st.text(max_size=4) | st.sampled_from(
 
 
 def paths(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a tree."""
+    """Return the path of every value in a tree."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    found = [path] if path else []
+    nested = [path] if path else []
     for key, value in children:
-        found += paths(value, (*path, key))
-    return found
+        nested += paths(value, (*path, key))
+    return nested
 
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """A file with one to three mutations, of its tree or of its text."""
+    """Draw a file with one to three mutations, of its tree or of its text."""
     which = draw(st.integers(0, len(SEEDS) - 1))
     if draw(st.booleans()):
         tree = copy.deepcopy(TREES[which])
         for _ in range(draw(st.integers(1, 3))):
-            if known := paths(tree):
-                mutate(draw, tree, draw(st.sampled_from(known)))
+            if candidates := paths(tree):
+                mutate(draw, tree, draw(st.sampled_from(candidates)))
         return yaml.dump(tree, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogatepass")
     text = SEEDS[which]
     for _ in range(draw(st.integers(1, 3))):
@@ -111,42 +111,55 @@ def files(draw: st.DrawFn) -> bytes:
 
 
 def mutate(draw: st.DrawFn, tree: Any, path: tuple[Any, ...]) -> None:
-    """Change one place of a tree."""
-    here = tree
+    """Change one value of a tree."""
+    parent = tree
     for key in path[:-1]:
-        here = here[key]
+        parent = parent[key]
     last = path[-1]
     kind = draw(st.sampled_from(["replace", "replace", "drop", "rename", "swap", "extra"]))
     if kind == "replace":
-        here[last] = draw(VALUES)
+        parent[last] = draw(VALUES)
     elif kind == "drop":
-        del here[last]
-    elif kind == "rename" and isinstance(here, dict):
+        del parent[last]
+    elif kind == "rename" and isinstance(parent, dict):
         name = str(last)
         at = draw(st.integers(0, len(name)))
-        here[name[:at] + draw(st.sampled_from(["", "x", ".", " "])) + name[at + 1 :]] = here.pop(last)
-    elif kind == "swap" and isinstance(here[last], list):
-        here[last].reverse()
-    elif isinstance(here, dict):
-        here[draw(st.sampled_from([*here, "when", "x", "warm_start", "seed"]))] = draw(VALUES)
+        parent[name[:at] + draw(st.sampled_from(["", "x", ".", " "])) + name[at + 1 :]] = parent.pop(last)
+    elif kind == "swap" and isinstance(parent[last], list):
+        parent[last].reverse()
+    elif isinstance(parent, dict):
+        parent[draw(st.sampled_from([*parent, "when", "x", "warm_start", "seed"]))] = draw(VALUES)
 
 
-_GIVEN = ["search.x={uniform: [0, 1]}", "budget.trials=0", "config.epochs=-1", "=", "a..b=1", "resources=3"]
-_MORE = ["search.x.uniform=[1, 0]", "enqueue.z.x=99", "warm_start=[nobody]", "study=mysql://x", "config=[1]"]
-OVERRIDES = st.lists(st.sampled_from([*_GIVEN, *_MORE]), max_size=1)
+_SETTINGS = [
+    "search.x={uniform: [0, 1]}",
+    "budget.trials=0",
+    "config.epochs=-1",
+    "=",
+    "a..b=1",
+    "resources=3",
+]
+_MORE_SETTINGS = [
+    "search.x.uniform=[1, 0]",
+    "enqueue.z.x=99",
+    "warm_start=[nobody]",
+    "study=mysql://x",
+    "config=[1]",
+]
+OVERRIDES = st.lists(st.sampled_from([*_SETTINGS, *_MORE_SETTINGS]), max_size=1)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(5400)
-def test_every_damaged_file_is_planned_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(*_: Any, **__: Any) -> Any:
+def test_damaged_sweep_file_is_planned_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise requests.ConnectionError("Connection refused")
 
     nodes = ({"CPU": 8.0, "GPU": 2.0, TRIAL_SLOT: 64.0},)
     joined = Cluster("10.0.0.1:6379", "http://10.0.0.1:8265", None, nodes)
     monkeypatch.setattr(cluster, "start", lambda address: joined)
-    monkeypatch.setattr(requests.Session, "request", nobody)
-    monkeypatch.setattr(requests, "get", nobody)
+    monkeypatch.setattr(requests.Session, "request", refuse)
+    monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -164,11 +177,11 @@ def test_every_damaged_file_is_planned_or_refused(tmp_path: Path, monkeypatch: p
     def check(data: bytes, overrides: list[str]) -> None:
         file.write_bytes(data)
         note(data.decode("utf-8", "replace"))
-        given = [each for override in overrides for each in ("--set", override)]
+        options = [option for override in overrides for option in ("--set", override)]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = sweep.main([str(file), "--dry-run", "--storage", str(store), *given])
-        assert sorted(each.name for each in tmp_path.iterdir()) == ["damaged.yaml"]
+            code = sweep.main([str(file), "--dry-run", "--storage", str(store), *options])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.yaml"]
         assert code in (0, 2), out.getvalue() + err.getvalue()
         counts["planned" if code == 0 else "refused"] += 1
         if code == 0:

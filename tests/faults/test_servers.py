@@ -1,4 +1,4 @@
-"""The building blocks of the fault suite: they die, come back, and inject the faults that they say."""
+"""The servers of the fault suite: they die, restart, and inject the faults that they announce."""
 
 import os
 import random
@@ -21,7 +21,6 @@ from tests.support.servers import FaultyProxy, MlflowServer, Postgres, Seaweed, 
 
 pytestmark = pytest.mark.faults
 CONTENT = random.Random(0).randbytes(3_000_000)
-HERE = ROOT
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def files(seaweed: Seaweed, proxy: FaultyProxy, attempts: int = 3) -> pyarrow.fs
     )
 
 
-def test_postgresql_keeps_what_was_committed_when_it_is_killed(tmp_path: Path) -> None:
+def test_postgresql_killed_keeps_committed_rows(tmp_path: Path) -> None:
     with Postgres(tmp_path) as postgres:
         address = postgres.uri.replace("+psycopg2", "")
         with psycopg2.connect(address) as connection, connection.cursor() as cursor:
@@ -68,7 +67,7 @@ def test_postgresql_keeps_what_was_committed_when_it_is_killed(tmp_path: Path) -
             assert cursor.fetchone() == (500_500,)
 
 
-def test_seaweedfs_keeps_what_it_confirmed_when_it_is_killed(tmp_path: Path) -> None:
+def test_seaweedfs_killed_keeps_confirmed_objects(tmp_path: Path) -> None:
     with Seaweed(tmp_path) as seaweed:
         client = seaweed.client(attempts=3)
         client.put_object(Bucket=seaweed.bucket, Key="kept", Body=CONTENT)
@@ -76,7 +75,7 @@ def test_seaweedfs_keeps_what_it_confirmed_when_it_is_killed(tmp_path: Path) -> 
         assert client.get_object(Bucket=seaweed.bucket, Key="kept")["Body"].read() == CONTENT
 
 
-def test_requests_pass_the_proxy_byte_for_byte(seaweed: Seaweed, proxy: FaultyProxy) -> None:
+def test_proxy_passes_requests_byte_for_byte(seaweed: Seaweed, proxy: FaultyProxy) -> None:
     client = seaweed.client(proxy.endpoint)
     key = {"Bucket": seaweed.bucket, "Key": "a b/ü+%25?x=y&z=#(1)~"}
     version = client.put_object(**key, Body=CONTENT, IfNoneMatch="*")["ETag"]
@@ -97,24 +96,24 @@ def test_requests_pass_the_proxy_byte_for_byte(seaweed: Seaweed, proxy: FaultyPr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_fault_is_what_it_says(kind: str, seaweed: Seaweed, proxy: FaultyProxy) -> None:
+def test_proxy_fault_does_what_its_name_says(kind: str, seaweed: Seaweed, proxy: FaultyProxy) -> None:
     client = seaweed.client(proxy.endpoint)
     key = {"Bucket": seaweed.bucket, "Key": f"fault/{kind}"}
     before = proxy.counts()
     proxy.plan(rates={kind: 1.0}, seconds=0.5, limit=1)
-    met = None
+    raised = None
     try:
         client.put_object(**key, Body=CONTENT)
     except (botocore.exceptions.ClientError, botocore.exceptions.ConnectionClosedError) as error:
-        met = error
+        raised = error
     after = proxy.counts()
     assert {name for name in after if after[name] != before.get(name, 0)} == {kind, "requests"}
     assert proxy.faults()[-1]["request"] == f"PUT /{seaweed.bucket}/fault/{kind}"
     expected = {"error": "InternalError", "slow_down": "SlowDown", "expired": "ExpiredToken"}
     if kind in expected:
-        assert expected[kind] in str(met)
+        assert expected[kind] in str(raised)
     else:
-        assert (met is None) == (kind in ("delay", "late"))
+        assert (raised is None) == (kind in ("delay", "late"))
     done = kind in ("delay", "late", "cut_answer", "lost_answer")
     assert client.list_objects_v2(Bucket=seaweed.bucket, Prefix=key["Key"])["KeyCount"] == done
     client.put_object(**key, Body=CONTENT)
@@ -127,7 +126,7 @@ def test_every_fault_is_what_it_says(kind: str, seaweed: Seaweed, proxy: FaultyP
     assert client.get_object(**key)["Body"].read() == CONTENT
 
 
-def test_clients_that_try_again_get_everything_across(seaweed: Seaweed, proxy: FaultyProxy) -> None:
+def test_proxy_faults_do_not_lose_retried_requests(seaweed: Seaweed, proxy: FaultyProxy) -> None:
     client, arrow = seaweed.client(proxy.endpoint, attempts=8), files(seaweed, proxy, attempts=8)
     before = proxy.counts()
     rates = dict.fromkeys(("error", "slow_down", "cut_request", "cut_answer", "lost_answer"), 0.04)
@@ -145,27 +144,27 @@ def test_clients_that_try_again_get_everything_across(seaweed: Seaweed, proxy: F
             assert answer["Body"].read() == CONTENT[number * 1000 :]
 
 
-def test_the_same_seed_injects_the_same_faults(seaweed: Seaweed, proxy: FaultyProxy) -> None:
+def test_proxy_same_seed_injects_same_faults(seaweed: Seaweed, proxy: FaultyProxy) -> None:
     client = seaweed.client(proxy.endpoint)
 
     def faults() -> list[str]:
         proxy.plan(rates={"error": 0.3, "lost_answer": 0.3}, seed=7)
-        met = []
+        kinds = []
         for _ in range(30):
             before = len(proxy.faults())
             try:
                 client.head_bucket(Bucket=seaweed.bucket)
             except (botocore.exceptions.ClientError, botocore.exceptions.ConnectionClosedError):
                 assert len(proxy.faults()) == before + 1
-            met.append(proxy.faults()[-1]["kind"] if len(proxy.faults()) > before else "")
-        return met
+            kinds.append(proxy.faults()[-1]["kind"] if len(proxy.faults()) > before else "")
+        return kinds
 
     first = faults()
     assert {"", "error", "lost_answer"} == set(first)
     assert faults() == first
 
 
-def test_an_outage_ends_by_itself(seaweed: Seaweed, proxy: FaultyProxy) -> None:
+def test_proxy_outage_ends_after_its_time(seaweed: Seaweed, proxy: FaultyProxy) -> None:
     client = seaweed.client(proxy.endpoint)
     proxy.down(1.5)
     with pytest.raises(botocore.exceptions.EndpointConnectionError):
@@ -180,14 +179,12 @@ def test_an_outage_ends_by_itself(seaweed: Seaweed, proxy: FaultyProxy) -> None:
     until(back, 20, "the end of the outage")
 
 
-def test_a_plan_with_a_misspelt_fault_is_refused(proxy: FaultyProxy) -> None:
+def test_proxy_plan_with_unknown_fault_is_refused(proxy: FaultyProxy) -> None:
     with pytest.raises(ValueError, match="slowdown"):
         Plan(rates={"slowdown": 1.0})
 
 
-def test_mlflow_keeps_its_runs_and_artifacts_when_it_is_killed(
-    seaweed: Seaweed, proxy: FaultyProxy, tmp_path: Path
-) -> None:
+def test_mlflow_killed_keeps_runs_and_artifacts(seaweed: Seaweed, proxy: FaultyProxy, tmp_path: Path) -> None:
     with (
         Postgres(tmp_path / "postgres") as postgres,
         MlflowServer(
@@ -199,8 +196,8 @@ def test_mlflow_keeps_its_runs_and_artifacts_when_it_is_killed(
     ):
         api = f"{server.uri}/api/2.0"
         begin = {"experiment_id": "0", "start_time": 1}
-        made = requests.post(f"{api}/mlflow/runs/create", json=begin, timeout=30).json()
-        run = made["run"]["info"]
+        created = requests.post(f"{api}/mlflow/runs/create", json=begin, timeout=30).json()
+        run = created["run"]["info"]
         path = run["artifact_uri"].partition(":/")[2].lstrip("/")
         artifact = f"{api}/mlflow-artifacts/artifacts/{path}/text.txt"
         requests.put(artifact, data=b"kept", timeout=30).raise_for_status()
@@ -208,16 +205,16 @@ def test_mlflow_keeps_its_runs_and_artifacts_when_it_is_killed(
         server.kill()
         postgres.start()
         server.start()
-        found = requests.get(f"{api}/mlflow/runs/get", params={"run_id": run["run_id"]}, timeout=30)
-        assert found.json()["run"]["info"]["status"] == "RUNNING"
+        answer = requests.get(f"{api}/mlflow/runs/get", params={"run_id": run["run_id"]}, timeout=30)
+        assert answer.json()["run"]["info"]["status"] == "RUNNING"
         assert requests.get(artifact, timeout=30).content == b"kept"
 
 
 ORPHANS = """
 import os, sys, time
 from pathlib import Path
-from ray_nodes import RayNodes
-from servers import Postgres, Seaweed
+from tests.support.ray_nodes import RayNodes
+from tests.support.servers import Postgres, Seaweed
 folder, environment = Path(sys.argv[1]), dict(os.environ)
 with Postgres(folder / "p") as p, Seaweed(folder / "s") as s, RayNodes(1, environment, folder / "r") as r:
     print(p.process.pid, s.process.pid, r._process.pid, *r.state["raylets"], flush=True)
@@ -225,9 +222,9 @@ with Postgres(folder / "p") as p, Seaweed(folder / "s") as s, RayNodes(1, enviro
 """
 
 
-def test_nothing_outlives_a_test_that_is_killed(tmp_path: Path) -> None:
+def test_servers_end_when_their_test_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", ORPHANS, str(tmp_path)], cwd=HERE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ORPHANS, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
@@ -256,14 +253,14 @@ print(cpus)
 """
 
 
-def test_a_ray_cluster_of_several_nodes_loses_and_gains_some(tmp_path: Path) -> None:
+def test_ray_nodes_are_lost_and_added(tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_health_check_failure_threshold": "3"}
 
     def alive(nodes: RayNodes, expected: int) -> str:
         command = [sys.executable, "-c", DRIVER, nodes.address, str(expected)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        (told,) = [line for line in done.stdout.splitlines() if line.startswith("[")]  # Ray talks too
-        return told
+        (cpus,) = [line for line in done.stdout.splitlines() if line.startswith("[")]  # Ray prints lines too
+        return cpus
 
     with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
         assert alive(nodes, 3) == "[0, 2.0, 2.0]"

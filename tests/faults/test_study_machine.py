@@ -1,7 +1,7 @@
-"""Searcher, study and reconciliation against a model, in sequences that hypothesis makes up.
+"""Searcher, scheduler and study against a model, in sequences that hypothesis generates.
 
-Drivers die between any two steps, reports are made again, trials end in every way. ``FAULT_STEPS`` (default
-50) steps in each of ``FAULT_RUNS`` (default 150) sequences.
+Drivers die between any two steps, reports are repeated, trials end in every way. There are ``FAULT_STEPS``
+(default 50) steps in each of ``FAULT_RUNS`` (default 150) sequences.
 """
 
 import math
@@ -19,35 +19,33 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.config import sweep as config
-from orchestrator.execution.trial import FAILURE, HALT
 from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.study.base import SweepStudy, epochs
+from orchestrator.study.attributes import epochs
+from orchestrator.study.search import SearchStudy
+from orchestrator.study.trial_report import EpochEnded, Failed, Halted, encode
+from tests.support.sweep_files import load_sweep
 
-SWEEP = """
-name: machine
-trainable: tests.support.example_trainable:ExampleTrainable
-config: {epochs: 4}
-search: {x: {uniform: [-3, 3]}, steps: {int: [1, 3]}}
-objective: {metric: val/score}
-sampler: {tpe: {seed: 3, n_startup_trials: 2}}
-scheduler: {asha: {grace: 1, reduction: 2}}
-budget: {trials: 8}
-enqueue: {first: {x: 1.5}}
-"""
 EPOCHS, TRIALS = 4, 8
+SWEEP: dict[str, Any] = {
+    "config": {"epochs": EPOCHS},
+    "search": {"x": {"uniform": [-3, 3]}, "steps": {"int": [1, 3]}},
+    "sampler": {"tpe": {"seed": 3, "n_startup_trials": 2}},
+    "scheduler": {"asha": {"grace": 1, "reduction": 2}},
+    "budget": {"trials": TRIALS},
+    "enqueue": {"first": {"x": 1.5}},
+}
 
 
 class TuneTrial:
     """The part of a Ray Tune trial that the scheduler looks at."""
 
-    def __init__(self, point: Any) -> None:
-        self.config = point
+    def __init__(self, suggestion: Any) -> None:
+        self.config = suggestion
 
 
 class StudyMachine(RuleBasedStateMachine):
-    """One sweep: the model is what was reported and told of each trial, by its number."""
+    """One sweep; the model holds what each trial reported and how it ended, by number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,20 +54,18 @@ class StudyMachine(RuleBasedStateMachine):
         self.reported: dict[int, list[float]] = {}
         self.ended: dict[int, TrialState] = {}
         self.running: dict[int, Any] = {}
-        """Points that the present driver runs, by number."""
+        """Suggestions that the present driver runs, by number, each with its Tune trial."""
 
     @initialize()
     def begin(self) -> None:
-        file = self.folder / "machine.yaml"
-        file.write_text(SWEEP)
-        self.sweep = config.read(file, [config.Override("storage", str(self.folder / "store"), "--storage")])
+        self.sweep = load_sweep(self.folder, "machine", **SWEEP)
         (self.folder / "store" / "machine").mkdir(parents=True)
         self.open()
 
     def open(self) -> None:
-        self.study = SweepStudy(self.sweep, JobDirectory(self.sweep))
-        if not self.study.begun:
-            self.study.begin([])
+        self.study = SearchStudy(self.sweep, JobDirectory(self.sweep))
+        if not self.study.is_seeded:
+            self.study.seed([])
         self.searcher, self.scheduler = StudySearcher(self.study), StudyScheduler(self.study)
 
     @rule()
@@ -80,42 +76,38 @@ class StudyMachine(RuleBasedStateMachine):
     @rule()
     def suggest(self) -> None:
         interrupted = [n for n in self.values if n not in self.ended and n not in self.running]
-        point = self.searcher.suggest(f"id-{len(self.values)}-{len(self.running)}-{len(self.ended)}")
-        if point == Searcher.FINISHED:
+        suggestion = self.searcher.suggest(f"id-{len(self.values)}-{len(self.running)}-{len(self.ended)}")
+        if suggestion == Searcher.FINISHED:
             assert not interrupted and len(self.values) == TRIALS
             return
-        assert isinstance(point, dict)
-        number = point["number"]
+        assert isinstance(suggestion, dict)
+        number = suggestion["number"]
         assert number not in self.ended and number not in self.running
         assert number == interrupted[0] if interrupted else number == len(self.values)
-        assert self.values.setdefault(number, point["values"]) == point["values"]
-        assert number or point["values"]["x"] == 1.5
+        assert self.values.setdefault(number, suggestion["values"]) == suggestion["values"]
+        assert number or suggestion["values"]["x"] == 1.5
         self.reported.setdefault(number, [])
-        self.running[number] = (point, next(iter(reversed(self.searcher._numbers))))
+        self.running[number] = (suggestion, next(iter(reversed(self.searcher._numbers))))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), score=st.floats(-1, 1), again=st.booleans())
     def report(self, data: st.DataObject, score: float, again: bool) -> None:
-        """The next epoch, or all that were reported once more."""
+        """Report the next epoch, or repeat all earlier reports."""
         number = data.draw(st.sampled_from(sorted(self.running)))
-        known = self.reported[number]
+        reported = self.reported[number]
         if again:
-            for epoch, value in enumerate(known, 1):
-                if self.tell(number, epoch, value):
+            for epoch, value in enumerate(reported, 1):
+                if self.end_epoch(number, epoch, value):
                     return
-        elif len(known) < EPOCHS:
-            known.append(score)
-            self.tell(number, len(known), score)
+        elif len(reported) < EPOCHS:
+            reported.append(score)
+            self.end_epoch(number, len(reported), score)
 
-    def tell(self, number: int, epoch: int, score: float) -> bool:
-        point, trial = self.running[number]
-        result = {
-            "epoch": epoch,
-            "val/score": score,
-            "names": ["epoch", "val/score"],
-            "checkpoint_path": f"{self.folder}/store/machine/trials/checkpoint_{epoch}",
-        }
-        stop = self.scheduler.on_trial_result(None, TuneTrial(point), result) == TrialScheduler.STOP
+    def end_epoch(self, number: int, epoch: int, score: float) -> bool:
+        suggestion, trial = self.running[number]
+        checkpoint = f"{self.folder}/store/machine/trials/checkpoint_{epoch}"
+        result = encode(EpochEnded(epoch, {"val/score": score}, checkpoint))
+        stop = self.scheduler.on_trial_result(None, TuneTrial(suggestion), result) == TrialScheduler.STOP
         if stop or epoch == EPOCHS:
             self.searcher.on_trial_complete(trial, result)
             failed = not math.isfinite(score)
@@ -131,13 +123,13 @@ class StudyMachine(RuleBasedStateMachine):
     def report_nan(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.running)))
         if len(self.reported[number]) < EPOCHS:
-            self.tell(number, len(self.reported[number]) + 1, math.nan)
+            self.end_epoch(number, len(self.reported[number]) + 1, math.nan)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), died=st.booleans())
     def fail(self, data: st.DataObject, died: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.running)))
-        self.searcher.on_trial_complete(self.running[number][1], None if died else {FAILURE: "no"}, died)
+        self.searcher.on_trial_complete(self.running[number][1], None if died else encode(Failed("no")), died)
         self.end(number, TrialState.FAIL)
 
     @precondition(lambda self: self.running)
@@ -145,14 +137,14 @@ class StudyMachine(RuleBasedStateMachine):
     def halt(self, data: st.DataObject) -> None:
         """No space is left: the trial stays unfinished, and the driver ends."""
         number = data.draw(st.sampled_from(sorted(self.running)))
-        self.searcher.on_trial_complete(self.running.pop(number)[1], {HALT: "no space"})
+        self.searcher.on_trial_complete(self.running.pop(number)[1], encode(Halted("no space")))
         self.the_driver_dies()
 
     @precondition(lambda self: len(self.ended) > 5)
     @rule()
     def the_budget_is_spent(self) -> None:
         unfinished = [number for number in self.values if number not in self.ended]
-        assert self.study.close("the wall budget is spent") == unfinished
+        assert self.study.prune_running("the wall budget is spent") == unfinished
         for number in unfinished:
             self.running.setdefault(number, None)
             self.end(number, TrialState.PRUNED)
@@ -163,10 +155,10 @@ class StudyMachine(RuleBasedStateMachine):
         del self.running[number]
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def study_equals_model(self) -> None:
         if not hasattr(self, "study"):
             return
-        trials = {trial.number: trial for trial in self.study.suggested}
+        trials = {trial.number: trial for trial in self.study.started_trials}
         assert sorted(trials) == sorted(self.values) == list(range(len(self.values)))
         assert len(trials) <= TRIALS
         for number, trial in trials.items():
@@ -175,9 +167,9 @@ class StudyMachine(RuleBasedStateMachine):
             scores = dict(enumerate(self.reported[number], 1))
             assert trial.intermediate_values == scores
             finite = {
-                e: each["val/score"]
-                for e, each in epochs(trial).items()
-                if each["val/score"] == each["val/score"]
+                epoch: metrics["val/score"]
+                for epoch, metrics in epochs(trial).items()
+                if not math.isnan(metrics["val/score"])
             }
             assert finite == scores
             if trial.state == TrialState.COMPLETE:
@@ -186,7 +178,7 @@ class StudyMachine(RuleBasedStateMachine):
                 assert trial.user_attrs["reason"]
         orders = [trial.user_attrs["order"] for trial in trials.values() if trial.state.is_finished()]
         assert len(set(orders)) == len(self.ended)
-        assert self.study.left() == TRIALS - len(self.ended)
+        assert self.study.remaining() == TRIALS - len(self.ended)
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)

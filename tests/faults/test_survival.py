@@ -1,8 +1,8 @@
 """A sweep on a real cluster, server and bucket, all of which are killed at random while it runs.
 
-Ray with three nodes, MLflow on PostgreSQL, SeaweedFS behind a proxy that injects faults, and a driver that is
-killed and started again like all the rest. At the end nothing may be lost, doubled or left behind. ``FAULTS``
-(default 60) says how many blows there are, ``FAULT_SEED`` which.
+Ray with three nodes, MLflow on PostgreSQL, SeaweedFS behind a proxy that injects faults, and the driver are
+killed and started again. At the end nothing may be lost, doubled or left behind. ``FAULTS`` (default 60) is
+the number of faults, ``FAULT_SEED`` the seed that chooses them.
 """
 
 import os
@@ -22,9 +22,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.storage.directory import study_storage
-from orchestrator.storage.s3 import open_store
+from orchestrator.storage.directory import open_store
+from orchestrator.storage.study_database import study_storage
 from tests.support import accounts
+from tests.support.command_line import enable_ctrl_c
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import KINDS, RayNodes
 from tests.support.servers import FaultyProxy, MlflowServer, Postgres, Seaweed
@@ -48,19 +49,19 @@ resources: {concurrent: 2}
 registry: {model: survivor}
 """
 PACE = (3.0, 11.0)
-"""Seconds between two blows."""
+"""Seconds between two faults."""
 
 HEAVY = ("driver", "Ctrl-C", "SIGTERM", "node", "MLflow", "PostgreSQL")
-"""What takes long to get over: most of these blows are followed by none until another epoch is done.
+"""Faults with a long recovery: most of them are followed by none until another epoch is trained.
 
-Else the next would only ever hit what has not begun yet.
+Otherwise the next fault would only ever hit processes that are still starting.
 """
 
 AGAIN = 0.2
-"""How likely a heavy blow is followed by another one at once."""
+"""Probability that a heavy fault is followed by another one at once."""
 
 CALM = 0.4
-"""How likely a storm at the bucket ends before the next blow."""
+"""Probability that a storm at the bucket ends before the next fault."""
 
 STORMS = [
     {"rates": {"error": 0.15, "slow_down": 0.15}},
@@ -72,7 +73,7 @@ STORMS = [
 
 
 class Driver:
-    """The command, which is started again whenever it ended too early."""
+    """The command, which is started again whenever it ends too early."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self._command, self._environment, self._folder = command, environment, folder
@@ -85,7 +86,12 @@ class Driver:
         self.logs.append(self._folder / f"driver-{len(self.logs):03d}.log")
         with self.logs[-1].open("wb") as log:
             self.process = subprocess.Popen(
-                self._command, env=self._environment, cwd=ROOT, stdout=log, stderr=log
+                self._command,
+                env=self._environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                preexec_fn=enable_ctrl_c,
             )
 
     def ended(self) -> int | None:
@@ -93,21 +99,21 @@ class Driver:
         return self.process.poll()
 
     def hit(self, number: signal.Signals) -> bool:
-        """Send a signal, and start the next one when it is gone."""
+        """Send a signal, and start the next driver when this one has ended."""
         assert self.process is not None
         if self.process.poll() is not None:
             return False
         self.process.send_signal(number)
         code = self.process.wait(600)
-        young = time.monotonic() - self.begin < 60  # it may not have come to where it listens to signals
+        young = time.monotonic() - self.begin < 60  # it may not have installed its signal handlers yet
         assert number == signal.SIGKILL or young or code in (0, 130), self.text()[-3000:]
         self.start()
         return True
 
     def epochs(self) -> int:
-        """How many epochs the drivers told of, each counting its own."""
-        told = [re.findall(r"\| (\d+) epochs \|", log.read_text(errors="replace")) for log in self.logs]
-        return sum(int(counts[-1]) for counts in told if counts)
+        """Return how many epochs all drivers reported; each counts from 0."""
+        reported = [re.findall(r"\| (\d+) epochs \|", log.read_text(errors="replace")) for log in self.logs]
+        return sum(int(counts[-1]) for counts in reported if counts)
 
     def text(self) -> str:
         return "\n".join(log.read_text(errors="replace") for log in self.logs)
@@ -115,7 +121,7 @@ class Driver:
 
 @pytest.mark.faults
 @pytest.mark.timeout(9000)
-def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_survives_random_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(SEED)
     sweep = tmp_path / "survivor.yaml"
     sweep.write_text(SWEEP.replace("TRIALS", str(TRIALS)))
@@ -127,7 +133,7 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         bucket = seaweed.environment(proxy.endpoint)
         environment = {**os.environ, **bucket, "MLFLOW_TRACKING_URI": server.uri}
-        environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'orchestrator'}"
+        environment["PYTHONPATH"] = str(ROOT)
         environment["RAY_health_check_failure_threshold"] = "3"  # a lost node is noticed within seconds
         with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
             storage = f"s3://{seaweed.bucket}/sweeps"
@@ -163,7 +169,7 @@ def test_a_sweep_survives_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @dataclass(frozen=True)
 class Victims:
-    """All that can be hurt."""
+    """Everything that is hurt."""
 
     driver: Driver
     nodes: RayNodes
@@ -173,18 +179,18 @@ class Victims:
 
 
 def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
-    """Run the sweep to its end and kill on the way; gives how often each kind was hit."""
+    """Run the sweep to its end with faults on the way; return the number of each kind."""
     driver, proxy = victims.driver, victims.proxy
     done: Counter[str] = Counter()
     kinds = ["worker"] * 6 + ["controller"] * 3 + ["trial"] * 3 + ["driver", "driver", "Ctrl-C", "SIGTERM"]
     kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
     awaited = 1
     driver.start()
-    until = time.monotonic() + 8000
+    deadline = time.monotonic() + 8000
     while driver.ended() is None or driver.ended() != 0:
-        assert time.monotonic() < until, driver.text()[-5000:]
+        assert time.monotonic() < deadline, driver.text()[-5000:]
         if (code := driver.ended()) is not None:
-            assert code in (1, 2), driver.text()[-5000:]  # so it ends when MLflow is away at its start or end
+            assert code in (1, 2), driver.text()[-5000:]  # as when MLflow does not answer at its start or end
             time.sleep(3)
             driver.start()
         for server in (victims.postgres, victims.server):
@@ -205,7 +211,7 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
 
 
 def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
-    """Do one kind of violence; returns whether it could be done."""
+    """Cause one fault; return whether that was possible."""
     if kind in KINDS:
         return victims.nodes.kill(kind, chance)
     if kind == "node":
@@ -222,7 +228,7 @@ def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
         hit = victims.server if kind == "MLflow" else victims.postgres
         hit.kill()
         time.sleep(chance.uniform(1, 10))
-        hit.launch()  # the next blow falls while it gets up
+        hit.launch()  # the next fault happens while it starts
         return True
     return victims.driver.hit(
         {"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind]
@@ -230,7 +236,7 @@ def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
 
 
 def show(done: Counter[str], books: Counter[str]) -> None:
-    """The table of the suite."""
+    """Print what was done and what was lost."""
     table = Table("fault", "injected", title=f"{sum(done.values())} faults, seed {SEED}")
     for kind, number in sorted(done.items()):
         table.add_row(kind, str(number))

@@ -1,4 +1,4 @@
-"""Whole sweeps on a Ray of their own, each hurt in one way: what the user reads, and what is kept."""
+"""Whole sweeps, each with one fault: what the user reads, and what is kept."""
 
 import contextlib
 import json
@@ -10,9 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
 import psutil
@@ -20,147 +19,115 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support import command_line
+from tests.support.command_line import read_until
 from tests.support.ray_nodes import RayNodes
 from tests.support.servers import Postgres
+from tests.support.sweep_files import write_sweep
 
-FILE = """
-name: parabola
-trainable: tests.support.example_trainable:ExampleTrainable
-config: {epochs: 4}
-search:
-  x: {uniform: [-3, 3]}
-  steps: {int: [1, 3]}
-objective: {metric: val/score}
-sampler: {tpe: {seed: 5, n_startup_trials: 2}}
-scheduler: {asha: {grace: 1, reduction: 2}}
-budget: {trials: 6}
-resources: {concurrent: 1}
-"""
+SWEEP: dict[str, Any] = {
+    "config": {"epochs": 4},
+    "search": {"x": {"uniform": [-3, 3]}, "steps": {"int": [1, 3]}},
+    "sampler": {"tpe": {"seed": 5, "n_startup_trials": 2}},
+    "scheduler": {"asha": {"grace": 1, "reduction": 2}},
+    "budget": {"trials": 6},
+    "resources": {"concurrent": 1},
+}
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "parabola.yaml"
-    path.write_text(FILE)
-    return path
+    return write_sweep(tmp_path, **SWEEP)
 
 
-def given(store: Path, *settings: str) -> list[str]:
-    return ["--storage", str(store), *(each for setting in settings for each in ("--set", setting))]
+def options_for(store: Path, *settings: str) -> list[str]:
+    return ["--storage", str(store), *(option for setting in settings for option in ("--set", setting))]
 
 
 def study(store: Path, name: str = "parabola") -> optuna.Study:
     return optuna.load_study(study_name=name, storage=f"sqlite:///{store}/{name}/study.db")
 
 
-@contextmanager
-def started(file: Path, options: list[str]) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """A sweep that runs, with what it prints."""
-    with subprocess.Popen(
-        command_line.command("sweep", file, *options),
-        env=command_line.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        yield process, process.stdout
-
-
-def read_until(output: IO[str], epochs: int) -> list[str]:
-    """What a sweep prints until it tells of so many epochs."""
-    told = []
-    for line in output:
-        told.append(line)
-        found = re.search(r"\| (\d+) epochs \|", line)
-        if found and int(found[1]) >= epochs:
-            break
-    return told
-
-
-def test_a_trial_that_hangs_is_started_once_more_and_fails(file: Path, tmp_path: Path) -> None:
+def test_trial_that_hangs_twice_fails(file: Path, tmp_path: Path) -> None:
     settings = ["search={x: {uniform: [0, 1]}}", "config.fault=hang", "budget.trials=1"]
-    done = command_line.run("sweep", file, *given(tmp_path, *settings, "resources.silence=4s"))
+    done = command_line.run("sweep", file, *options_for(tmp_path, *settings, "resources.report_timeout=4s"))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.count("goes on from its last checkpoint") == 1
-    assert "trial-0000 failed: it hung: no report for 4 s, 2 times" in done.stdout
+    assert done.stdout.count("resumes from its last checkpoint") == 1
+    assert "trial-0000 failed: it hung 2 times: no report for 4 s" in done.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
     (run,) = [run for run in runs if "trial.number" in run.data.tags]
-    assert run.info.status == "FAILED" and run.data.tags["trial.reason"].startswith("it hung")
+    assert run.info.status == "FAILED" and run.data.tags["trial.reason"].startswith("it hung 2 times")
     log = Path(client.download_artifacts(run.info.run_id, "log-tail.txt", str(tmp_path))).read_text()
-    assert "example_trainable.py" in log and "in fit" in log  # where it hung
+    assert "example_trainable.py" in log and "in fit" in log  # the stacks at the hang
 
 
-def test_a_trial_whose_workers_die_without_progress_fails(file: Path, tmp_path: Path) -> None:
+def test_trial_with_dying_workers_fails(file: Path, tmp_path: Path) -> None:
     settings = ["search={x: {uniform: [0, 1]}}", "config.fault=die", "config.seconds=1", "budget.trials=1"]
-    done = command_line.run("sweep", file, *given(tmp_path, *settings))
+    done = command_line.run("sweep", file, *options_for(tmp_path, *settings))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.count("goes on from its last checkpoint") == 4
+    assert done.stdout.count("resumes from its last checkpoint") == 4
     assert "5 times without progress" in done.stdout
     (trial,) = study(tmp_path).trials
     assert trial.intermediate_values.keys() == {1}
 
 
-def test_a_trial_that_takes_all_memory_fails(
+def test_trial_out_of_memory_fails_without_retry(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = psutil.virtual_memory()
-    most = 1 - memory.available / memory.total + (4 << 30) / memory.total  # 4 GB more than now
-    monkeypatch.setenv("RAY_memory_usage_threshold", f"{most:.3f}")
+    threshold = 1 - memory.available / memory.total + (4 << 30) / memory.total  # 4 GB more than now
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.3f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     settings = ["search={x: {uniform: [0, 1]}}", "config.fault=greedy", "budget.trials=1"]
-    done = command_line.run("sweep", file, *given(tmp_path, *settings))
+    done = command_line.run("sweep", file, *options_for(tmp_path, *settings))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "goes on from its last checkpoint" not in done.stdout
+    assert "resumes from its last checkpoint" not in done.stdout
     failed = r"trial-0000 failed: out of memory: its node ran low, \S+GB used / \S+GB limit, val/score"
     assert re.search(failed, done.stdout), done.stdout
 
 
-def test_a_trial_whose_checkpoint_lost_a_file_fails(file: Path, tmp_path: Path) -> None:
+def test_trial_with_damaged_checkpoint_fails(file: Path, tmp_path: Path) -> None:
     settings = ["config.seconds=1", "config.epochs=12", "scheduler=none", "budget.trials=1"]
-    with started(file, given(tmp_path, *settings)) as (process, output):
+    with command_line.start("sweep", file, *options_for(tmp_path, *settings)) as (process, output):
         read_until(output, epochs=2)
         process.send_signal(signal.SIGINT)
         text = output.read()
     assert process.returncode == 130, text
     (reported,) = tmp_path.rglob("checkpoint_*/reported.json")
     reported.unlink()
-    done = command_line.run("sweep", file, *given(tmp_path, *settings))
+    done = command_line.run("sweep", file, *options_for(tmp_path, *settings))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "/reported.json', 5 times without progress" in done.stdout
 
 
-def test_failures_in_a_row_end_the_sweep_and_a_poisoned_region_does_not(file: Path, tmp_path: Path) -> None:
+def test_sweep_ends_after_failures_in_a_row(file: Path, tmp_path: Path) -> None:
     poisoned = [
         "scheduler=none",
         "search.fault={choice: [none, crash]}",
         "budget.failures=3",
         "config.epochs=2",
     ]
-    everywhere = [*(each.replace("none, ", "") for each in poisoned)]
-    done = command_line.run("sweep", file, *given(tmp_path / "all", *everywhere))
+    everywhere = [setting.replace("none, ", "") for setting in poisoned]
+    done = command_line.run("sweep", file, *options_for(tmp_path / "all", *everywhere))
     assert done.returncode == 1, done.stdout + done.stderr
     reason = "RuntimeError: the trainable crashed as asked"
     assert f"the last 3 trials failed, 3 of them with: {reason}" in done.stdout
     assert len(study(tmp_path / "all").trials) in (3, 4)
-    done = command_line.run("sweep", file, *given(tmp_path / "some", *poisoned))
+    done = command_line.run("sweep", file, *options_for(tmp_path / "some", *poisoned))
     assert done.returncode == 0, done.stdout + done.stderr
     states = {trial.state.name for trial in study(tmp_path / "some").trials}
     assert "FAIL" in states and "COMPLETE" in states
 
 
-def test_a_sweep_that_is_killed_again_and_again_gives_the_same_to_the_last_bit(
-    file: Path, tmp_path: Path
-) -> None:
+def test_sweep_killed_repeatedly_is_equal_to_last_bit(file: Path, tmp_path: Path) -> None:
     settings = ["config.seconds=0.5"]
-    calm = command_line.run("sweep", file, *given(tmp_path / "calm", *settings))
+    calm = command_line.run("sweep", file, *options_for(tmp_path / "calm", *settings))
     assert calm.returncode == 0, calm.stdout + calm.stderr
     killed = 0
     for patience in (18.0, 25.0, 21.0, 31.0, 600.0):
-        command = command_line.command("sweep", file, *given(tmp_path / "hurt", *settings))
+        command = command_line.command("sweep", file, *options_for(tmp_path / "hurt", *settings))
         with subprocess.Popen(
             command, env=command_line.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
@@ -176,8 +143,8 @@ def test_a_sweep_that_is_killed_again_and_again_gives_the_same_to_the_last_bit(
     ]
 
 
-def test_a_study_that_is_damaged_or_gone_is_refused(file: Path, tmp_path: Path) -> None:
-    options = given(tmp_path, "budget.trials=1", "scheduler=none")
+def test_sweep_with_damaged_or_missing_study_is_refused(file: Path, tmp_path: Path) -> None:
+    options = options_for(tmp_path, "budget.trials=1", "scheduler=none")
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     kept = tmp_path / "parabola/study.db"
@@ -187,21 +154,21 @@ def test_a_study_that_is_damaged_or_gone_is_refused(file: Path, tmp_path: Path) 
     assert line.startswith(f"error: study: {kept} is damaged (") and line.endswith("with --fresh")
     kept.unlink()
     (line,) = refusal(command_line.run("sweep", file, *options, "--trials", "2"))
-    assert line.startswith("error: study: no trial is in it, but ") and line.endswith("with --fresh")
+    assert line.startswith("error: study: it holds no trial, but ") and line.endswith("with --fresh")
     kept.write_bytes(before)
     done = command_line.run("sweep", file, *options, "--trials", "2")
     assert done.returncode == 0 and len(study(tmp_path).trials) == 2, done.stdout + done.stderr
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The lines of a refusal."""
+    """Return the lines of a refusal."""
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stderr.splitlines()
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few megabytes."""
+    """Mount a file system of a few megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -211,89 +178,85 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_clear_stop_and_the_sweep_goes_on_later(
-    file: Path, tmp_path: Path, small_disk: Path
-) -> None:
+def test_sweep_on_full_disk_stops_and_resumes_later(file: Path, tmp_path: Path, small_disk: Path) -> None:
     settings = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "config.seconds=1", "config.epochs=12"]
-    options = given(small_disk, *settings, "scheduler=none", "budget.trials=2")
-    with started(file, options) as (process, output):
-        told = read_until(output, epochs=2)
-        rest = small_disk / "rest"
-        with contextlib.suppress(OSError):  # as much as there is room for
-            rest.write_bytes(bytes(4 << 20))
-        told.append(output.read())
-    text = "".join(told)
+    options = options_for(small_disk, *settings, "scheduler=none", "budget.trials=2")
+    with command_line.start("sweep", file, *options) as (process, output):
+        lines = read_until(output, epochs=2)
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError):  # it fills what is left
+            filler.write_bytes(bytes(4 << 20))
+        lines.append(output.read())
+    text = "".join(lines)
     assert process.returncode == 1, text
     assert "No space left" in text or "no space is left" in text or "disk is full" in text, text
     assert "Traceback" not in text
-    rest.unlink()
+    filler.unlink()
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [len(trial.intermediate_values) for trial in study(small_disk).trials] == [12, 12]
 
 
-def test_two_sweeps_share_a_cluster_and_leave_nothing(file: Path, tmp_path: Path) -> None:
+def test_sweeps_on_one_cluster_leave_nothing(file: Path, tmp_path: Path) -> None:
     environment = command_line.environment()
-    elsewhere = environment | {"RAY_ADDRESS": "127.0.0.1:9"}  # what the command was told wins
+    elsewhere = environment | {"RAY_ADDRESS": "127.0.0.1:9"}  # --address has precedence
     with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
         jobs: list[subprocess.Popen[Any]] = []
         for name in ("one", "two"):
-            options = given(tmp_path, f"name={name}", "resources={concurrent: auto}", "budget.trials=8")
+            options = options_for(tmp_path, f"name={name}", "resources={concurrent: auto}", "budget.trials=8")
             command = command_line.command("sweep", file, *options, "--address", nodes.address)
             with (tmp_path / f"{name}.log").open("wb") as log:
                 jobs.append(subprocess.Popen(command, env=elsewhere, stdout=log, stderr=log))
         codes = [job.wait(500) for job in jobs]
-        told = [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
-        assert codes == [0, 0] and "cannot be seen" not in "".join(told), told
+        logs = [(tmp_path / f"{name}.log").read_text() for name in ("one", "two")]
+        assert codes == [0, 0] and "cannot check for unused placement groups" not in "".join(logs), logs
         assert nodes.placement_groups() == [] and nodes.left() == []
     assert [len(study(tmp_path, name).trials) for name in ("one", "two")] == [8, 8]
 
 
-def test_a_sweep_whose_raylet_dies_ends_and_goes_on(file: Path, tmp_path: Path) -> None:
-    options = given(tmp_path, "config.seconds=1", "budget.trials=3")
-    with started(file, options) as (process, output):
-        told = read_until(output, 2)
-        (raylet,) = [each for each in psutil.Process(process.pid).children() if each.name() == "raylet"]
+def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) -> None:
+    options = options_for(tmp_path, "config.seconds=1", "budget.trials=3")
+    with command_line.start("sweep", file, *options) as (process, output):
+        lines = read_until(output, 2)
+        (raylet,) = [child for child in psutil.Process(process.pid).children() if child.name() == "raylet"]
         raylet.kill()
-        told += output
+        lines += output
         assert process.wait(120) == 130
-    assert "the Ray node of this driver died\n" in told
-    assert "interrupted; the same command continues the sweep\n" in told
+    assert "the Ray node of this driver died\n" in lines
+    assert "interrupted; rerun the command to resume the sweep\n" in lines
     done = command_line.run("sweep", file, *options)
-    assert done.returncode == 0 and "continuing: " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
     assert len(study(tmp_path).trials) == 3
 
 
 @pytest.mark.timeout(3600)
-def test_trials_that_are_stopped_early_leave_nothing(file: Path, tmp_path: Path) -> None:
+def test_pruned_trials_leave_nothing(file: Path, tmp_path: Path) -> None:
     environment = command_line.environment()
     stops = int(os.environ.get("FAULT_STOPS", "20"))
     trials = stops * 4 // 3 + 4
     settings = ["sampler={random: {seed: 3}}", "scheduler={asha: {grace: 1, reduction: 8}}"]
     settings += ["resources={concurrent: auto}", f"budget.trials={trials}"]
     with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
-        options = [*given(tmp_path, *settings), "--address", nodes.address]
+        options = [*options_for(tmp_path, *settings), "--address", nodes.address]
         done = command_line.run("sweep", file, *options)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "nobody used any more" not in done.stdout  # nothing that had to be cleared away, either
+        assert "unused placement groups" not in done.stdout  # the reaper had nothing to remove, either
         assert nodes.placement_groups() == [] and nodes.left() == []
     states = Counter(trial.state.name for trial in study(tmp_path).trials)
     print(f"{states['PRUNED']} trials were stopped early, {states['COMPLETE']} were not")
     assert states["PRUNED"] >= stops and states.total() == trials
 
 
-def test_a_study_in_postgresql_goes_on_after_its_driver_and_its_server_died(
-    file: Path, tmp_path: Path
-) -> None:
+def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Path) -> None:
     with Postgres(tmp_path / "postgres") as postgres:
-        options = given(tmp_path, f"study={postgres.uri}", "config.seconds=0.5")
-        with started(file, options) as (process, output):
+        options = options_for(tmp_path, f"study={postgres.uri}", "config.seconds=0.5")
+        with command_line.start("sweep", file, *options) as (process, output):
             read_until(output, epochs=3)
             process.kill()
         postgres.restart()
         done = command_line.run("sweep", file, *options)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "continuing: " in done.stdout
+        assert "resuming: " in done.stdout
         trials = optuna.load_study(study_name="parabola", storage=postgres.uri).trials
         shown = subprocess.run(
             [sys.executable, "-m", "orchestrator.status", str(tmp_path / "parabola"), "--json"],
@@ -306,9 +269,9 @@ def test_a_study_in_postgresql_goes_on_after_its_driver_and_its_server_died(
     assert sum(json.loads(shown.stdout)["trials"].values()) == 6
 
 
-def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp_path: Path) -> None:
-    options = given(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
-    with started(file, options) as (process, output):
+def test_second_ctrl_c_ends_the_driver_at_once(file: Path, tmp_path: Path) -> None:
+    options = options_for(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
+    with command_line.start("sweep", file, *options) as (process, output):
         read_until(output, epochs=1)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
@@ -318,4 +281,4 @@ def test_the_second_ctrl_c_ends_it_at_once_and_leaves_no_process(file: Path, tmp
         process.wait()
     assert process.returncode == 130, text
     assert time.monotonic() - begin < 60
-    assert "the same command continues" in text
+    assert "rerun the command to resume" in text

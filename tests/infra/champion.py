@@ -1,4 +1,4 @@
-"""What a user runs to pull the champion of the example sweep."""
+"""Code that pulls the champion of the example sweep."""
 
 PULL = (
     "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/multi-shot-reid@champion');"

@@ -1,4 +1,4 @@
-"""What Checkov, which knows hundreds of mistakes of configuration, objects to in files."""
+"""Checkov, a linter for mistakes in configuration files."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from pathlib import Path
 from tests.infra.required_tools import need
 
 VERSION = "3.3.30"
-"""Others know other mistakes."""
+"""Other versions have other checks."""
 
 Accepted = Mapping[str, tuple[str, str]]
-"""Checks that may fail: the names of the resources that they may be about, as a pattern, and why."""
+"""Checks that may fail: for each, a pattern for the names of the resources, and the reason."""
 
 
 def objections(framework: str, accepted: Accepted, *files: Path) -> list[str]:
-    """What is wrong and not accepted, and what is accepted and not wrong any more."""
+    """Return failed checks that are not accepted, and accepted checks that do not fail."""
     program = need("checkov", f"pipx install checkov=={VERSION}: it wants other packages than MLflow and Ray")
     given = [each for file in files for each in ("-f", str(file))]
     done = subprocess.run(

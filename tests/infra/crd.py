@@ -1,7 +1,7 @@
-"""What an API server does with an object of a custom resource before it stores it.
+"""The steps of an API server before it stores a custom resource.
 
-Prune nulls, set defaults, refuse unknown fields (``kubectl apply`` asks for that), validate against the
-schema, and evaluate the CEL rules of ``x-kubernetes-validations``. See
+It prunes nulls, sets defaults, refuses unknown fields (as ``kubectl apply`` requests), validates against the
+schema, and evaluates the CEL rules of ``x-kubernetes-validations``. See
 https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/.
 """
 
@@ -22,7 +22,7 @@ _INTEGERS.checks("int32")(lambda value: not isinstance(value, int) or -(2**31) <
 
 
 class CustomResource:
-    """One version of one kind, from a CustomResourceDefinition's file."""
+    """One version of one kind, from the file of a CustomResourceDefinition."""
 
     def __init__(self, file: Path, version: str = "v1") -> None:
         definition = _load(file)
@@ -33,17 +33,17 @@ class CustomResource:
         self._validator = jsonschema.Draft4Validator(_as_json_schema(self._schema), format_checker=_INTEGERS)
 
     def admit(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The object as it would be stored.
+        """Return the object as it is stored.
 
         Raises:
-            ValueError: the API server would refuse it, and why.
+            ValueError: the API server refuses the object; its text is the reason.
         """
         stored = {key: value for key, value in copy.deepcopy(manifest).items() if key != "metadata"}
         _prune_nulls_and_default(stored, self._schema)
         faults = [f"unknown field {path}" for path in _unknown(stored, self._schema, "")]
         faults += [f"duplicate in {path}" for path in _duplicates(stored, self._schema, "")]
         faults += [f"{fault.json_path}: {fault.message}" for fault in self._validator.iter_errors(stored)]
-        if not faults:  # CEL may take for granted that types are right
+        if not faults:  # CEL rules assume correct types
             faults = list(_broken_rules(stored, self._schema, ""))
         if faults:
             raise ValueError("; ".join(faults))
@@ -57,7 +57,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _as_json_schema(schema: Schema) -> Schema:
-    """The structural schema in the words of JSON Schema, draft 4, of which OpenAPI 3.0 is a dialect."""
+    """Return the structural schema as JSON Schema draft 4, of which OpenAPI 3.0 is a dialect."""
     result: Schema = {}
     for key, value in schema.items():
         if key in ("properties", "patternProperties"):
@@ -76,7 +76,7 @@ def _as_json_schema(schema: Schema) -> Schema:
 
 
 def _children(value: Any, schema: Schema) -> Iterator[tuple[str, Any, Schema]]:
-    """The fields or items of a value that the schema describes, each with its part of the schema."""
+    """Yield the fields or items of a value that the schema describes, each with its part of the schema."""
     if isinstance(value, dict):
         described, rest = schema.get("properties", {}), schema.get("additionalProperties")
         for key, child in value.items():
@@ -125,7 +125,7 @@ def _broken_rules(value: Any, schema: Schema, path: str) -> Iterator[str]:
     import cel  # only where CRDs are validated
 
     for each in schema.get("x-kubernetes-validations", []):
-        # A rule about the old object is for updates alone.
+        # Rules about the old object apply to updates only.
         if "oldSelf" not in each["rule"] and cel.evaluate(each["rule"], {"self": value}) is not True:
             yield f"{path}: {each.get('message', each['rule'])}"
     for step, child, part in _children(value, schema):

@@ -1,4 +1,4 @@
-"""The commands that a guide of infra/ shows, run as they stand."""
+"""The commands of the guides of infra/, run unchanged."""
 
 import base64
 import os
@@ -13,23 +13,25 @@ import pytest
 import yaml
 
 from tests.infra.pods import K8S, Manifest
-from tests.infra.required_tools import ROOT, need, need_module
+from tests.infra.required_tools import need, need_module
+from tests.support.paths import ROOT
 
 KUBERNETES = K8S / "README.md"
 REGION = "eu-central-1"
 
 
 def commands(file: Path, mark: str) -> str:
-    """The commands of a guide after the comment ``<!-- test: MARK -->``."""
-    found = re.search(rf"<!-- test: {mark} -->\n *```sh\n(.*?)\n *```", file.read_text(), re.S)
-    assert found
-    return textwrap.dedent(found[1])
+    """Return the commands of a guide after the comments ``<!-- test: MARK -->`` and ``<!-- run: ... -->``."""
+    marks = rf"<!-- test: {mark} -->\n *<!-- run: [^\n]* -->\n"
+    block = re.search(rf"{marks} *```sh\n(.*?)\n *```", file.read_text(), re.S)
+    assert block
+    return textwrap.dedent(block[1])
 
 
 def objects(shell: str, kubectl: str, folder: Path, **environment: str) -> tuple[list[Manifest], list[str]]:
-    """Run commands with kubectl: the objects that they would send, and the modes of files they remove."""
+    """Run commands with kubectl; return the objects they send, and the modes of the files they remove."""
     need("openssl")
-    # Everything is real but the API server, and the name of the folder.
+    # Only the API server and the name of the folder are simulated.
     stubs = f"""
         kubectl() {{
             [ "$1" = apply ] && cat || "{kubectl}" "$@" --dry-run=client --output=yaml
@@ -52,7 +54,7 @@ def objects(shell: str, kubectl: str, folder: Path, **environment: str) -> tuple
 
 
 def secrets(mark: str, kubectl: str, folder: Path, **environment: str) -> dict[str, dict[str, str]]:
-    """The Secrets that a block of the guide to Kubernetes makes, by files that nobody else could read."""
+    """Return the Secrets that a block of the Kubernetes guide creates; its files must be private."""
     made, modes = objects(commands(KUBERNETES, mark), kubectl, folder, **environment)
     assert len(modes) >= 4
     assert set(modes) == {"600"}
@@ -67,7 +69,7 @@ def secrets(mark: str, kubectl: str, folder: Path, **environment: str) -> dict[s
 
 
 def run(shell: str) -> str:
-    """Run commands in the project's folder, the AWS command line among them; gives what they print."""
+    """Run commands in the folder of the project, with the AWS command line; return their output."""
     path = Path(need("aws", "pipx install awscli")).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f'PATH="{path}:$PATH"\n{shell}'],
@@ -81,7 +83,7 @@ def run(shell: str) -> str:
 
 @contextmanager
 def aws_credentials() -> Iterator[pytest.MonkeyPatch]:
-    """Made-up credentials, and nothing of those of this machine, for this process and its children."""
+    """Set invented AWS credentials, and none of this machine, for this process and its children."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [each for each in os.environ if each.startswith("AWS_")]:
             patch.delenv(name)
@@ -95,7 +97,7 @@ def aws_credentials() -> Iterator[pytest.MonkeyPatch]:
 
 @contextmanager
 def aws_account() -> Iterator[None]:
-    """An empty AWS account on moto, for this process and its children."""
+    """Simulate an empty AWS account with moto, for this process and its children."""
     need_module("moto")
     from moto.server import ThreadedMotoServer
 

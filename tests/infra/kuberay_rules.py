@@ -1,6 +1,6 @@
-"""What the KubeRay operator 1.7 refuses after the API server took it: a resource to which nothing happens.
+"""Resources that the API server accepts but the KubeRay operator 1.7 refuses: it ignores them.
 
-Each rule is told after ``ray-operator/controllers/ray/utils/validation.go`` of ray-project/kuberay, with the
+The rules follow ``ray-operator/controllers/ray/utils/validation.go`` of ray-project/kuberay, with the
 feature gates of ``infra/k8s/kuberay-values.yaml``.
 """
 
@@ -19,7 +19,7 @@ _AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 
 
 class Ray:
-    """The parts of a RayCluster or RayJob that the rules look at."""
+    """The parts of a RayCluster or RayJob that the rules check."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.kind: str = manifest["kind"]
@@ -38,11 +38,11 @@ class Ray:
         self.deletion: Manifest = self.job.get("deletionStrategy", {})
 
     def mode(self) -> str:
-        """How the job is submitted."""
+        """The submission mode of the job."""
         return str(self.job.get("submissionMode", "K8sJobMode"))
 
     def version(self) -> tuple[int, ...]:
-        """The version of Ray, as numbers; empty if there is none."""
+        """The version of Ray as numbers; empty without one."""
         text = str((self.cluster or {}).get("rayVersion", ""))
         return tuple(int(part) for part in text.split(".")) if re.fullmatch(r"\d+(\.\d+)*", text) else ()
 
@@ -166,5 +166,5 @@ RULES: dict[str, Callable[[Ray], bool]] = {
 
 
 def broken(manifest: Manifest) -> list[str]:
-    """The rules that a RayCluster or RayJob breaks."""
+    """Return the names of the rules that a RayCluster or RayJob breaks."""
     return [rule for rule, holds in RULES.items() if not holds(Ray(manifest))]

@@ -1,4 +1,4 @@
-"""The objects of a namespace, the pods that come of them, and who of these reaches whom."""
+"""The objects of a namespace, their pods, and the connections between the pods."""
 
 import copy
 import ipaddress
@@ -12,11 +12,11 @@ from tests.infra.required_tools import INFRA
 K8S = INFRA / "k8s"
 Manifest = dict[str, Any]
 Build = Callable[[str], list[Manifest]]
-"""Gives the objects of a folder of `K8S`."""
+"""Returns the objects of a folder of `K8S`."""
 
 
 def one(objects: list[Manifest], kind: str, name: str) -> Manifest:
-    """The object of that kind and name."""
+    """Return the object of a kind and a name."""
     (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
     return found
 
@@ -35,12 +35,12 @@ class Pod:
 
     @property
     def containers(self) -> list[Manifest]:
-        """All of them, also those that run first."""
+        """All containers, including the init containers."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
 def pods(objects: list[Manifest]) -> Iterator[Pod]:
-    """The pods that the controllers of Kubernetes and the KubeRay operator make of the objects."""
+    """Yield the pods that the controllers of Kubernetes and the KubeRay operator create for the objects."""
     for each in objects:
         spec, owner = each.get("spec", {}), f"{each['kind']}/{each['metadata']['name']}"
         if each["kind"] in ("Deployment", "StatefulSet", "Job"):
@@ -55,7 +55,7 @@ def pods(objects: list[Manifest]) -> Iterator[Pod]:
 
 
 def _ray_pods(cluster: str, spec: Manifest, owner: str) -> Iterator[Pod]:
-    """The pods of a cluster, with what the operator puts into them (controllers/ray/common/pod.go)."""
+    """Yield the pods of a cluster with the additions of the operator (controllers/ray/common/pod.go)."""
     for group in (spec["headGroupSpec"], *spec.get("workerGroupSpecs", [])):
         kind = "worker" if "groupName" in group else "head"
         template = copy.deepcopy(group["template"])
@@ -89,19 +89,20 @@ def _ray_pods(cluster: str, spec: Manifest, owner: str) -> Iterator[Pod]:
 
 
 def quantity(text: str | int) -> float:
-    """A number of Kubernetes: 500m, 16Gi, 4."""
+    """Return a quantity of Kubernetes, such as 500m, 16Gi or 4, as a number."""
     factors = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
     match = re.fullmatch(r"([0-9.]+)(m|Ki|Mi|Gi)?", str(text))
     assert match, text
     return float(match[1]) * factors.get(match[2], 1)
 
 
-# Network policies: a pod that policies select for a direction may do what one of them allows, any other pod
-# everything. https://kubernetes.io/docs/concepts/services-networking/network-policies/
+# Network policies: a pod that is selected by policies for a direction has the connections that any of them
+# allows; other pods have all connections.
+# https://kubernetes.io/docs/concepts/services-networking/network-policies/
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector matches."""
+    """Return whether a label selector matches."""
     for key, value in selector.get("matchLabels", {}).items():
         if labels.get(key) != value:
             return False
@@ -118,7 +119,7 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 
 
 def reaches(objects: list[Manifest], source: Pod, target: Pod, port: int, protocol: str = "TCP") -> bool:
-    """Whether the policies let a pod, or a peer elsewhere, open a connection to another."""
+    """Return whether the policies let a pod, or a peer elsewhere, open a connection to another."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     return _allowed(policies, "Egress", source, target, port, protocol) and _allowed(
         policies, "Ingress", target, source, port, protocol
@@ -147,7 +148,7 @@ def _allowed(policies: list[Manifest], direction: str, pod: Pod, peer: Pod, port
 
 def _is_peer(rule: Manifest, peer: Pod, namespace: str) -> bool:
     if "ipBlock" in rule:
-        # Pods have addresses, too, but network plug-ins need not look at them here: for peers outside alone.
+        # Only for peers outside of the cluster: network plug-ins need not apply ipBlock to pods.
         block = rule["ipBlock"]
         address = ipaddress.ip_address(peer.address)
         return (

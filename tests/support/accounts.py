@@ -1,4 +1,4 @@
-"""What a sweep that was hurt lost or did twice, by its study, its MLflow runs and what its drivers said."""
+"""Losses and duplicates of a sweep with faults, by its study, MLflow runs and driver output."""
 
 import re
 from collections import Counter
@@ -8,19 +8,19 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from orchestrator.study.base import epochs
+from orchestrator.study.attributes import epochs
 
 _MLFLOW = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
 def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: Sequence[str]) -> Counter[str]:
-    """Faults of the books, each kind by name; all are zero when nothing was lost or doubled.
+    """Return the number of losses and duplicates of each kind; all are zero if nothing was lost or doubled.
 
     Args:
         study: of the sweep, whose trials are those of the example trainable.
         client: of the MLflow server.
         experiment: of the sweep.
-        drivers: what each of its drivers printed, in order.
+        drivers: the output of each of its drivers, in order.
     """
     found = Counter(
         dict.fromkeys(
@@ -58,7 +58,7 @@ def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: S
         if run is None:
             found["runs lost"] += 1
             continue
-        found["trials failed"] += trial.state == TrialState.FAIL  # none has a fault of its own
+        found["trials failed"] += trial.state == TrialState.FAIL  # no trial is configured to fail
         if run.data.tags["trial.state"] != trial.state.name or run.info.status != _MLFLOW[trial.state.name]:
             found["states wrong"] += 1
         reported = epochs(trial)
@@ -73,7 +73,7 @@ def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: S
 
 
 def _score(x: float, steps: int, epoch: int) -> float:
-    """What the example trainable reports when it lost and repeated nothing, to the last bit."""
+    """Return the score of the example trainable without losses or repetitions, equal to the last bit."""
     y = 0.0
     for _ in range(steps * epoch):
         x, y = (x + 1) / 2, (y - 2) / 2

@@ -1,27 +1,33 @@
-"""The commands as a user runs them, in a process of their own."""
+"""The commands as a user runs them, each in a new process."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.support.paths import ROOT
 
 
 def command(module: str, file: Path, *options: str) -> list[str]:
+    """Return the command line of a module of this checkout."""
     return [sys.executable, "-m", f"orchestrator.{module}", str(file), *options]
 
 
 def environment() -> dict[str, str]:
-    here = {
+    """Return the environment of a command: no MLflow or Ray but its own, and the modules of the tests."""
+    variables = {
         name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "RAY_ADDRESS"))
     }
-    return here | {"PYTHONPATH": str(ROOT)}
+    return variables | {"PYTHONPATH": str(ROOT)}
 
 
 def run(module: str, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
     return subprocess.run(
         command(module, file, *options),
         env=environment(),
@@ -31,30 +37,49 @@ def run(module: str, file: Path, *options: str) -> subprocess.CompletedProcess[s
     )
 
 
-def interrupt(module: str, file: Path, *options: str, epochs: int) -> None:
-    """Press Ctrl-C once so many epochs are told of, and see that it stops and says how to go on."""
+@contextmanager
+def start(module: str, file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Start a command; yield its process and its output."""
     with subprocess.Popen(
         command(module, file, *options),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=enable_ctrl_c,
     ) as process:
         assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            told = re.search(r"\| (\d+) epochs \|", line)
-            if told and int(told[1]) >= epochs:
-                break
+        yield process, process.stdout
+
+
+def enable_ctrl_c() -> None:
+    """Let a new process handle SIGINT, which it would ignore if the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupt(module: str, file: Path, *options: str, epochs: int) -> None:
+    """Press Ctrl-C once a job reports so many epochs, and check that it stops and says how to resume."""
+    with start(module, file, *options) as (process, output):
+        lines = read_until(output, epochs)
         process.send_signal(signal.SIGINT)
-        seen.append(process.stdout.read())
-    assert process.returncode == 130, "".join(seen)
-    assert "the same command continues" in seen[-1]
+        lines.append(output.read())
+    assert process.returncode == 130, "".join(lines)
+    assert "interrupted; rerun the command to resume" in lines[-1]
+
+
+def read_until(output: IO[str], epochs: int) -> list[str]:
+    """Return the lines of a running job until its status line counts so many epochs."""
+    lines = []
+    for line in output:
+        lines.append(line)
+        count = re.search(r"\| (\d+) epochs \|", line)
+        if count and int(count[1]) >= epochs:
+            break
+    return lines
 
 
 def refused(module: str, file: Path, *options: str) -> str:
-    """The one line that a refusal prints."""
+    """Return the one line of a command that refuses its input."""
     done = run(module, file, *options)
     assert done.returncode == 2, done.stderr + done.stdout
     lines = done.stderr.splitlines()

@@ -1,16 +1,19 @@
-"""The smallest trainable, which walks down a parabola: all that the orchestrator asks of one."""
+"""A trainable that descends a parabola and fails in the ways that tests ask for."""
 
 import json
+import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+_log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -49,13 +52,13 @@ class ExampleConfig(BaseModel):
     fault: Literal[
         "none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die", "greedy"
     ] = "none"
-    marker: str = Field("", description="fault once: the file that is written when it has struck")
+    marker: str = Field("", description="fault once: the file that marks that it has occurred")
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
 
 
 class ExampleTrainable:
-    """Halves its distance to the minimum ``steps`` times an epoch."""
+    """A trainable that halves its distance to the minimum ``steps`` times an epoch."""
 
     Config = ExampleConfig
     InputError = DataError
@@ -66,19 +69,19 @@ class ExampleTrainable:
     }
     throughput: str | None = "rate"
 
-    def prepare(self, config: ExampleConfig, say: Callable[[str], None]) -> list[Record]:
-        """Check the data and name it."""
+    def prepare(self, config: ExampleConfig) -> list[Record]:
+        """Check the data and return its record."""
         self.check(config, workers=1)
-        say("the parabola is ready")
+        _log.info("the parabola is ready")
         return [Record()]
 
     def check(self, config: ExampleConfig, workers: int, metrics: Sequence[str] = ()) -> None:
-        """Refuse the fault that a test asks for."""
+        """Raise the error that a test asks for."""
         if config.fault == "data":
             raise DataError("fault: data is at fault; write none")
 
     def fit(self, config: ExampleConfig, context: Any) -> None:
-        """Go down, from the last checkpoint where there is one."""
+        """Descend, from the last checkpoint if there is one."""
         state = {"epoch": 0, "x": config.x, "y": config.y}
         checkpoint = context.restore()
         if checkpoint is not None:
@@ -94,7 +97,7 @@ class ExampleTrainable:
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.fault == "greedy" and epoch == 2:
                 hoard = [b"x" * (100 << 20) for _ in range(100)]
-                raise RuntimeError(f"nobody stopped it at {len(hoard)} times 100 MiB")
+                raise RuntimeError(f"the trial was not stopped at {len(hoard)} times 100 MiB")
             for _ in range(config.steps):
                 state = {"epoch": epoch, "x": (state["x"] + 1) / 2, "y": (state["y"] - 2) / 2}
             loss = math.nan if config.fault == "diverge" else (state["x"] - 1) ** 2 + (state["y"] + 2) ** 2
@@ -118,7 +121,7 @@ class ExampleTrainable:
         return {"test/parabola/score": -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2}
 
     def illustrate(self, runs: Mapping[str, Sequence[tuple[ExampleConfig, Path]]], directory: Path) -> None:
-        """Draw where each run went, one picture a variant."""
+        """Draw the last point of each run, one picture per variant."""
         from matplotlib.figure import Figure
 
         for name, finished in runs.items():
@@ -132,7 +135,7 @@ class ExampleTrainable:
             figure.savefig(directory / f"ends-of-{name}.png")
 
     def export(self, config: ExampleConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
-        """Write a model from code that adds the state's ``x`` to its input."""
+        """Write a model that adds the state's ``x`` to its input."""
         import numpy
         from mlflow.models import infer_signature
 

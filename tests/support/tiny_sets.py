@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainables.data.walkers import layouts as walkers
+from trainables.data.walkers import layouts
 
 PEOPLE = 6
 FRAMES = 3
@@ -19,9 +19,9 @@ def save_image(path: Path, value: int = 0) -> None:
 
 
 def write_set(layout: str, folder: Path) -> None:
-    if layout in walkers.LAYOUTS:
-        config = walkers.GenerateConfig(identities=PEOPLE, frames=FRAMES)
-        walkers.write(layout, folder, config, lambda line: None)
+    if layout in layouts.LAYOUTS:
+        config = layouts.GenerateConfig(identities=PEOPLE, frames=FRAMES)
+        layouts.write(layout, folder, config)
         return
     for person in range(PEOPLE):
         for camera in ("front", "side"):

@@ -71,7 +71,7 @@ def tiny(cache: Path) -> Callable[..., AlignmentConfig]:
 def prepared(tiny: Callable[..., AlignmentConfig]) -> AlignmentTrainable:
     """The trainable, with every set of the tiny training packed."""
     trainable = AlignmentTrainable()
-    trainable.prepare(tiny(), lambda line: None)
+    trainable.prepare(tiny())
     return trainable
 
 

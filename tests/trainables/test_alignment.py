@@ -1,7 +1,5 @@
 """What the trainable trains and tests on, how it is driven, and the one line it gives for bad input."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +7,11 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from tests.support.paths import ROOT
 from tests.support.recorder import Recorder
 from trainables import train
+from trainables.alignment import AlignmentTrainable
 from trainables.data.sources import resolve
-from trainables.data.tracklet import DataError
+from trainables.errors import DataError
 from trainables.evaluation.embedding import embed
 from trainables.evaluation.scoring import score
 from trainables.network.embedder import SequenceEmbedder
@@ -26,12 +24,12 @@ def drawn(modality):
 
 
 def identities_tested(config, name):
-    pack = resolve(config.data, name, lambda line: None)
+    pack = resolve(config.data, name)
     split = pack.splits[min(config.data.split, len(pack.splits) - 1)]
     return {(name, str(pack.identities[tracklet])) for tracklet in (*split.query, *split.gallery)}
 
 
-def test_no_identity_is_in_two_of_training_validation_and_test(tiny, prepared, tmp_path):
+def test_parts_of_training_share_no_identity(tiny, prepared, tmp_path):
     config = tiny(data={"targets": ["walkers", "stills"]})
     training = prepared.training(config, Recorder(tmp_path))
     query, gallery = training.validation
@@ -43,27 +41,27 @@ def test_no_identity_is_in_two_of_training_validation_and_test(tiny, prepared, t
     assert images and not identities_tested(config, "stills") & images
 
 
-def test_every_image_is_trained_on_when_its_set_is_no_target(tiny, prepared, tmp_path):
+def test_images_of_no_target_all_train(tiny, prepared, tmp_path):
     images = prepared.training(tiny(), Recorder(tmp_path)).batches.images
     assert images.identities == 20
 
 
-def test_the_validation_identities_are_the_same_for_every_seed(tiny, prepared, tmp_path):
+def test_validation_identities_do_not_depend_on_the_seed(tiny, prepared, tmp_path):
     parts = [
         prepared.training(tiny(seed=seed), Recorder(tmp_path)).validation[0].tracklets for seed in (0, 1)
     ]
     np.testing.assert_array_equal(*parts)
 
 
-def test_the_data_sets_are_recorded_in_every_role(tiny, prepared):
-    records = prepared.prepare(tiny(), lambda line: None)
+def test_prepare_records_every_role(tiny, prepared):
+    records = prepared.prepare(tiny())
     roles = {(record.role, record.name) for record in records}
     assert roles == {("train", "walkers"), ("images", "stills"), ("target", "walkers"), ("target", "others")}
     assert records[0].counts == {"identities": 40, "cameras": 2, "tracklets": 80, "frames": 480}
     assert len({record.digest for record in records}) == 3
 
 
-def test_a_checkpoint_is_scored_on_every_target_and_exported(tiny, prepared, tmp_path):
+def test_checkpoint_is_scored_on_all_targets_and_exported(tiny, prepared, tmp_path):
     config = tiny(epochs=1)
     recorder = Recorder(tmp_path / "run")
     prepared.fit(config, recorder)
@@ -78,7 +76,7 @@ def test_a_checkpoint_is_scored_on_every_target_and_exported(tiny, prepared, tmp
     assert set(arguments["artifacts"]) == {"weights", "network"}
 
 
-def test_validation_scores_are_those_of_the_validation_part(tiny, prepared, tmp_path):
+def test_validate_scores_the_validation_part(tiny, prepared, tmp_path):
     training = prepared.training(tiny(), Recorder(tmp_path))
     query, gallery = training.validation
     features = [embed(training.method.embedder, part, torch.device("cpu")) for part in (query, gallery)]
@@ -88,7 +86,7 @@ def test_validation_scores_are_those_of_the_validation_part(tiny, prepared, tmp_
     assert training.validate() == pytest.approx(expected)
 
 
-def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared, tmp_path):
+def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
     training = prepared.training(tiny(), Recorder(tmp_path))
     part = training.validation[0]
     embedder: SequenceEmbedder = training.method.embedder
@@ -102,24 +100,24 @@ def test_embedding_does_not_depend_on_what_is_embedded_beside_it(tiny, prepared,
     ("changes", "line"),
     [
         ({"data": {"images": []}}, "method alignment trains on images: name sets in data.images"),
-        ({"alignment": {"length": 5}}, "alignment.length is 5, .* batch.frames is 4"),
+        ({"alignment": {"length": 5}}, "alignment.length is 5, but batch.frames is 4; expected"),
         (
             {"optimizer": {"warmup_epochs": 3}},
-            "optimizer.warmup_epochs is 3: at most 2 for a training of 3 epochs",
+            "optimizer.warmup_epochs is 3; expected at most 2 for a phase of 3 epochs",
         ),
         (
             {"evaluation": {"crops": 8}, "augmentation": {"crop": 0}},
-            "evaluation.crops is 8, but augmentation.crop is 0 .* or write evaluation.crops: 1",
+            "evaluation.crops is 8, but augmentation.crop is 0, so all crops .* or write evaluation.crops: 1",
         ),
     ],
     ids=["images", "length", "warmup", "crops"],
 )
-def test_fields_that_do_not_fit_together_are_refused(changes, line, tiny):
+def test_config_incompatible_fields_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):
         tiny(**changes)
 
 
-def test_training_starts_from_the_weights_that_are_named(tiny, prepared, tmp_path):
+def test_training_starts_from_encoder_weights(tiny, prepared, tmp_path):
     torch.manual_seed(1)
     layers = build_encoder(EncoderConfig(name="residual"), 3, 32, 16).layers.state_dict()
     path = tmp_path / "residual.safetensors"
@@ -132,12 +130,20 @@ def test_training_starts_from_the_weights_that_are_named(tiny, prepared, tmp_pat
         prepared.check(tiny(encoder={"weights": str(tmp_path / "other.safetensors")}), workers=1)
 
 
-def test_what_is_to_be_improved_has_to_be_reported(tiny, prepared):
+def test_check_score_without_validation_is_refused(tiny, prepared):
     alone = tiny(data={"validation": 0})
     prepared.check(alone, workers=1, metrics=["train/loss"])
     prepared.check(tiny(), workers=1, metrics=["val/mAP"])
     with pytest.raises(DataError, match=r"^data.validation: 0 .* so val/mAP is never reported"):
         prepared.check(alone, workers=1, metrics=["train/loss", "val/mAP"])
+
+
+def test_metrics_include_the_losses_of_every_method():
+    losses = ("loss", "video", "pseudo", "match", "motion", "content", "distribution")
+    assert AlignmentTrainable.metrics == {
+        **dict.fromkeys(("val/rank1", "val/rank5", "val/mAP", "val/mINP", "frames_per_second"), "max"),
+        **dict.fromkeys((f"train/{loss}" for loss in losses), "min"),
+    }
 
 
 EVERY_WEIGHT = {"pseudo": 1, "match": 1, "motion": 1, "content": 1, "distribution": 1}
@@ -156,7 +162,7 @@ EVERY_WEIGHT = {"pseudo": 1, "match": 1, "motion": 1, "content": 1, "distributio
     ],
     ids=str,
 )
-def test_a_loss_that_is_to_be_improved_has_to_be_reported(tiny, prepared, tmp_path, changes, every_epoch):
+def test_check_unreported_loss_is_refused(tiny, prepared, tmp_path, changes, every_epoch):
     config = tiny(epochs=2, **changes)
     recorder = Recorder(tmp_path / "run")
     prepared.fit(config, recorder)
@@ -169,13 +175,15 @@ def test_a_loss_that_is_to_be_improved_has_to_be_reported(tiny, prepared, tmp_pa
             prepared.check(config, workers=1, metrics=[lost])
 
 
-def test_a_batch_of_more_identities_than_there_are_is_refused_before_training(tiny, prepared):
-    with pytest.raises(DataError, match="batch of 13 identities needs as many to train on: there are 12"):
-        prepared.prepare(tiny(batch={"identities": 13}), lambda line: None)
+def test_prepare_batch_of_too_many_identities_is_refused(tiny, prepared):
+    with pytest.raises(
+        DataError, match="batch of 13 identities needs at least as many training identities; there are 12"
+    ):
+        prepared.prepare(tiny(batch={"identities": 13}))
 
 
-def test_a_batch_that_workers_cannot_share_is_refused(tiny, prepared, tmp_path):
-    with pytest.raises(DataError, match="identities x sequences is 8: no equal shares for 3 workers"):
+def test_training_indivisible_batch_is_refused(tiny, prepared, tmp_path):
+    with pytest.raises(DataError, match="identities x sequences is 8; expected a multiple of the 3 workers"):
         prepared.training(tiny(), Recorder(tmp_path, world_size=3))
 
 
@@ -189,7 +197,7 @@ def written(tiny, tmp_path):
     return write
 
 
-def test_the_command_trains_and_scores(written, prepared, tmp_path, capsys):
+def test_train_command_trains_and_scores(written, prepared, tmp_path, capsys):
     assert train.main([str(written(epochs=2)), "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
@@ -206,7 +214,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_bad_input_gets_one_line_and_status_2(case, tmp_path, capsys):
+def test_train_command_bad_config_exits_with_2(case, tmp_path, capsys):
     content, line = BROKEN[case]
     path = tmp_path / "nothing.yaml"
     if content is not None:
@@ -217,25 +225,13 @@ def test_bad_input_gets_one_line_and_status_2(case, tmp_path, capsys):
     assert line in error
 
 
-def test_a_missing_set_gets_one_line_and_status_2(written, capsys):
+def test_train_command_missing_set_exits_with_2(written, capsys):
     assert train.main([str(written(data={"sequences": "wakers"}))]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and "walkers" in error[0]
 
 
-def test_the_method_of_the_readme_trains_by_its_dotted_path(tiny, prepared, tmp_path, monkeypatch):
-    readme = ROOT.joinpath("README.md").read_text()
-    found = re.search(r"<!-- example: method -->\n```python\n(.*?)```", readme, re.DOTALL)
-    tmp_path.joinpath("my_methods.py").write_text(found[1])
-    monkeypatch.syspath_prepend(tmp_path)
-    config = tiny(epochs=1, method="my_methods:TrembleMethod")
-    training = prepared.training(config, Recorder(tmp_path / "run"))
-    before = training.method.amplitude.detach().clone()
-    training.run()
-    assert not torch.equal(before, training.method.amplitude)
-
-
-def test_pretraining_has_two_phases_of_its_own_learning_rate(tiny, prepared, tmp_path):
+def test_pretrain_phases_have_their_own_learning_rate(tiny, prepared, tmp_path):
     recorder = Recorder(tmp_path / "run")
     prepared.fit(tiny(epochs=3, method="pretrain", pretrain_epochs=2), recorder)
     assert ["train/pseudo" in report for report in recorder.reports] == [True, True, False]
@@ -243,18 +239,20 @@ def test_pretraining_has_two_phases_of_its_own_learning_rate(tiny, prepared, tmp
     rates = [report["learning_rate"] for report in recorder.reports]
     assert rates[1] < rates[0] and rates[1] < rates[2]
     for method, wrong, least, most in ("pretrain", 0, 1, 2), ("static", 3, 0, 2), ("sequence", 1, 0, 0):
-        with pytest.raises(ValidationError, match=f"{method} wants at least {least} and at most {most}"):
+        with pytest.raises(
+            ValidationError, match=f"expected {least} to {most} for method {method} with 3 epochs"
+        ):
             tiny(epochs=3, method=method, pretrain_epochs=wrong)
 
 
-def test_joint_training_begins_with_images_where_it_is_told_to(tiny, prepared, tmp_path):
+def test_pretrain_epochs_of_alignment_use_images_alone(tiny, prepared, tmp_path):
     recorder = Recorder(tmp_path / "run")
     prepared.fit(tiny(epochs=2, pretrain_epochs=1), recorder)
     first, second = recorder.reports
     assert "train/video" not in first and {"train/video", "train/pseudo", "train/match"} <= second.keys()
 
 
-def test_without_validation_everybody_trains(tiny, prepared, tmp_path):
+def test_validation_0_trains_every_identity(tiny, prepared, tmp_path):
     config = tiny(epochs=1, data={"validation": 0})
     recorder = Recorder(tmp_path / "run")
     training = prepared.training(config, recorder)

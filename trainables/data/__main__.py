@@ -1,7 +1,8 @@
-"""``python -m trainables.data``: look at a set, check it, pack it, or generate one."""
+"""``python -m trainables.data``: inspect a set, check it, pack it, or generate one."""
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -16,12 +17,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trainables.data.contact_sheet import contact_sheet
 from trainables.data.decoding import decode
 from trainables.data.packing import pack
-from trainables.data.readers import LAYOUTS, check_options, find_layout, read
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Tracklet
-from trainables.data.walkers import layouts as walkers
+from trainables.data.readers import READERS, check_options, read_checked
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Tracklet
+from trainables.data.walkers import layouts
+from trainables.errors import DataError
 
 EXAMPLES = """examples:
   python -m trainables.data inspect prid2011 /data/prid_2011 --sheet prid.png
@@ -30,8 +31,10 @@ EXAMPLES = """examples:
   python -m trainables.data pack cuhk03 /data/CUHK03 --out cuhk03.arrow --height 128 --width 64
   python -m trainables.data generate prid2011 /tmp/walkers --identities 60 --seed 0
 
-layouts and their options:
+layouts and their options (a LAYOUT may also be package.module:Class of a reader):
 """
+_log = logging.getLogger(__name__)
+
 FAULT = 2
 LINE_SECONDS = 4.0
 OUT = Console()
@@ -41,8 +44,9 @@ Item = TypeVar("Item")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when all is well, 2 with one line on stderr when the data is at fault."""
+    """Run one command and return the exit code: 2, with one line on stderr, for bad input."""
     chosen = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     command: Callable[[argparse.Namespace], None] = chosen.command
     try:
         command(chosen)
@@ -52,10 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class ConsoleHandler(logging.Handler):
+    """Handler that prints log records to stderr, above a spinner or progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        ERR.print(self.format(record), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line, with the options of every layout in its help."""
+    """Build the parser of the command line, whose help lists the options of every layout."""
     options = "\n".join(
-        f"  {layout.name:<11} {', '.join(layout.options.model_fields) or '-'}" for layout in LAYOUTS.values()
+        f"  {layout:<11} {', '.join(reader.Options.model_fields) or '-'}"
+        for layout, reader in READERS.items()
     )
     top = argparse.ArgumentParser(
         prog="python -m trainables.data",
@@ -68,56 +81,64 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, command: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(command=command)
-        there = walkers.LAYOUTS if command is generate_command else LAYOUTS
-        sub.add_argument("layout", metavar="LAYOUT", help=f"one of {', '.join(there)}")
-        sub.add_argument("folder", metavar="FOLDER", type=Path, help="the set's own folder")
+        names = [*layouts.LAYOUTS] if command is generate_command else [*READERS, "package.module:Class"]
+        sub.add_argument("layout", metavar="LAYOUT", help=f"one of {', '.join(names)}")
+        sub.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the set")
         if command is not generate_command:
-            about = "an option of the layout, as minimum_frames=28; may be repeated"
+            about = "option of the layout, for example minimum_frames=28; may be repeated"
             sub.add_argument("--option", metavar="NAME=VALUE", action="append", default=[], help=about)
         return sub
 
-    inspect = add("inspect", inspect_command, "count what is there and show the splits")
+    inspect = add("inspect", inspect_command, "count identities, tracklets and frames, and show the splits")
     inspect.add_argument("--sheet", metavar="FILE", type=Path, help="also draw a contact sheet (.png, .jpg)")
 
-    verify = add("verify", verify_command, "read everything and decode every frame")
-    verify.add_argument("--skip-unreadable", action="store_true", help="count unreadable frames, do not stop")
+    verify = add("verify", verify_command, "read the set and decode every frame")
+    verify.add_argument(
+        "--skip-unreadable", action="store_true", help="count unreadable frames instead of stopping"
+    )
 
-    packing = add("pack", pack_command, "write every frame to one file for training")
-    packing.add_argument("--out", metavar="FILE", type=Path, required=True, help="the file to write")
-    packing.add_argument("--height", type=positive, default=64, help="rows of a frame (64)")
-    packing.add_argument("--width", type=positive, default=48, help="columns of a frame (48)")
-    packing.add_argument("--flow", choices=("none", "dis"), default="none", help="optical flow (none)")
-    packing.add_argument("--skip-unreadable", action="store_true", help="leave unreadable frames out")
+    packing = add("pack", pack_command, "write all frames to one file for training")
+    packing.add_argument("--out", metavar="FILE", type=Path, required=True, help="file to write")
+    packing.add_argument(
+        "--height", type=positive, default=64, help="height of a frame, pixels (default: 64)"
+    )
+    packing.add_argument("--width", type=positive, default=48, help="width of a frame, pixels (default: 48)")
+    packing.add_argument(
+        "--flow", choices=("none", "dis"), default="none", help="optical flow (default: none)"
+    )
+    packing.add_argument("--skip-unreadable", action="store_true", help="skip unreadable frames")
 
-    generate = add("generate", generate_command, "draw a set of walkers in an original layout")
-    for name, field in walkers.GenerateConfig.model_fields.items():
+    generate = add("generate", generate_command, "generate walkers in the layout of a published set")
+    for name, field in layouts.GenerateConfig.model_fields.items():
         action = {"action": "store_true"} if field.annotation is bool else {"metavar": "N"}
-        default = "as the layout has" if field.default is None else field.default
+        default = "that of the layout" if field.default is None else field.default
         about = f"{field.description} (default: {default})"
         generate.add_argument(f"--{name}", default=argparse.SUPPRESS, help=about, **action)  # type: ignore[arg-type]
     return top
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
 
 
 def inspect_command(chosen: argparse.Namespace) -> None:
-    """Print the counts, splits and notes of a set; draw its contact sheet when asked."""
+    """Print the counts, splits and notes of a set, and draw its contact sheet if requested."""
     data_set = open_set(chosen)
     OUT.print(counts_table(data_set))
     OUT.print(splits_table(data_set))
     for note in data_set.notes:
         OUT.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if chosen.sheet:
+        from trainables.data.contact_sheet import contact_sheet  # imports Matplotlib
+
         OUT.print(f"contact sheet: {contact_sheet(data_set, chosen.sheet)}", soft_wrap=True, highlight=False)
 
 
 def counts_table(data_set: DataSet) -> Table:
-    """One row for each camera and one for the whole set."""
+    """Return a table with one row for each camera and one for the whole set."""
     table = Table(title=f"{data_set.name}: {data_set.kind} set", title_justify="left")
     table.add_column("camera")
     for column in ("identities", "tracklets", "frames", "min", "mean", "max"):
@@ -131,7 +152,7 @@ def counts_table(data_set: DataSet) -> Table:
 
 
 def counts(tracklets: Sequence[Tracklet]) -> list[str]:
-    """Identities (junk and distractors are none), tracklets, frames and frames per tracklet."""
+    """Return the cells of a row: identities without junk and distractors, tracklets, frames, and lengths."""
     lengths = [len(tracklet.frames) for tracklet in tracklets]
     identities = {tracklet.identity for tracklet in tracklets} - {JUNK, DISTRACTOR}
     whole = [len(identities), len(lengths), sum(lengths), min(lengths)]
@@ -139,40 +160,40 @@ def counts(tracklets: Sequence[Tracklet]) -> list[str]:
 
 
 def splits_table(data_set: DataSet) -> Table:
-    """Tracklets and identities of each part of each split."""
+    """Return a table with the tracklets and identities of each part of each split."""
     table = Table(title="splits: tracklets (identities)", title_justify="left")
     for column in ("split", "train", "query", "gallery"):
         table.add_column(column, justify="right")
     for number, split in enumerate(data_set.splits):
         parts = []
         for part in (split.train, split.query, split.gallery):
-            people = {data_set.tracklets[i].identity for i in part} - {JUNK, DISTRACTOR}
-            parts.append(f"{len(part):,} ({len(people):,})")
+            identities = {data_set.tracklets[i].identity for i in part} - {JUNK, DISTRACTOR}
+            parts.append(f"{len(part):,} ({len(identities):,})")
         table.add_row(str(number), *parts)
     return table
 
 
 def verify_command(chosen: argparse.Namespace) -> None:
-    """Decode every frame: stop at the first that is unreadable, or count and name them."""
+    """Decode every frame; stop at the first unreadable one, or report all of them."""
     data_set = open_set(chosen)
 
     def faults(tracklet: Tracklet) -> list[DataError]:
-        found = []
+        errors = []
         for frame in tracklet.frames:
             try:
                 decode(frame)
             except DataError as error:
                 if not chosen.skip_unreadable:
                     raise
-                found.append(error)
-        return found
+                errors.append(error)
+        return errors
 
     unreadable = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
         try:
-            for found in follow(executor.map(faults, data_set.tracklets), data_set):
-                unreadable += len(found)
-                for error in found:
+            for errors in follow(executor.map(faults, data_set.tracklets), data_set):
+                unreadable += len(errors)
+                for error in errors:
                     ERR.print(f"unreadable: {error}", markup=False, highlight=False, soft_wrap=True)
         finally:
             executor.shutdown(cancel_futures=True)
@@ -192,7 +213,6 @@ def pack_command(chosen: argparse.Namespace) -> None:
             width=chosen.width,
             flow=chosen.flow,
             unreadable="skip" if chosen.skip_unreadable else "stop",
-            say=say,
         )
     size = chosen.out.stat().st_size / 2**20
     OUT.print(
@@ -204,70 +224,65 @@ def pack_command(chosen: argparse.Namespace) -> None:
 
 
 def generate_command(chosen: argparse.Namespace) -> None:
-    """Draw a set of walkers in an original layout."""
-    given = {name: getattr(chosen, name) for name in walkers.GenerateConfig.model_fields if name in chosen}
+    """Generate walkers in the layout of a published set."""
+    fields = {name: getattr(chosen, name) for name in layouts.GenerateConfig.model_fields if name in chosen}
     try:
-        config = walkers.GenerateConfig(**given)
+        config = layouts.GenerateConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"--{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
     with busy(f"generating {config.identities} walkers in the layout of {chosen.layout}"):
-        walkers.write(chosen.layout, chosen.folder, config, say)
+        layouts.write(chosen.layout, chosen.folder, config)
 
 
 def open_set(chosen: argparse.Namespace) -> DataSet:
-    """The set that the command line names."""
+    """Read the set that the command line names."""
     options: dict[str, Any] = {}
     for option in chosen.option:
         name, equals, value = option.partition("=")
         if not equals:
-            raise DataError(f"--option {option}: no value; expected NAME=VALUE, as minimum_frames=28")
+            raise DataError(f"--option {option}: no value; expected NAME=VALUE, such as minimum_frames=28")
         options[name] = value
-    check_options(find_layout(chosen.layout), options)
+    checked = check_options(chosen.layout, options)
     with busy(f"reading {chosen.folder}"):
-        return read(chosen.layout, chosen.folder, name=chosen.folder.absolute().name, **options)
+        return read_checked(chosen.layout, chosen.folder, chosen.folder.absolute().name, checked)
 
 
 @contextlib.contextmanager
-def busy(doing: str) -> Iterator[None]:
-    """Say what is being done, and that it still is: a spinner, or now and then a line in a log."""
-    say(doing)
+def busy(activity: str) -> Iterator[None]:
+    """Log an activity and show that it is running: a spinner, or a line every few seconds."""
+    _log.info("%s", activity)
     if ERR.is_terminal:
-        with ERR.status(doing):
+        with ERR.status(activity):
             yield
         return
     finished, started = threading.Event(), time.monotonic()
 
     def repeat() -> None:
         while not finished.wait(LINE_SECONDS):
-            say(f"{doing}: {time.monotonic() - started:.0f} s so far")
+            _log.info("%s: %.0f s so far", activity, time.monotonic() - started)
 
-    speaker = threading.Thread(target=repeat, daemon=True)
-    speaker.start()
+    reporter = threading.Thread(target=repeat, daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         finished.set()
-        speaker.join()
+        reporter.join()
 
 
 def follow(results: Iterable[Item], data_set: DataSet) -> Iterator[Item]:
-    """Pass results on, one per tracklet, and show how far it is: a bar, or now and then a line in a log."""
+    """Yield the results, one per tracklet, and show the progress: a bar, or a line every few seconds."""
     count = len(data_set.tracklets)
     if ERR.is_terminal:
         yield from track(results, "decoding", total=count, console=ERR)
         return
-    spoken = time.monotonic()
-    for done, result in enumerate(results, start=1):
+    reported = time.monotonic()
+    for number, result in enumerate(results, start=1):
         yield result
-        if time.monotonic() - spoken > LINE_SECONDS:
-            spoken = time.monotonic()
-            say(f"decoded {done:,} of {count:,} tracklets")
-
-
-def say(line: str) -> None:
-    """One line of progress on stderr."""
-    ERR.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        if time.monotonic() - reported > LINE_SECONDS:
+            reported = time.monotonic()
+            _log.info("decoded %s of %s tracklets", f"{number:,}", f"{count:,}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one worker's share of a global batch looks like."""
+"""One worker's share of a global batch."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -8,14 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences, and still images where the method wants them; colours are RGB in 0..1.
+    """Sequences, and still images if the method uses them, with RGB in 0..1.
 
-    Identities number the training identities of their own modality from 0: the two never share a number
-    space.
+    Each modality numbers its training identities from 0; the numbers of one do not apply to the other.
     """
 
     sequences: Tensor
-    """``[sequence, time, 3 or 5, height, width]`` float; the last two are optical flow, pixels per frame."""
+    """``[sequence, time, 3 or 5, height, width]`` float; channels 4 and 5 are flow in pixels per frame."""
     sequence_identities: Tensor
     """``[sequence]`` long."""
     sequence_cameras: Tensor
@@ -28,12 +27,16 @@ class Batch:
     """``[image]`` long."""
 
     def stills(self) -> tuple[Tensor, Tensor]:
-        """Images and their identities; raises ValueError when the batch has none."""
+        """Return the images and their identities.
+
+        Raises:
+            ValueError: the batch has no images.
+        """
         if self.images is None or self.image_identities is None:
-            raise ValueError("the method needs images in every batch, this one has none (data.images)")
+            raise ValueError("the method needs images in every batch, but this batch has none (data.images)")
         return self.images, self.image_identities
 
     def to(self, device: str | torch.device) -> "Batch":
-        """Return the batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
+        """Return the batch on ``device``."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: item.to(device) for name, item in tensors.items() if item is not None})

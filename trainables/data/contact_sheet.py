@@ -1,18 +1,22 @@
-"""A page of people as one picture: does the set look as it should?"""
+"""A contact sheet: one picture with frames of several identities, to check how a data set looks."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from trainables.data.decoding import decode
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet
+from trainables.errors import DataError
+from trainables.picture_style import EMPTY, MUTED, SETTINGS, save, show_frame
 
-INK, GREY, PAPER, EMPTY, RULE = "#1d232b", "#737b85", "#ffffff", "#f0f1f3", "#dfe2e6"
-MARGIN, GAP, CAMERA_GAP, ROW_GAP = 24, 3, 18, 16
+_CHARACTER = 0.07
+"""Inches for a character of a caption."""
 
 
 class Packed(Protocol):
@@ -38,46 +42,50 @@ class Packed(Protocol):
 
 
 class _Source:
-    """A data set or a pack, seen as (identity, camera) and a way to fetch frames."""
+    """A data set or a pack: its tracklets by identity and camera, and their frames."""
 
     def __init__(self, data: DataSet | Packed) -> None:
         self.name, self.kind = data.name, data.kind
         self.frame: Callable[[int, int], NDArray[np.uint8]]
+        """Return a frame of a tracklet, by both indices."""
         if isinstance(data, DataSet):
-            found = [(t.identity, t.camera, len(t.frames)) for t in data.tracklets]
+            facts = [
+                (tracklet.identity, tracklet.camera, len(tracklet.frames)) for tracklet in data.tracklets
+            ]
             self.frame = lambda tracklet, index: decode(data.tracklets[tracklet].frames[index])
         else:
             columns = (data.identities.tolist(), data.cameras.tolist(), data.lengths.tolist())
-            found = list(zip(*columns, strict=True))
+            facts = list(zip(*columns, strict=True))
             self.frame = lambda tracklet, index: data.frames(tracklet, np.array([index]))[0]
-        self.lengths = [length for _, _, length in found]
+        self.lengths = [length for _, _, length in facts]
         self.tracklets: dict[str, dict[str, list[int]]] = {}
-        for i, (identity, camera, _) in enumerate(found):
+        for index, (identity, camera, _) in enumerate(facts):
             if identity not in (JUNK, DISTRACTOR):
-                self.tracklets.setdefault(identity, {}).setdefault(camera, []).append(i)
+                self.tracklets.setdefault(identity, {}).setdefault(camera, []).append(index)
 
     def choose_identities(self, count: int) -> list[str]:
-        """``count`` people spread evenly over those in several cameras, or over all when there are none."""
-        several = sorted(person for person, cameras in self.tracklets.items() if len(cameras) > 1)
-        people = several or sorted(self.tracklets)
-        return [people[i] for i in _spread(len(people), count)]
+        """Return ``count`` identities, evenly spaced among those in several cameras if there are any."""
+        several = sorted(identity for identity, cameras in self.tracklets.items() if len(cameras) > 1)
+        identities = several or sorted(self.tracklets)
+        return [identities[index] for index in evenly_spaced(len(identities), count).tolist()]
 
-    def cells(self, tracklets: Sequence[int], count: int) -> list[tuple[int, int]]:
-        """``count`` (tracklet, frame) of one person in one camera: of one sequence, or of several stills."""
+    def choose_frames(self, tracklets: Sequence[int], count: int) -> list[tuple[int, int]]:
+        """Return ``count`` pairs of tracklet and frame: of one sequence, or of several images."""
         if self.kind == "sequence":
-            return [(tracklets[0], i) for i in _spread(self.lengths[tracklets[0]], count)]
-        return [(tracklets[i], 0) for i in _spread(len(tracklets), count)]
+            first = tracklets[0]
+            return [(first, index) for index in evenly_spaced(self.lengths[first], count).tolist()]
+        return [(tracklets[index], 0) for index in evenly_spaced(len(tracklets), count).tolist()]
 
-    def caption(self, cameras: dict[str, list[int]]) -> list[str]:
-        """One line for each camera: how much there is of a person."""
+    def caption(self, identity: str) -> str:
+        """Return one line for each camera: its number of tracklets and frames of the identity."""
         unit = "image" if self.kind == "image" else "tracklet"
         lines = []
-        for camera, tracklets in sorted(cameras.items()):
+        for camera, tracklets in sorted(self.tracklets[identity].items()):
             number = len(tracklets)
             lines.append(f"{camera}: {number} {unit}{'' if number == 1 else 's'}")
             if self.kind == "sequence":
-                lines[-1] += f", {sum(self.lengths[i] for i in tracklets)} frames"
-        return lines
+                lines[-1] += f", {sum(self.lengths[index] for index in tracklets)} frames"
+        return "\n".join(lines)
 
 
 def contact_sheet(
@@ -87,17 +95,17 @@ def contact_sheet(
     identities: int = 8,
     cameras: int = 4,
     frames: int = 4,
-    height: int = 128,
+    height: float = 0.9,
 ) -> Path:
-    """Draw people as rows, cameras and frames as columns, into a PNG or JPEG file.
+    """Draw identities as rows, cameras and frames as columns, into a PNG or JPEG file.
 
     Args:
         data: a data set as read, or a pack.
         path: the picture; its suffix chooses the format.
-        identities: rows at most; people in several cameras, spread evenly over the set.
-        cameras: cameras at most.
-        frames: frames of each camera at most, spread evenly over the tracklet.
-        height: height of a frame in pixels; its width follows from the first frame drawn.
+        identities: most rows; identities in several cameras, evenly spaced over the set.
+        cameras: most cameras.
+        frames: most frames of each camera, evenly spaced over the tracklet.
+        height: height of a frame in inches; its width follows from the first frame drawn.
 
     Raises:
         DataError: a frame cannot be read, no identity can be shown or the picture cannot be written.
@@ -105,68 +113,82 @@ def contact_sheet(
     source = _Source(data)
     if not source.tracklets:
         raise DataError(f"{data.name}: no identity to show; expected at least one")
-    people = source.choose_identities(identities)
-    shown = sorted({camera for person in people for camera in source.tracklets[person]})[:cameras]
-    across = max(
-        len(source.cells(tracklets, frames)) for p in people for tracklets in source.tracklets[p].values()
-    )
-    first = source.frame(next(iter(source.tracklets[people[0]].values()))[0], 0)
-    cell = (round(height * first.shape[1] / first.shape[0]), height)
-    title = (
-        f"{len(source.tracklets):,} identities, {len(source.lengths):,} tracklets,"
-        f" {sum(source.lengths):,} frames; {len(people)} shown"
-    )
-    sheet = _draw(source, people, shown, across, cell, title)
+    shown = source.choose_identities(identities)
+    shown_cameras = sorted({camera for identity in shown for camera in source.tracklets[identity]})[:cameras]
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(target)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{target}: cannot be written ({error}); expected a writable .png or .jpg") from error
+    with matplotlib.rc_context(SETTINGS):
+        figure = _draw(source, shown, shown_cameras, frames, height)
+        try:
+            save(figure, target)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{target}: cannot be written ({error}); expected a writable .png or .jpg"
+            ) from error
     return target
 
 
+def evenly_spaced(available: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` indices, or all, evenly spaced over ``range(available)`` with both its ends."""
+    return np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)
+
+
 def _draw(
-    source: _Source, people: list[str], cameras: list[str], across: int, cell: tuple[int, int], title: str
-) -> Image.Image:
-    width, height = cell
-    large, medium, small = (ImageFont.load_default(size) for size in (22, 15, 12))
-    captions = {person: source.caption(source.tracklets[person]) for person in people}
-    label = 16 + max(
-        round(font.getlength(line))
-        for person in people
-        for font, lines in ((medium, [person]), (small, captions[person]))
-        for line in lines
+    source: _Source, identities: Sequence[str], cameras: Sequence[str], frames: int, height: float
+) -> Figure:
+    across = max(
+        len(source.choose_frames(tracklets, frames))
+        for identity in identities
+        for tracklets in source.tracklets[identity].values()
     )
-    block = across * (width + GAP) - GAP
-    top = MARGIN + 88
-    needed = MARGIN + label + len(cameras) * (block + CAMERA_GAP) - CAMERA_GAP + MARGIN
-    right = max(needed, round(small.getlength(title)) + 2 * MARGIN)
-    sheet = Image.new("RGB", (right, top + len(people) * (height + ROW_GAP) - ROW_GAP + MARGIN), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 4), source.name, INK, large)
-    draw.text((MARGIN, MARGIN + 26), title, GREY, small)
-    lefts = {c: MARGIN + label + i * (block + CAMERA_GAP) for i, c in enumerate(cameras)}
-    for camera, left in lefts.items():
-        draw.text((left, top - 28), f"camera {camera}", INK, medium)
-        draw.line((left, top - 7, left + block - 1, top - 7), RULE, 2)
-    for row, person in enumerate(people):
-        y = top + row * (height + ROW_GAP)
-        draw.text((MARGIN, y), person, INK, medium)
-        draw.multiline_text((MARGIN, y + 24), "\n".join(captions[person]), GREY, small, spacing=5)
-        for camera, left in lefts.items():
-            tracklets = source.tracklets[person].get(camera, [])
-            cells = source.cells(tracklets, across) if tracklets else []
-            for column in range(across):
-                x = left + column * (width + GAP)
-                if column < len(cells):
-                    frame = Image.fromarray(source.frame(*cells[column]))
-                    sheet.paste(frame.resize(cell, Image.Resampling.LANCZOS), (x, y))
-                else:
-                    draw.rectangle((x, y, x + width - 1, y + height - 1), EMPTY)
-    return sheet
+    first = source.frame(next(iter(source.tracklets[identities[0]].values()))[0], 0)
+    block = across * height * first.shape[1] / first.shape[0]
+    captions = [source.caption(identity) for identity in identities]
+    lines = [line for text in (*identities, *captions) for line in text.splitlines()]
+    label = _CHARACTER * max(map(len, lines)) + 0.2
+    figure = Figure(figsize=(label + len(cameras) * (block + 0.15), 0.8 + len(identities) * (height + 0.15)))
+    figure.suptitle(_title(source, len(identities)), x=0, ha="left", fontsize=12)
+    rows = figure.subplots(
+        len(identities), 1 + len(cameras), squeeze=False, width_ratios=[label, *[block] * len(cameras)]
+    )
+    for identity, caption, (label_axes, *blocks) in zip(identities, captions, rows, strict=True):
+        _label(label_axes, identity, caption)
+        for camera, axes in zip(cameras, blocks, strict=True):
+            tracklets = source.tracklets[identity].get(camera, [])
+            _show_frames(axes, source, source.choose_frames(tracklets, across) if tracklets else [])
+            axes.set(xlim=(0, across), ylim=(0, 1), box_aspect=height / block, anchor="NW")
+    for camera, axes in zip(cameras, rows[0][1:], strict=True):
+        axes.set_title(f"camera {camera}", fontsize=10)
+    return figure
 
 
-def _spread(available: int, count: int) -> list[int]:
-    """``count`` indices, or as many as there are, spread evenly over ``range(available)``."""
-    return sorted({round(place) for place in np.linspace(0, available - 1, min(count, available)).tolist()})
+def _title(source: _Source, shown: int) -> str:
+    return (
+        f"{source.name}: {len(source.tracklets):,} identities, {len(source.lengths):,} tracklets,"
+        f" {sum(source.lengths):,} frames; {shown} identities shown"
+    )
+
+
+def _label(axes: Axes, identity: str, caption: str) -> None:
+    """Write an identity and its caption at the start of a row."""
+    axes.set_axis_off()
+    axes.text(0, 1, identity, va="top", fontsize=10)
+    axes.annotate(
+        caption,
+        (0, 1),
+        (0, -15),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        color=MUTED,
+        fontsize=8,
+    )
+
+
+def _show_frames(axes: Axes, source: _Source, chosen: Sequence[tuple[int, int]]) -> None:
+    """Show frames side by side; the space of absent frames is grey."""
+    axes.set(facecolor=EMPTY, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    for position, (tracklet, index) in enumerate(chosen):
+        show_frame(axes, source.frame(tracklet, index), position)
+    for position in range(1, len(chosen)):
+        axes.axvline(position, color="white", linewidth=2)

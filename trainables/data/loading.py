@@ -1,7 +1,6 @@
-"""From packed tracklets to the batches of an epoch, on any number of workers."""
+"""Loading of packed tracklets as the batches of an epoch, for any number of workers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,37 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainables.data.augmentation import Augmentation, AugmentationConfig
+from trainables.data.augmentation import AugmentationConfig, build_augmentation
 from trainables.data.batch import Batch
-from trainables.data.packing import Pack
-from trainables.data.sampling import BatchConfig, Clip, IdentitySampler, share
-
-
-@dataclass(frozen=True)
-class Part:
-    """Tracklets of one pack, by index."""
-
-    pack: Pack
-    tracklets: NDArray[np.int64]
-
-    @property
-    def identities(self) -> NDArray[np.str_]:
-        """Identity of every tracklet of the part."""
-        return self.pack.identities[self.tracklets]
-
-    @property
-    def cameras(self) -> NDArray[np.str_]:
-        """Camera of every tracklet of the part."""
-        return self.pack.cameras[self.tracklets]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Frames of every tracklet of the part."""
-        return self.pack.lengths[self.tracklets]
+from trainables.data.parts import Part
+from trainables.data.sampling import BatchConfig, Clip, find_sampler, share
 
 
 def as_tensor(frames: NDArray[np.uint8], flow: NDArray[np.float32] | None) -> Tensor:
-    """RGB ``[..., height, width, 3]`` and flow ``[..., height, width, 2]`` as one tensor.
+    """Join RGB ``[..., height, width, 3]`` and flow ``[..., height, width, 2]`` into one tensor.
 
     The result is float32 ``[..., 3 or 5, height, width]``: RGB in 0..1, flow in pixels per frame.
     """
@@ -50,14 +26,15 @@ def as_tensor(frames: NDArray[np.uint8], flow: NDArray[np.float32] | None) -> Te
 
 
 class Modality:
-    """Sequences, or images, of several parts as one numbered pool to draw clips from.
+    """Pool of the sequences, or of the images, of several parts, from which clips are drawn.
 
-    Identities and cameras of different parts are different; they are numbered from 0 in sorted order.
+    Identities and cameras of different parts are distinct. They are numbered from 0 in sorted order.
     """
 
     def __init__(
         self,
         parts: Sequence[Part],
+        batch: BatchConfig,
         augmentation: AugmentationConfig,
         *,
         per_batch: int,
@@ -74,7 +51,7 @@ class Modality:
         names, self._identities = np.unique(identities, return_inverse=True)
         self._cameras = np.unique(cameras, return_inverse=True)[1]
         self.identities = len(names)
-        self.sampler = IdentitySampler(
+        self.sampler = find_sampler(batch.sampler)(
             np.arange(len(self._items)),
             identities,
             cameras,
@@ -83,29 +60,32 @@ class Modality:
             per_identity=per_identity,
             frames=frames,
             seed=(*seed, 0),
+            options=batch.sampler_options,
         )
 
     def load(self, clips: Sequence[Clip], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames ``[clip, time, channel, height, width]``, identities ``[clip]`` and cameras ``[clip]``."""
-        augmentation = Augmentation(self._augmentation, (*self._seed, epoch))
+        """Load frames ``[clip, time, channel, height, width]``, identities and cameras ``[clip]``."""
+        augmentation = build_augmentation(self._augmentation, (*self._seed, epoch))
         frames, flows = [], []
         for clip in clips:
             pack, tracklet = self._items[clip.tracklet]
             flow = pack.flow(tracklet, clip.frames) if pack.has_flow else None
-            disturbed, flow = augmentation(pack.frames(tracklet, clip.frames), flow, clip.number)
-            frames.append(disturbed)
+            colours, flow = augmentation(pack.frames(tracklet, clip.frames), flow, clip.number)
+            frames.append(colours)
             flows += [] if flow is None else [flow]
-        drawn = [clip.tracklet for clip in clips]
-        shown = as_tensor(np.stack(frames), np.stack(flows) if flows else None)
-        identities, cameras = self._identities[drawn], self._cameras[drawn]
-        return shown, torch.from_numpy(identities), torch.from_numpy(cameras)
+        tracklets = [clip.tracklet for clip in clips]
+        tensor = as_tensor(np.stack(frames), np.stack(flows) if flows else None)
+        identities, cameras = self._identities[tracklets], self._cameras[tracklets]
+        return tensor, torch.from_numpy(identities), torch.from_numpy(cameras)
 
 
 class Batches(Dataset[Batch]):
-    """Worker ``rank``'s share of every global batch; the key is (epoch, batch), so any place can be gone to.
+    """Data set of worker ``rank``'s share of every global batch, with the key (epoch, batch).
 
-    An epoch shows every identity of the sequences ``batch.passes`` times. Raises ``DataError`` when there are
-    fewer identities than a batch takes, or a batch does not divide into equal shares.
+    An epoch shows every identity of the sequences ``batch.passes`` times.
+
+    Raises:
+        DataError: a batch needs more identities than there are, or does not divide into equal shares.
     """
 
     def __init__(
@@ -123,6 +103,7 @@ class Batches(Dataset[Batch]):
         self._rank, self._workers = rank, workers
         self.sequences = Modality(
             sequences,
+            batch,
             augmentation,
             per_batch=batch.identities,
             per_identity=batch.sequences,
@@ -133,6 +114,7 @@ class Batches(Dataset[Batch]):
         if images:
             self.images = Modality(
                 images,
+                batch,
                 augmentation,
                 per_batch=batch.image_identities,
                 per_identity=batch.images,
@@ -140,26 +122,26 @@ class Batches(Dataset[Batch]):
                 seed=(seed, 1),
             )
         self.per_epoch = batch.passes * self.sequences.sampler.batches_per_pass()
-        self._planned: tuple[int, list[list[Clip]], list[list[Clip]]] | None = None
+        self._plan: tuple[int, list[list[Clip]], list[list[Clip]]] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        """This worker's share of global batch ``key[1]`` of epoch ``key[0]``."""
+        """Load this worker's share of global batch ``key[1]`` of epoch ``key[0]``."""
         epoch, number = key
-        if self._planned is None or self._planned[0] != epoch:
+        if self._plan is None or self._plan[0] != epoch:
             images = self.images.sampler.epoch(epoch, self.per_epoch) if self.images else []
-            self._planned = epoch, self.sequences.sampler.epoch(epoch, self.per_epoch), images
-        _, sequences, images = self._planned
+            self._plan = epoch, self.sequences.sampler.epoch(epoch, self.per_epoch), images
+        _, sequences, images = self._plan
         own = share(sequences[number], self._rank, self._workers)
         frames, identities, cameras = self.sequences.load(own, epoch)
         if self.images is None:
             return Batch(frames, identities, cameras)
         own = share(images[number], self._rank, self._workers)
-        stills, people, views = self.images.load(own, epoch)
-        return Batch(frames, identities, cameras, stills[:, 0, :3], people, views)
+        stills, image_identities, image_cameras = self.images.load(own, epoch)
+        return Batch(frames, identities, cameras, stills[:, 0, :3], image_identities, image_cameras)
 
 
 class _Epoch(Sampler[tuple[int, int]]):
-    """The keys of one epoch."""
+    """Sampler of the keys of one epoch."""
 
     def __init__(self, batches: int) -> None:
         self.epoch, self._batches = 0, batches
@@ -172,7 +154,10 @@ class _Epoch(Sampler[tuple[int, int]]):
 
 
 class Loader:
-    """Batches of one epoch after another; ``processes`` make them ahead of time, 0 makes them when asked."""
+    """Loader of the batches of successive epochs.
+
+    ``processes`` subprocesses load batches in advance; with 0, the caller's process loads them on demand.
+    """
 
     def __init__(self, batches: Batches, device: torch.device, processes: int) -> None:
         self._epoch, self._device = _Epoch(batches.per_epoch), device
@@ -186,7 +171,7 @@ class Loader:
         )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of ``epoch``, on the device."""
+        """Yield the batches of ``epoch`` on the device."""
         self._epoch.epoch = epoch
         for batch in self._loader:
             yield batch.to(self._device)

@@ -1,13 +1,14 @@
-"""Packed sets: every frame of a data set, decoded and resized once, in one memory-mapped Arrow file.
+"""Packed sets: all frames of a data set, decoded and resized once, in one memory-mapped Arrow file.
 
-The file is Arrow IPC: one row per frame, a tracklet's rows adjacent and inside one record batch, so that the
-frames of a tracklet are one slice of mapped memory. The last batch has no rows and carries the tracklets,
-the splits and the content digest, which are known only when all frames have passed.
+The file is Arrow IPC with one row per frame. The rows of a tracklet are adjacent and inside one record batch,
+so that its frames are one slice of mapped memory. The last batch has no rows: its metadata holds the
+tracklets, splits and content digest, which are complete only after all frames are written.
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainables.data.decoding import decode
-from trainables.data.tracklet import DataError, DataSet, Protocol, Split, Tracklet
+from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
+from trainables.errors import DataError
 from trainables.network.flow import optical_flow
 
+_log = logging.getLogger(__name__)
+
 FORMAT = 2
-"""Raised whenever the same set packs to other bytes, so that cached packs are built anew."""
+"""Version of the pack format. Increase it if a set packs to different bytes, so that packs are rebuilt."""
 
 _TABLE = b"table"
 _BATCH_BYTES = 16 * 2**20
@@ -36,23 +40,25 @@ Indices = NDArray[np.integer] | slice
 
 
 class Pack:
-    """A packed set, memory-mapped: cheap to open, picklable, shared between processes by the page cache.
+    """Memory-mapped packed set.
+
+    A pack is cheap to open, can be pickled, and shares its memory between processes through the page cache.
 
     Attributes:
         path: the Arrow file.
-        name: what the set is called.
+        name: name of the set.
         kind: ``"sequence"`` or ``"image"``.
         digest: hash of the packed frames, labels, splits, protocol and packing parameters; the same on every
             machine.
-        height: rows of a frame.
-        width: columns of a frame.
-        has_flow: whether optical flow was asked for.
+        height: height of a frame in pixels.
+        width: width of a frame in pixels.
+        has_flow: whether the set was packed with optical flow.
         identities: identity of each tracklet.
         cameras: camera of each tracklet.
-        lengths: frames of each tracklet.
-        splits: the official splits, indices into the tracklets.
-        protocol: how the test part of a split is scored.
-        skipped: unreadable frames that were left out.
+        lengths: number of frames of each tracklet.
+        splits: the official splits, as indices of tracklets.
+        protocol: protocol that scores the test part of a split.
+        skipped: number of unreadable frames that were left out.
     """
 
     path: Path
@@ -77,7 +83,7 @@ class Pack:
             batches = [reader.get_batch(i) for i in range(count)]
             table = json.loads(reader.get_batch_with_custom_metadata(count).custom_metadata[_TABLE])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: no complete pack ({error}); delete it and it is built again") from error
+            raise DataError(f"{path}: not a complete pack ({error}); delete it to rebuild it") from error
         self.name = name or table["name"]
         self.kind = table["kind"]
         self.digest = table["digest"]
@@ -89,7 +95,7 @@ class Pack:
         self.splits = tuple(Split(*(tuple(part) for part in split)) for split in table["splits"])
         self.protocol = table["protocol"]
         self.skipped = table["skipped"]
-        self._places: list[tuple[int, int]] = [(batch, row) for batch, row in table["places"]]
+        self._positions: list[tuple[int, int]] = [(batch, row) for batch, row in table["places"]]
         self._frames = [_column(batch, "frame", np.uint8, self.height, self.width, 3) for batch in batches]
         self._flows = None
         if "flow" in reader.schema.names:
@@ -99,7 +105,11 @@ class Pack:
 
     @classmethod
     def open(cls, path: str | Path, name: str | None = None) -> Self:
-        """Open a packed set, under another name if one is given; DataError for an incomplete pack."""
+        """Open a packed set, and rename it to ``name`` if that is not None.
+
+        Raises:
+            DataError: the pack is incomplete.
+        """
         return cls(Path(path), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,16 +117,17 @@ class Pack:
 
     def __len__(self) -> int:
         """Number of tracklets."""
-        return len(self._places)
+        return len(self._positions)
 
     def frames(self, tracklet: int, indices: Indices | None = None) -> NDArray[np.uint8]:
-        """RGB frames ``[time, height, width, 3]``: a read-only view, or a copy for an array of indices."""
-        return _rows(self._frames, self._places[tracklet], int(self.lengths[tracklet]), indices)
+        """Return RGB frames ``[time, height, width, 3]``: a read-only view, or a copy for index arrays."""
+        return _rows(self._frames, self._positions[tracklet], int(self.lengths[tracklet]), indices)
 
     def flow(self, tracklet: int, indices: Indices | None = None) -> NDArray[np.float32]:
-        """Optical flow to the next frame, ``[time, height, width, 2]``, (right, down) in pixels per frame.
+        """Return optical flow to the next frame, ``[time, height, width, 2]``.
 
-        The last frame repeats the flow before it. Stills have none: zeros.
+        Flow is (right, down) in pixels per frame. The last frame repeats the flow before it. Still images
+        have a flow of 0.
 
         Raises:
             ValueError: the set was packed without flow.
@@ -126,8 +137,8 @@ class Pack:
         if self._flows is None:
             count = len(np.arange(self.lengths[tracklet])[indices if indices is not None else slice(None)])
             return np.zeros((count, self.height, self.width, 2), np.float32)
-        stored = _rows(self._flows, self._places[tracklet], int(self.lengths[tracklet]), indices)
-        return stored.astype(np.float32)
+        flow = _rows(self._flows, self._positions[tracklet], int(self.lengths[tracklet]), indices)
+        return flow.astype(np.float32)
 
 
 def pack(
@@ -138,23 +149,22 @@ def pack(
     width: int,
     flow: Literal["none", "dis"],
     unreadable: Literal["stop", "skip"],
-    say: Callable[[str], None],
 ) -> Pack:
-    """Decode, resize and write every frame of a set to one file, which appears under its name when complete.
+    """Decode, resize and write every frame of a set to one file.
 
-    Memory stays bounded by a few tracklets. Callers that may write the same path at once hold a lock.
+    The file is written under a temporary name and renamed once it is complete. Memory is bounded by a few
+    tracklets. Callers must hold a lock if several may write the same path at once.
 
     Args:
-        data_set: what a reader found.
+        data_set: the set, as returned by a reader.
         path: the file to write.
-        height: rows of a packed frame, pixels.
-        width: columns of a packed frame, pixels.
+        height: height of a packed frame in pixels.
+        width: width of a packed frame in pixels.
         flow: ``"dis"`` also stores dense optical flow (Kroeger et al., ECCV 2016) of sequences.
-        unreadable: ``"stop"`` at a frame that cannot be decoded, or ``"skip"``: leave it out and count it.
-        say: is told how many frames were left out.
+        unreadable: ``"stop"`` at a frame that cannot be decoded, or ``"skip"`` and count it.
 
     Raises:
-        DataError: a frame is unreadable, nothing is left, or the file cannot be written.
+        DataError: a frame is unreadable, no frame is left, or the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -163,7 +173,7 @@ def pack(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(partial.unlink, missing_ok=True)
-            _write(data_set, partial, height, width, flow, unreadable, say)
+            _write(data_set, partial, height, width, flow, unreadable)
             os.replace(partial, path)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -177,39 +187,38 @@ def _write(
     width: int,
     flow: Literal["none", "dis"],
     unreadable: Literal["stop", "skip"],
-    say: Callable[[str], None],
 ) -> None:
     with_flow = flow != "none" and data_set.kind == "sequence"
     sizes = {"frame": height * width * 3} | ({"flow": height * width * 2 * 2} if with_flow else {})
     schema = pa.schema([(column, pa.binary(size)) for column, size in sizes.items()])
     hasher = hashlib.blake2b(digest_size=20)
-    kept: dict[int, int] = {}
+    new_index: dict[int, int] = {}
     lengths: list[int] = []
-    places: list[tuple[int, int]] = []
-    complaints: list[str] = []
-    waiting: list[_Rows] = []
+    positions: list[tuple[int, int]] = []
+    errors: list[str] = []
+    pending: list[_Rows] = []
     rows = batches = 0
 
     def prepare(tracklet: Tracklet) -> _Rows:
         return _prepare(tracklet, height, width, with_flow, unreadable)
 
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for index, found in enumerate(_in_order(prepare, data_set.tracklets)):
-            complaints += found.complaints
-            if len(found.frames) == 0:
+        for index, tracklet_rows in enumerate(_in_order(prepare, data_set.tracklets)):
+            errors += tracklet_rows.errors
+            if len(tracklet_rows.frames) == 0:
                 continue
-            kept[index] = len(places)
-            places.append((batches, rows))
-            lengths.append(len(found.frames))
-            hasher.update(found.frames.data)
-            waiting.append(found)
-            rows += len(found.frames)
+            new_index[index] = len(positions)
+            positions.append((batches, rows))
+            lengths.append(len(tracklet_rows.frames))
+            hasher.update(tracklet_rows.frames.data)
+            pending.append(tracklet_rows)
+            rows += len(tracklet_rows.frames)
             if rows * sum(sizes.values()) >= _BATCH_BYTES:
-                writer.write_batch(_batch(waiting, schema))
-                waiting, rows, batches = [], 0, batches + 1
-        if waiting:
-            writer.write_batch(_batch(waiting, schema))
-        if not kept:
+                writer.write_batch(_batch(pending, schema))
+                pending, rows, batches = [], 0, batches + 1
+        if pending:
+            writer.write_batch(_batch(pending, schema))
+        if not new_index:
             raise DataError(f"{data_set.name}: no readable frame in {len(data_set.tracklets)} tracklets")
         table: dict[str, Any] = {
             "format": FORMAT,
@@ -217,11 +226,14 @@ def _write(
             "height": height,
             "width": width,
             "flow": flow,
-            "identities": [data_set.tracklets[i].identity for i in kept],
-            "cameras": [data_set.tracklets[i].camera for i in kept],
+            "identities": [data_set.tracklets[i].identity for i in new_index],
+            "cameras": [data_set.tracklets[i].camera for i in new_index],
             "lengths": lengths,
             "splits": [
-                [[kept[i] for i in part if i in kept] for part in (split.train, split.query, split.gallery)]
+                [
+                    [new_index[i] for i in part if i in new_index]
+                    for part in (split.train, split.query, split.gallery)
+                ]
                 for split in data_set.splits
             ],
             "protocol": data_set.protocol,
@@ -230,78 +242,81 @@ def _write(
         table |= {
             "name": data_set.name,
             "digest": hasher.hexdigest(),
-            "places": places,
-            "skipped": len(complaints),
+            "places": positions,
+            "skipped": len(errors),
         }
         empty = pa.record_batch([pa.array([], column.type) for column in schema], schema=schema)
         writer.write_batch(empty, custom_metadata={_TABLE: json.dumps(table).encode()})
-    if complaints:
-        lost = len(data_set.tracklets) - len(kept)
-        say(
-            f"{data_set.name}: left out {len(complaints)} unreadable frames and {lost} tracklets without any"
-            f" other; the first: {complaints[0]}"
+    if errors:
+        lost = len(data_set.tracklets) - len(new_index)
+        _log.info(
+            "%s: skipped %d unreadable frames and %d tracklets without any other frame; first error: %s",
+            data_set.name,
+            len(errors),
+            lost,
+            errors[0],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The packed frames of one tracklet, its flow, and why frames are missing."""
+    """Packed frames of one tracklet, their flow, and the errors of unreadable frames."""
 
     frames: NDArray[np.uint8]
     flow: NDArray[np.float16] | None
-    complaints: list[str]
+    errors: list[str]
 
 
 def _prepare(
     tracklet: Tracklet, height: int, width: int, with_flow: bool, unreadable: Literal["stop", "skip"]
 ) -> _Rows:
     frames: list[NDArray[np.uint8]] = []
-    complaints: list[str] = []
+    errors: list[str] = []
     for frame in tracklet.frames:
         try:
             image = Image.fromarray(decode(frame))
         except DataError as error:
             if unreadable == "stop":
                 raise
-            complaints.append(str(error))
+            errors.append(str(error))
             continue
-        # Pillow's bilinear filter widens with the reduction, so that downsizing does not alias.
+        # Pillow scales its bilinear filter with the reduction, so that downsizing does not alias.
         frames.append(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)))
-    stacked = np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)
-    return _Rows(stacked, optical_flow(stacked).astype(np.float16) if with_flow else None, complaints)
+    stack = np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)
+    return _Rows(stack, optical_flow(stack).astype(np.float16) if with_flow else None, errors)
 
 
 @contextlib.contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """DIS works in stripes, one per OpenCV thread: with one, every machine computes the same flow."""
-    before = cv2.getNumThreads()
+    """Limit OpenCV to one thread: DIS splits frames by thread, so that flow would depend on the machine."""
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        cv2.setNumThreads(threads)
 
 
 def _in_order(prepare: Callable[[Tracklet], _Rows], tracklets: Iterable[Tracklet]) -> Iterator[_Rows]:
-    """Apply ``prepare`` in threads, in order, never more than a few tracklets ahead of the consumer."""
+    """Apply ``prepare`` in threads and yield results in order, a few tracklets ahead of the consumer."""
     workers = min(16, os.cpu_count() or 1)
-    ahead: deque[Future[_Rows]] = deque()
+    futures: deque[Future[_Rows]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="packing") as executor:
         try:
             for tracklet in tracklets:
-                ahead.append(executor.submit(prepare, tracklet))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                futures.append(executor.submit(prepare, tracklet))
+                if len(futures) > 2 * workers:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)
 
 
-def _batch(waiting: Sequence[_Rows], schema: pa.Schema) -> pa.RecordBatch:
+def _batch(pending: Sequence[_Rows], schema: pa.Schema) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {
-        "frame": [rows.frames for rows in waiting],
-        "flow": [rows.flow for rows in waiting],
+        "frame": [rows.frames for rows in pending],
+        "flow": [rows.flow for rows in pending],
     }
     arrays = []
     for column in schema:
@@ -313,13 +328,13 @@ def _batch(waiting: Sequence[_Rows], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _column(batch: pa.RecordBatch, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
-    """A fixed-size binary column as ``[row, *shape]`` on the mapped memory."""
+    """Return a fixed-size binary column as ``[row, *shape]``, a view of the mapped memory."""
     return np.frombuffer(batch.column(name).buffers()[1], dtype).reshape(-1, *shape)[: batch.num_rows]
 
 
 def _rows(
-    batches: Sequence[NDArray[Any]], place: tuple[int, int], length: int, indices: Indices | None
+    batches: Sequence[NDArray[Any]], position: tuple[int, int], length: int, indices: Indices | None
 ) -> NDArray[Any]:
-    batch, row = place
-    whole = batches[batch][row : row + length]
-    return whole if indices is None else whole[indices]
+    batch, row = position
+    rows = batches[batch][row : row + length]
+    return rows if indices is None else rows[indices]

@@ -1,26 +1,24 @@
-"""The one item type of every data set: a tracklet, with the splits that say how it is used."""
+"""Tracklets, the item type of every data set, and splits into training, query and gallery."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 JUNK = "junk"
-"""Identity of boxes that no protocol counts (MARS ``00-1``, Market-1501 ``-1``)."""
+"""Identity of boxes that every protocol ignores (MARS ``00-1``, Market-1501 ``-1``)."""
 
 DISTRACTOR = "distractor"
 """Identity of gallery boxes that match no query (MARS and Market-1501 ``0000``)."""
 
 
 Protocol = Literal["whole-gallery", "single-gallery-shot", "mars"]
-"""How the test part of a set is scored; `trainables.evaluation.scoring.score_by_protocol` says what each is."""
-
-
-class DataError(ValueError):
-    """The user's data is at fault. ``str()`` is one line: what is wrong, where, and what would be right."""
+"""Protocol that scores the test part of a set; see `trainables.evaluation.scoring.score_by_protocol`."""
 
 
 class Frame(NamedTuple):
-    """Where one image lies: a file, or an object inside an HDF5 file when ``key`` is given."""
+    """Reference to one image: a file, or the object ``key`` inside an HDF5 file."""
+
+    """Reference to one image: a file, or the object ``key`` inside an HDF5 file."""
 
     path: Path
     key: str | None = None
@@ -28,7 +26,7 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tracklet:
-    """Frames of one identity in one camera, in time order. A still image is a tracklet of length 1."""
+    """Frames of one identity in one camera, in order of time. A still image is a tracklet of length 1."""
 
     identity: str
     camera: str
@@ -37,9 +35,9 @@ class Tracklet:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which tracklets (by index into ``DataSet.tracklets``) train, query and form the gallery.
+    """Indices of the tracklets of a ``DataSet`` that are for training, query and gallery.
 
-    Identities of ``train`` never occur in ``query``. A set without a protocol of its own has one split.
+    Identities of ``train`` never occur in ``query``. A set without an official protocol has one split.
     """
 
     train: tuple[int, ...]
@@ -49,12 +47,12 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What a reader found: every tracklet, and the official splits of the set."""
+    """All tracklets of a set and its official splits, as returned by a reader."""
 
     name: str
     kind: Literal["sequence", "image"]
     tracklets: tuple[Tracklet, ...]
     splits: tuple[Split, ...]
     notes: tuple[str, ...] = field(default=())
-    """Differences from the published counts that do not forbid use, one line each."""
+    """Harmless differences from the published counts, one line each."""
     protocol: Protocol = "whole-gallery"

@@ -1,4 +1,4 @@
-"""Tracklets to L2-normalised features, on one worker or shared out over all of them, and to scores."""
+"""Embedding of tracklets as L2-normalised features, on one or several workers, and their scores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import distributed
 from torch.nn.functional import normalize
 
-from trainables.data.loading import Part, as_tensor
+from trainables.data.loading import as_tensor
+from trainables.data.parts import Part
 from trainables.evaluation.scoring import Score, score, score_by_protocol
 from trainables.network.embedder import SequenceEmbedder
 
 LONGEST = 128
-"""Frames of a tracklet that are used, from its first (McLaughlin et al., CVPR 2016, test with K <= 128)."""
+"""Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
 
 _FRAMES_AT_ONCE = 512
-"""Frames embedded in one go: bounds memory."""
+"""Frames embedded at a time, to bound memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a sequence: the window moved by whole pixels, then mirrored left to right or not."""
+    """Transformation of a sequence for testing: a shift by whole pixels, then an optional horizontal flip."""
 
     down: int = 0
     right: int = 0
@@ -32,10 +33,10 @@ class View:
     def __call__(
         self, frames: NDArray[np.uint8], flow: NDArray[np.float32] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """See ``frames [..., height, width, 3]`` and ``flow [..., height, width, 2]`` as training does.
+        """Transform ``frames [..., height, width, 3]`` and ``flow [..., height, width, 2]``.
 
-        As in `trainables.data.augmentation`, the border is repeated, the size stays, and a mirrored sequence
-        has the opposite horizontal flow.
+        As in `trainables.data.augmentation`, the border is repeated, the size is kept, and the horizontal
+        flow of a mirrored sequence is negated.
         """
         height, width = frames.shape[-3:-1]
         rows = (np.arange(height) + self.down).clip(0, height - 1)[:, None]
@@ -51,14 +52,14 @@ class View:
 
 
 class EvaluationConfig(BaseModel):
-    """How tracklets are shown when a test part is scored; validation shows each whole and once.
+    """Config of the frames and views of a tracklet that a test uses; validation uses one view of all frames.
 
-    Known: McLaughlin et al. (CVPR 2016) compare the first K frames in one camera with the last K in the other
-    and sum the distances over 8 windows along the diagonal of a 40x56 crop, each mirrored or not. Our
-    reading: the windows lie as theirs do, from corner to corner of what training shifts by, but a tracklet's
-    feature is the mean of its unit features in every view, again of length 1. Summed distances would need
-    every view of the whole gallery at once; a mean costs no more than one view once it is embedded, and is
-    what a retrieval index can hold.
+    From the paper: McLaughlin et al. (CVPR 2016) compare the first K frames in one camera with the last K in
+    the other, and sum distances over 8 windows along the diagonal of a 40x56 crop, with and without flip.
+
+    Our interpretation: windows lie on the same diagonal, over the shifts that training uses, but a tracklet's
+    feature is the normalised mean of its unit features in all views. Summed distances would need every view
+    of the whole gallery; a mean is as small as a single view, and a retrieval index can store it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,24 +68,24 @@ class EvaluationConfig(BaseModel):
         None,
         ge=1,
         le=LONGEST,
-        description="K: the first K frames of a query and the last K of a gallery tracklet; default: all, up"
-        f" to the first {LONGEST}",
+        description="K: use a query's first and a gallery tracklet's last K frames; default: the first"
+        f" {LONGEST}",
     )
-    flip: bool = Field(False, description="average with the mirrored sequence")
+    flip: bool = Field(False, description="also average over the mirrored sequence")
     crops: int = Field(
         1,
         ge=1,
         le=32,
-        description="average over so many windows, evenly from one corner to the other of augmentation.crop",
+        description="number of windows to average over, along the diagonal of augmentation.crop",
     )
 
     def views(self, crop: float, height: int, width: int) -> tuple[View, ...]:
-        """The views averaged, for windows that move by up to half the fraction ``crop`` of either side."""
+        """Return the views to average; windows move by up to half the fraction ``crop`` of either side."""
         down, right = (round(crop * side / 2) for side in (height, width))
-        along = np.linspace(-1, 1, self.crops) if self.crops > 1 else np.zeros(1)
-        places = dict.fromkeys((round(down * place), round(right * place)) for place in along.tolist())
-        mirrored = (False, True) if self.flip else (False,)
-        return tuple(View(*place, flip) for place in places for flip in mirrored)
+        diagonal = np.linspace(-1, 1, self.crops) if self.crops > 1 else np.zeros(1)
+        shifts = dict.fromkeys((round(down * t), round(right * t)) for t in diagonal.tolist())
+        flips = (False, True) if self.flip else (False,)
+        return tuple(View(*shift, flip) for shift in shifts for flip in flips)
 
 
 PLAIN = EvaluationConfig()
@@ -102,28 +103,31 @@ def embed(
     rank: int = 0,
     workers: int = 1,
 ) -> NDArray[np.float32]:
-    """Features ``[tracklet, feature]`` of ``part``, each of length 1, in the order of its tracklets.
+    """Return features ``[tracklet, feature]`` of unit length, in the order of ``part.tracklets``.
 
-    Uses the first ``frames`` of each tracklet, or the ``last``, and averages over ``views``. The embedder is
-    left in evaluation mode. Several ``workers`` share the work; each gets the whole result.
-    Raises ``FloatingPointError`` when a feature is not finite.
+    A feature is the mean over ``views`` of the tracklet's first ``frames`` frames, or of its last ones if
+    ``last``. The embedder stays in evaluation mode. Several ``workers`` share the work; each gets the whole
+    result.
+
+    Raises:
+        FloatingPointError: a feature is not finite.
     """
     embedder.eval()
     features = torch.zeros(len(part.tracklets), embedder.dimension, device=device)
     for positions, length in _groups(part, frames, rank, workers):
-        chosen, pack = part.tracklets[positions], part.pack
+        tracklets, pack = part.tracklets[positions], part.pack
         window = slice(-length, None) if last else slice(length)
-        colours = np.stack([pack.frames(tracklet, window) for tracklet in chosen])
-        flow = np.stack([pack.flow(tracklet, window) for tracklet in chosen]) if pack.has_flow else None
+        colours = np.stack([pack.frames(tracklet, window) for tracklet in tracklets])
+        flow = np.stack([pack.flow(tracklet, window) for tracklet in tracklets]) if pack.has_flow else None
         rows = torch.from_numpy(positions).to(device)
         for view in views:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                pooled = embedder(as_tensor(*view(colours, flow)).to(device))
-            features[rows] += normalize(pooled.float())
+                output = embedder(as_tensor(*view(colours, flow)).to(device))
+            features[rows] += normalize(output.float())
     if workers > 1:
-        distributed.all_reduce(features)  # rows of other workers are zero: the sum is the union
+        distributed.all_reduce(features)  # other workers' rows are zero, so the sum joins all rows
     if not bool(features.isfinite().all()):
-        raise FloatingPointError("an embedded tracklet is not finite")
+        raise FloatingPointError("the feature of a tracklet is not finite")
     return normalize(features).cpu().numpy()
 
 
@@ -138,17 +142,18 @@ def embed_sides(
     rank: int = 0,
     workers: int = 1,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features of two parts of one pack; a tracklet in both is embedded once where its frames are the same.
+    """Return the features of two parts of one pack, ``query`` and ``gallery``.
 
-    ``crop`` is the fraction of the height and width that the windows of ``config.crops`` move within.
+    A tracklet in both parts is embedded once if both use the same frames. ``crop`` is the fraction of height
+    and width within which the windows of ``config.crops`` move.
     """
     pack = query.pack
     views = config.views(crop, pack.height, pack.width)
     if config.frames is None:
-        everything = np.union1d(query.tracklets, gallery.tracklets)
-        features = embed(embedder, Part(pack, everything), device, views=views, rank=rank, workers=workers)
-        places = (np.searchsorted(everything, part.tracklets) for part in (query, gallery))
-        first, second = (features[place] for place in places)
+        union = np.union1d(query.tracklets, gallery.tracklets)
+        features = embed(embedder, Part(pack, union), device, views=views, rank=rank, workers=workers)
+        rows = (np.searchsorted(union, part.tracklets) for part in (query, gallery))
+        first, second = (features[row] for row in rows)
         return first, second
     first, second = (
         embed(
@@ -168,7 +173,7 @@ def retrieve(
     rank: int = 0,
     workers: int = 1,
 ) -> Score:
-    """Embed two parts of one pack plainly and rank the whole gallery for every query, as validation does."""
+    """Embed two parts of one pack, and score the whole gallery for every query, as validation does."""
     features = embed_sides(embedder, query, gallery, device, rank=rank, workers=workers)
     return score(*features, *labels(query, gallery))
 
@@ -182,14 +187,14 @@ def evaluate(
     *,
     crop: float = 0.0,
 ) -> dict[str, Score]:
-    """Embed a test part once, and score it under its set's protocol: see `scoring.score_by_protocol`."""
+    """Embed a test part, and score it under its set's protocol; see `scoring.score_by_protocol`."""
     return score_sides(query, gallery, embed_sides(embedder, query, gallery, device, config, crop=crop))
 
 
 def score_sides(
     query: Part, gallery: Part, features: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> dict[str, Score]:
-    """Score an embedded test part under its set's protocol."""
+    """Score the features of a test part under its set's protocol."""
     queried = np.isin(gallery.tracklets, query.tracklets)
     return score_by_protocol(query.pack.protocol, *features, *labels(query, gallery), queried=queried)
 
@@ -198,15 +203,15 @@ _Names = NDArray[np.str_]
 
 
 def labels(query: Part, gallery: Part) -> tuple[_Names, _Names, _Names, _Names]:
-    """Identities of query and gallery, cameras of query and gallery."""
+    """Return the identities of query and gallery, then their cameras."""
     return query.identities, gallery.identities, query.cameras, gallery.cameras
 
 
 def _groups(part: Part, frames: int, rank: int, workers: int) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Positions of tracklets that are embedded together, being of one length, and that length."""
+    """Yield positions of tracklets to embed together, and their common length in frames."""
     lengths = np.minimum(part.lengths, frames)
     for length in np.unique(lengths):
-        alike = np.flatnonzero(lengths == length)[rank::workers]
+        positions = np.flatnonzero(lengths == length)[rank::workers]
         size = max(1, _FRAMES_AT_ONCE // int(length))
-        for start in range(0, len(alike), size):
-            yield alike[start : start + size], int(length)
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size], int(length)

@@ -1,4 +1,4 @@
-"""Joint training on sequences and on still images that are made into pseudo sequences."""
+"""Joint training on sequences and on pseudo sequences generated from still images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +21,20 @@ from trainables.network.normalisation import frozen_statistics
 class AlignmentMethod(JointMethod):
     """Cross-modality alignment (Song et al., ACM Multimedia 2017) on a shared CNN and RNN.
 
-    Known: each image becomes a pseudo sequence, both branches share CNN and RNN, their losses are computed
-    independently and trained jointly. Our reading: everything about the terms beside them, ``video +
-    w_pseudo pseudo + w_match match + w_motion motion + w_content content + w_distribution distribution``; and
-    that pseudo sequences are drawn towards real ones by ``distribution``, never the reverse.
+    From the paper: each image becomes a pseudo sequence, both branches share CNN and RNN, and their losses
+    are computed independently and trained jointly.
 
-    ``match`` goes beyond the paper. Only the people of the sequences are seen in both modalities: the first
-    and the last frame of each sequence are treated as if they were still images, and their pseudo sequences
-    join the real ones under one verification and one classifier. A person's pseudo sequences must be near
-    that person's real sequences in every camera, and farther from everybody else's.
+    Our interpretation: every other term of the loss, ``video + w_pseudo pseudo + w_match match + w_motion
+    motion + w_content content + w_distribution distribution``, and that ``distribution`` pulls pseudo
+    sequences towards real ones, never the reverse.
+
+    ``match`` is our addition. Only the identities of the sequences exist in both modalities, so the first and
+    last frame of each sequence serve as still images. Their pseudo sequences join the real ones under one
+    verification loss and one classifier: those of an identity must be near its real sequences in every
+    camera, and farther from all other identities.
     """
+
+    possible_terms = (*JointMethod.possible_terms, "match", "motion", "content", "distribution")
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
@@ -42,22 +46,22 @@ class AlignmentMethod(JointMethod):
 
     @classmethod
     def terms(cls, config: MethodConfig) -> set[str]:
-        """See `Method`."""
-        own = ("match", "motion", "content", "distribution")
+        """Return the names of the losses; see `Method`."""
         weights = config.alignment.weights
+        own = set(AlignmentMethod.possible_terms) - set(JointMethod.possible_terms)
         return super().terms(config) | {name for name in own if getattr(weights, name) > 0}
 
     def pseudo_steps(self, images: Tensor) -> Tensor:
-        """What the alignment network makes of the images."""
+        """Generate pseudo sequences with the alignment network; see `JointMethod`."""
         steps: Tensor = self.alignment(self.embedder, images)
         return steps
 
     def pseudo_frames(self, images: Tensor) -> Tensor | None:
-        """Frames ``[image, length, 3, height, width]`` of pseudo sequences; None on the feature level."""
+        """Return the generated frames ``[image, length, 3, height, width]``; None at the feature level."""
         return self.alignment.frames(images)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``video``, the terms that weigh more than 0 and apply, and the total, ``loss``."""
+        """Return ``video``, the applicable terms of weight above 0, and their weighted total ``loss``."""
         if self.phase == 0:
             return self.images_alone(batch)
         maps = self.embedder.spatial(batch.sequences.flatten(0, 1))
@@ -88,7 +92,7 @@ class AlignmentMethod(JointMethod):
         return terms
 
     def _of_ends(self, frames: Tensor, maps: Tensor) -> Tensor:
-        """Features ``[sequence, 2, dimension]`` of the pseudo sequences of first and last frames."""
+        """Return features ``[sequence, 2, dimension]`` of the first and last frames' pseudo sequences."""
         ends = torch.tensor([0, frames.shape[1] - 1], device=frames.device)
         stills = frames[:, ends, :3].flatten(0, 1)
         with frozen_statistics(self.embedder):
@@ -113,7 +117,7 @@ class AlignmentMethod(JointMethod):
 
 
 def build_alignment(config: CrossModalityConfig, embedder: SequenceEmbedder) -> CrossModalityAlignment:
-    """Build what ``alignment.level`` names."""
+    """Build the alignment network that ``alignment.level`` names."""
     match config.level:
         case "feature":
             encoder = embedder.config.encoder
@@ -124,7 +128,7 @@ def build_alignment(config: CrossModalityConfig, embedder: SequenceEmbedder) -> 
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Inside, dropout does nothing; everything else stays in its mode."""
+    """Disable dropout inside the context; other modules keep their mode."""
     dropouts = [child for child in module.modules() if isinstance(child, nn.Dropout) and child.training]
     for dropout in dropouts:
         dropout.eval()

@@ -1,4 +1,4 @@
-"""From a still image to a pseudo sequence: what every way of doing it offers, and its config."""
+"""Interface and config of the networks that generate a pseudo sequence from a still image."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from trainables.network.embedder import SequenceEmbedder
 
 
 class WeightsConfig(BaseModel):
-    """Weights beside the loss on real sequences; a term of weight 0 is not computed."""
+    """Weights of loss terms relative to the loss on real sequences; a term of weight 0 is not computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,33 +21,37 @@ class WeightsConfig(BaseModel):
         1.0,
         ge=0,
         le=100,
-        description="identity losses of real sequences among the pseudo sequences of their own frames",
+        description="identity losses of real sequences together with pseudo sequences of their own frames",
     )
-    motion: float = Field(0.1, ge=0, le=100, description="generated against real change from frame to frame")
+    motion: float = Field(
+        0.1, ge=0, le=100, description="difference of generated and real change between frames"
+    )
     content: float = Field(
-        0.1, ge=0, le=100, description="generated steps against the real sequence's feature"
+        0.1, ge=0, le=100, description="difference of generated steps and the real sequence's feature"
     )
-    distribution: float = Field(0.1, ge=0, le=100, description="pseudo sequence features against real ones")
+    distribution: float = Field(
+        0.1, ge=0, le=100, description="distance between features of pseudo and real sequences"
+    )
 
 
 class CrossModalityConfig(BaseModel):
-    """How a still image becomes a pseudo sequence, and how that is learnt."""
+    """Config of the generation of pseudo sequences and of its training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     level: Literal["feature", "pixel"] = Field(
-        "feature", description="what is generated: steps behind the CNN (Figure 1), or frames before it"
+        "feature", description="generate features behind the CNN (Figure 1), or frames (pixels) before it"
     )
     length: int = Field(3, ge=3, le=63, description="steps of a pseudo sequence, odd, at most batch.frames")
-    mgm: bool = Field(True, description="generate motion; off: an ablation")
-    cgm: bool = Field(True, description="generate content; off: an ablation")
-    noise: int = Field(16, ge=0, le=256, description="random numbers that a motion is drawn from; 0: none")
+    mgm: bool = Field(True, description="generate motion; false for an ablation")
+    cgm: bool = Field(True, description="generate content; false for an ablation")
+    noise: int = Field(16, ge=0, le=256, description="random numbers per sampled motion; 0: deterministic")
     schedule: Literal["constant", "fade"] = Field(
-        "constant", description="weight of pseudo sequences over the training; fade: images early"
+        "constant", description="weight of pseudo sequences during training; fade: decreases to 0"
     )
     distribution: DistributionConfig = Field(
         default_factory=DistributionConfig,
-        description="comparison of pseudo sequence features with real ones",
+        description="distance between the features of pseudo and real sequences",
     )
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="weights of the terms")
 
@@ -61,13 +65,16 @@ class CrossModalityConfig(BaseModel):
         return length
 
     def pseudo_weight(self, progress: float) -> float:
-        """Weight of the pseudo sequences' loss when ``progress`` (0..1) of the training is done."""
-        faded = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "fade" else 1.0
-        return self.weights.pseudo * faded
+        """Return the weight of the pseudo sequences' loss at ``progress`` (0..1) of the training."""
+        factor = (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "fade" else 1.0
+        return self.weights.pseudo * factor
 
 
 class CrossModalityAlignment(nn.Module, ABC):
-    """MGM and CGM (known: both stand around the CNN in Figure 1; how they work is our reading)."""
+    """Base class of the networks that hold MGM and CGM and generate pseudo sequences.
+
+    From the paper (Figure 1): MGM and CGM stand on both sides of the CNN. Our interpretation: how they work.
+    """
 
     length: int
 
@@ -79,28 +86,28 @@ class CrossModalityAlignment(nn.Module, ABC):
         """
 
     def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:
-        """Do the same with images whose spatial maps are known."""
+        """Return the same as `forward`; subclasses may reuse the images' spatial ``maps``."""
         steps: Tensor = self(embedder, images)
         return steps
 
     def frames(self, images: Tensor) -> Tensor | None:
-        """Frames ``[image, length, 3, height, width]`` in 0..1 that the steps are made of, if they are."""
+        """Return the generated frames ``[image, length, 3, height, width]`` in 0..1, if there are any."""
         return None
 
     @abstractmethod
     def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Treat each frame as if it were a still image, generate its neighbours, compare with the real ones.
+        """Generate the neighbours of frames taken as still images, and compare them with the real neighbours.
 
         Args:
             frames: real sequences, ``[sequence, time, 3 or 5, height, width]``.
-            maps: spatial maps of each frame as a still image, without optical flow,
+            maps: spatial maps of each frame as a still image (without optical flow),
                 ``[sequence, time, channel, rows, columns]``, without gradient.
-            stills: the features that follow from them, ``[sequence, time, features]``.
-            features: the features of the real frames, ``[sequence, time, features]``, without gradient.
+            stills: features computed from ``maps``, ``[sequence, time, features]``.
+            features: features of the real frames, ``[sequence, time, features]``, without gradient.
 
         Returns:
-            Scalars ``motion`` and ``content``, those that apply, over the global batch. Each is relative
-            to a motionless sequence, which scores 1.
+            Scalars ``motion`` and ``content`` of the global batch, without those that do not apply. Each is
+            relative to a motionless sequence, which scores 1.
 
         Raises:
             ValueError: sequences are shorter than ``length``.

@@ -1,4 +1,4 @@
-"""How far the features of one modality lie from those of the other; all of them are our reading."""
+"""Distances between the feature distributions of both modalities; all are our interpretation."""
 
 from typing import Any, Literal
 
@@ -10,35 +10,36 @@ from torch.nn import functional
 
 
 class DistributionConfig(BaseModel):
-    """What compares pseudo sequences with real ones."""
+    """Config of the distance between pseudo and real sequences."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["coral", "mmd", "adversarial", "none"] = Field("coral", description="which comparison")
-    bandwidth: float = Field(1.0, gt=0, le=100, description="mmd: middle kernel, in mean squared distances")
+    kind: Literal["coral", "mmd", "adversarial", "none"] = Field("coral", description="kind of distance")
+    bandwidth: float = Field(1.0, gt=0, le=100, description="mmd: middle kernel in mean squared distances")
 
 
 class MomentDistance(nn.Module):
-    """CORAL (Sun and Saenko, ECCV Workshops 2016), ``||C - C'||^2`` of covariances; and, ours, means.
+    """CORAL (Sun and Saenko, ECCV Workshops 2016), ``||C - C'||^2`` of covariances, plus a distance of means.
 
-    Ours too: both are relative, to ``||C'||^2`` and to the trace of C', where CORAL divides by ``4d^2``: a
-    weight means the same at any scale and length of features. CORAL alone is blind to a shift.
+    The distance of means is our addition: CORAL alone is blind to a shift. Also ours: covariances are
+    relative to ``||C'||^2`` and means to the trace of C', where CORAL divides by ``4d^2``. A weight thus has
+    the same meaning at any scale and dimension of the features.
     """
 
     def forward(self, features: Tensor, reference: Tensor) -> Tensor:
-        """Compare ``[item, dimension]`` with ``[other item, dimension]``; a scalar, 0 when moments agree."""
-        covariance, wanted = features.T.cov(correction=0), reference.T.cov(correction=0)
-        scale = wanted.detach().square().sum().clamp_min(1e-12)
-        spread = wanted.detach().trace().clamp_min(1e-6)
+        """Compare ``[item, dimension]`` with ``[other item, dimension]``; a scalar, 0 if moments agree."""
+        covariance, target = features.T.cov(correction=0), reference.T.cov(correction=0)
+        scale = target.detach().square().sum().clamp_min(1e-12)
+        spread = target.detach().trace().clamp_min(1e-6)
         shift = (features.mean(dim=0) - reference.mean(dim=0)).square().sum()
-        return shift / spread + (covariance - wanted).square().sum() / scale
+        return shift / spread + (covariance - target).square().sum() / scale
 
 
 class KernelDistance(nn.Module):
     """Squared maximum mean discrepancy (Gretton et al., 2012), five Gaussian kernels (Long et al., 2015).
 
-    The biased estimate, which is never negative. Kernel widths are powers of 2 around ``bandwidth`` times
-    the mean squared distance of the joint sample, taken as a constant.
+    This is the biased estimate, which is never negative. Kernel widths are powers of 2 around ``bandwidth``
+    times the mean squared distance of the joint sample, which gets no gradient.
     """
 
     def __init__(self, bandwidth: float) -> None:
@@ -46,7 +47,7 @@ class KernelDistance(nn.Module):
         self.bandwidth = bandwidth
 
     def forward(self, features: Tensor, reference: Tensor) -> Tensor:
-        """Compare ``[item, dimension]`` with ``[other item, dimension]``; a scalar, 0 when samples agree."""
+        """Compare ``[item, dimension]`` with ``[other item, dimension]``; a scalar, 0 if samples agree."""
         joint = torch.cat([features, reference])
         squares = (joint[:, None] - joint).square().sum(dim=-1)
         scale = (self.bandwidth * squares.detach().mean()).clamp_min(1e-12)
@@ -71,15 +72,15 @@ class _ReverseGradient(torch.autograd.Function):
 
 
 def reverse_gradient(values: Tensor) -> Tensor:
-    """Return ``values``; their gradient changes sign (Ganin and Lempitsky, ICML 2015)."""
+    """Return ``values`` unchanged, and negate their gradient (Ganin and Lempitsky, ICML 2015)."""
     reversed_values: Tensor = _ReverseGradient.apply(values)  # type: ignore[no-untyped-call]
     return reversed_values
 
 
 class ModalityAdversary(nn.Module):
-    """A classifier of the modality behind a reversed gradient (Ganin and Lempitsky, ICML 2015).
+    """Classifier of the modality behind a reversed gradient (Ganin and Lempitsky, ICML 2015).
 
-    It learns to tell the modalities apart while the features learn to be told apart no more.
+    It learns to tell the modalities apart, while the features learn to make them indistinguishable.
     """
 
     def __init__(self, dimension: int, hidden: int = 64) -> None:
@@ -89,14 +90,17 @@ class ModalityAdversary(nn.Module):
         )
 
     def forward(self, features: Tensor, reference: Tensor) -> Tensor:
-        """Cross entropy of telling ``[item, dimension]`` from ``[other item, dimension]``, half each."""
+        """Return the mean of both modalities' cross entropy.
+
+        ``features`` is ``[item, dimension]``, ``reference`` is ``[other item, dimension]``.
+        """
         of_features = self.classifier(reverse_gradient(features))
         of_reference = self.classifier(reverse_gradient(reference))
         return (functional.softplus(-of_features).mean() + functional.softplus(of_reference).mean()) / 2
 
 
 def build_distribution(dimension: int, config: DistributionConfig) -> nn.Module | None:
-    """Build the comparison that ``alignment.distribution.kind`` names; None for ``none``."""
+    """Build the distance that ``alignment.distribution.kind`` names; None for ``none``."""
     match config.kind:
         case "coral":
             return MomentDistance()

@@ -1,4 +1,4 @@
-"""Pseudo sequences on the level of frame features, as Figure 1 draws it: MGM and CGM between CNN and RNN."""
+"""Feature-level pseudo sequences: MGM and CGM between CNN and RNN, as drawn in Figure 1 of the paper."""
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from trainables.network.embedder import SequenceEmbedder
 
 
 class OffsetGenerator(nn.Module):
-    """A residual per step from what is known of the image, the step's signed offset, and noise.
+    """Network that maps an image's context, a step's signed offset and noise to a residual for each step.
 
-    One hidden layer. The last layer starts at 0, so that training starts from the motionless sequence.
+    It has one hidden layer. The last layer starts at 0, so that training starts from motionless sequences.
     """
 
     offsets: Tensor
@@ -22,7 +22,7 @@ class OffsetGenerator(nn.Module):
         super().__init__()
         half = length // 2
         offsets = torch.arange(-half, half + 1)
-        # Periods in frames, about a step and a stride of a walk; the linear term tells the side and how far.
+        # Periods in frames, about a step and a stride of a walk; the linear term gives sign and distance.
         phases = 2 * torch.pi * offsets[:, None] / torch.tensor([4.0, 8.0, 16.0])
         code = torch.cat([offsets[:, None] / half, phases.sin(), phases.cos()], dim=1)
         self.register_buffer("offsets", offsets, persistent=False)
@@ -37,28 +37,30 @@ class OffsetGenerator(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map ``[image, length or 1, inputs]`` to residuals ``[image, length, features]``.
 
-        One draw of noise a pseudo sequence, and another in every call.
+        Each call draws new noise, once per pseudo sequence.
         """
         code = self.code.expand(len(inputs), -1, -1)
         if self.noise:
-            drawn = torch.randn(len(inputs), 1, self.noise, device=inputs.device)
-            code = torch.cat([code, drawn.expand(-1, code.shape[1], -1)], dim=2)
+            noise = torch.randn(len(inputs), 1, self.noise, device=inputs.device)
+            code = torch.cat([code, noise.expand(-1, code.shape[1], -1)], dim=2)
         residuals: Tensor = self.output(functional.relu(self.of_input(inputs) + self.of_offset(code)))
         return residuals
 
 
 class FeatureAlignment(CrossModalityAlignment):
-    """MGM and CGM on what the CNN hands to the RNN (known: Figure 1); how they work is our reading.
+    """MGM and CGM on frame features, between CNN and RNN.
 
-    Seen are the image's feature and its spatial map in 4 x 2 cells, which keeps legs apart from torso. MGM
-    adds to each step a displacement that grows with its signed offset, CGM a residual on top of the moved
-    step. The middle step stays the image's own feature.
+    From the paper (Figure 1): their position. Our interpretation: how they work.
 
-    A still image does not say how its person moves on, and the best single guess is to stand still: MGM
-    therefore draws from the ways to move on (``noise`` numbers a sequence) instead of predicting their mean.
+    Both see the image's feature and its spatial map in 4 x 2 cells, which separate legs from torso. MGM adds
+    to each step a displacement that grows with the step's signed offset; CGM adds a residual to the displaced
+    step. The middle step is the image's own feature.
 
-    Both learn from real sequences alone; without weight on its term a module is never made. What they add is
-    data to the other losses, which would make them mark people instead of moving them.
+    A still image does not determine the motion that follows, and the best single prediction is no motion.
+    MGM therefore samples a motion (``noise`` random numbers per sequence) instead of predicting the mean.
+
+    Both modules learn only from real sequences; a module whose term weighs 0 is not built. The other losses
+    treat what they generate as data: their gradient would teach MGM and CGM to mark each identity.
     """
 
     def __init__(self, config: CrossModalityConfig, features: int, map_channels: int) -> None:
@@ -72,12 +74,12 @@ class FeatureAlignment(CrossModalityAlignment):
             self.cgm = OffsetGenerator(context + features, features, config.length)
 
     def context(self, maps: Tensor, features: Tensor) -> Tensor:
-        """Join ``[image, channel, rows, columns]`` and ``[image, features]``: ``[image, 1, context]``."""
+        """Join ``[image, channel, rows, columns]`` and ``[image, features]`` into ``[image, 1, context]``."""
         cells = functional.adaptive_avg_pool2d(maps, (4, 2)).flatten(1)
         return torch.cat([features, cells], dim=1).unsqueeze(1)
 
     def motion(self, context: Tensor, steps: Tensor) -> Tensor:
-        """Displacements of ``steps [image, length, features]``; 0 without MGM and in the middle."""
+        """Return displacements of ``steps [image, length, features]``; 0 without MGM and in the middle."""
         if self.mgm is None:
             return torch.zeros_like(steps)
         scale = (self.mgm.offsets / self.reach).unsqueeze(1)
@@ -85,7 +87,10 @@ class FeatureAlignment(CrossModalityAlignment):
         return displacements
 
     def content(self, context: Tensor, steps: Tensor) -> Tensor:
-        """Residuals of moved ``steps [image, length, features]``; 0 without CGM and in the middle."""
+        """Return residuals of displaced ``steps [image, length, features]``.
+
+        They are 0 without CGM and in the middle.
+        """
         if self.cgm is None:
             return torch.zeros_like(steps)
         neighbour = (self.cgm.offsets != 0).unsqueeze(1)
@@ -98,7 +103,7 @@ class FeatureAlignment(CrossModalityAlignment):
         return self.of_stills(embedder, images, embedder.spatial(images))
 
     def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:
-        """Do the same without a second look at the images."""
+        """Return the pseudo sequences of ``images`` from their spatial ``maps``, without encoding again."""
         steps = embedder.hold(maps, self.length)
         with torch.no_grad():
             context = self.context(maps, steps[:, self.reach])
@@ -107,9 +112,9 @@ class FeatureAlignment(CrossModalityAlignment):
         return steps + motion + content
 
     def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Compare what is generated from a frame with its real neighbours; see `CrossModalityAlignment`.
+        """Compare the steps generated from a frame with its real neighbours; see `CrossModalityAlignment`.
 
-        Every frame with ``length // 2`` neighbours on both sides takes part. ``motion`` is the energy score
+        Every frame with ``length // 2`` neighbours on both sides is used. ``motion`` is the energy score
         (Gneiting and Raftery, 2007) of the changes from step to step, ``content`` the squared error of the
         pooled sequence.
         """
@@ -140,10 +145,11 @@ class FeatureAlignment(CrossModalityAlignment):
 
 
 def energy_score(draw: Tensor, other: Tensor, real: Tensor, floor: Tensor) -> Tensor:
-    """Energy score of two draws ``[item, ...]`` from a distribution against ``real``, relative to that of 0.
+    """Return the energy score of two draws ``[item, ...]`` against ``real``, relative to the score of zeros.
 
-    Least when the draws are distributed as what is real (Gneiting and Raftery, "Strictly Proper Scoring
-    Rules, Prediction, and Estimation", 2007). Over the global batch; ``floor`` as in `relative_error`.
+    It is minimal if the draws have the distribution of the real values (Gneiting and Raftery, "Strictly
+    Proper Scoring Rules, Prediction, and Estimation", 2007). It covers the global batch; ``floor`` is the
+    square of the least value to divide by.
     """
 
     def length(values: Tensor) -> Tensor:
@@ -155,9 +161,9 @@ def energy_score(draw: Tensor, other: Tensor, real: Tensor, floor: Tensor) -> Te
 
 
 def relative_error(generated: Tensor, real: Tensor, floor: Tensor) -> Tensor:
-    """Squared error of ``[item, ...]`` over the global batch, relative to the square of what is real.
+    """Return the squared error of ``[item, ...]`` over the global batch, relative to the square of ``real``.
 
-    ``floor`` is the least mean square of an item that is divided by: sequences may stand still.
+    ``floor`` is the least squared norm of an item to divide by: real sequences may be motionless.
     """
     error = gather((generated - real).square().flatten(1).sum(dim=1)).mean()
     return error / torch.maximum(gather(real.square().flatten(1).sum(dim=1)).mean(), floor)

@@ -1,4 +1,4 @@
-"""The global batch out of every worker's share."""
+"""Differentiable gathering of a batch from all workers."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(values: Tensor) -> Tensor:
-    """Join ``[item, ...]`` of all workers in order of rank, ``[workers * item, ...]``; differentiable.
+    """Concatenate all workers' ``[item, ...]`` in order of rank to ``[workers * item, ...]``, differentiably.
 
     Every worker must hold the same number of items. The gradient of an item is the sum over all workers'
-    losses, so that the mean over workers which DistributedDataParallel takes is the gradient of the loss on
-    the global batch. Numbers of lower precision become float32: losses take differences of them.
+    losses, so that the mean over workers taken by DistributedDataParallel is the gradient on the global
+    batch. Lower precision becomes float32, because losses take differences of these values.
     """
     if values.is_floating_point():
         values = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,6 +1,7 @@
-"""Joint training on sequences and on still images that are shown as sequences."""
+"""Joint training on sequences and on still images presented as sequences."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,11 +13,13 @@ from trainables.network.normalisation import frozen_statistics
 
 
 class JointMethod(Method):
-    """``video + w_pseudo pseudo``: losses of either modality on a shared CNN and RNN, trained jointly.
+    """Joint training of both modalities on a shared CNN and RNN, ``video + w_pseudo pseudo``.
 
-    Known: shared weights, losses computed independently, joint training. Our reading: that images use batch
-    statistics of their own and leave the running ones to sequences.
+    From the paper: shared weights, losses computed independently, joint training. Our interpretation: images
+    are normalised by their own batch statistics and do not update the running ones, which describe sequences.
     """
+
+    possible_terms: ClassVar[tuple[str, ...]] = ("video", "pseudo")
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
@@ -26,7 +29,7 @@ class JointMethod(Method):
 
     @classmethod
     def terms(cls, config: MethodConfig) -> set[str]:
-        """See `Method`."""
+        """Return the names of the losses; see `Method`."""
         return {"video", "pseudo"} if config.alignment.weights.pseudo > 0 else {"video"}
 
     @abstractmethod
@@ -34,7 +37,7 @@ class JointMethod(Method):
         """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``video``, ``pseudo`` where it weighs more than 0, and the total, ``loss``."""
+        """Return ``video``, ``pseudo`` if its weight is above 0, and their weighted total ``loss``."""
         if self.phase == 0:
             return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
@@ -45,22 +48,22 @@ class JointMethod(Method):
         return {"loss": self.total(terms), **terms}
 
     def images_alone(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``pseudo``, and the same as ``loss``: identities of images, before sequences come in.
+        """Return ``pseudo`` and, equal to it, ``loss`` for the phase that trains on images alone.
 
-        Running statistics follow the images here: the next phase brings those of sequences.
+        Images update the running statistics here; the next phase replaces them by those of sequences.
         """
-        assert self.pseudo is not None, "images weigh more than 0 where they are trained on alone"
+        assert self.pseudo is not None, "a phase of images alone needs a weight of images above 0"
         images, identities = batch.stills()
         pseudo = self.pseudo(gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities))
         return {"loss": pseudo + idle(self), "pseudo": pseudo}
 
     def pseudo_features(self, images: Tensor) -> Tensor:
-        """Features ``[image, dimension]`` of the pseudo sequences of all workers' ``images``."""
+        """Return features ``[image, dimension]`` of the pseudo sequences of all workers' ``images``."""
         with frozen_statistics(self.embedder):
             return gather(self.embedder.aggregate(self.pseudo_steps(images)))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of ``terms``; ``video`` weighs 1."""
+        """Return the weighted sum of ``terms``; ``video`` weighs 1."""
         weights = self.config.alignment.weights
         loss = terms["video"]
         for name, term in terms.items():
@@ -72,8 +75,8 @@ class JointMethod(Method):
 
 
 class StaticMethod(JointMethod):
-    """Joint training, each image shown as a motionless sequence: what alignment has to beat."""
+    """Joint training with each image as a motionless sequence: the baseline of alignment."""
 
     def pseudo_steps(self, images: Tensor) -> Tensor:
-        """Hold each image still."""
+        """Repeat each image's feature at every step."""
         return self.embedder.hold(self.embedder.spatial(images), self.config.alignment.length)

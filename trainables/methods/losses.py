@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class LossConfig(BaseModel):
-    """What tells identities apart; the same for sequences and for pseudo sequences."""
+    """Config of the identity losses, shared by sequences and pseudo sequences."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -17,23 +17,23 @@ class LossConfig(BaseModel):
         "hinge",
         description="hinge on pairs (McLaughlin et al., 2016), or batch-hard triplets (Hermans et al., 2017)",
     )
-    margin: float = Field(2.0, gt=0, le=100, description="L2 distance wanted; soft_triplet has no margin")
-    identity: float = Field(1.0, ge=0, le=100, description="weight of identification beside verification")
+    margin: float = Field(2.0, gt=0, le=100, description="margin as L2 distance; unused by soft_triplet")
+    identity: float = Field(1.0, ge=0, le=100, description="weight of identification; verification weighs 1")
     neck: bool = Field(False, description="batch norm between the feature and the identity classifier")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over all identities")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label mass spread over all identities")
 
 
 def distances(features: Tensor) -> Tensor:
-    """L2 distances between all features ``[item, dimension]``: ``[item, item]``; at 0 the gradient is 0."""
+    """Return L2 distances ``[item, item]`` of ``features [item, dimension]``; the gradient at 0 is 0."""
     return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def hinge_verification(features: Tensor, identities: Tensor, margin: float) -> Tensor:
-    """Hinge embedding loss over all pairs: d if positive, ``max(0, margin - d)`` if negative; d is L2.
+    """Return the hinge embedding loss over all pairs of ``features [item, dimension]``.
 
-    ``features [item, dimension]``, ``identities [item]``. The form of McLaughlin et al.'s released code
-    (known; their paper prints halved squares). They alternate positive and negative pairs, so here both
-    means count half.
+    A positive pair costs its L2 distance d, a negative pair ``max(0, margin - d)``; ``identities`` is
+    ``[item]``. The form is that of McLaughlin et al.'s released code (their paper prints halved squares).
+    They alternate positive and negative pairs, so here the means of both weigh one half.
     """
     distance = distances(features)
     same = identities[:, None] == identities
@@ -45,10 +45,10 @@ def hinge_verification(features: Tensor, identities: Tensor, margin: float) -> T
 
 
 def triplet_verification(features: Tensor, identities: Tensor, margin: float | None) -> Tensor:
-    """Batch-hard triplet loss of Hermans et al., "In Defense of the Triplet Loss", 2017, equation 5.
+    """Return the batch-hard triplet loss (Hermans et al., "In Defense of the Triplet Loss", 2017, eq. 5).
 
-    ``features [item, dimension]``, ``identities [item]``; a margin of None is their soft margin. Mean over
-    the anchors that have a positive and a negative.
+    ``features [item, dimension]``, ``identities [item]``; a margin of None selects their soft margin. The
+    mean is over all anchors that have a positive and a negative.
     """
     distance = distances(features)
     same = identities[:, None] == identities
@@ -70,12 +70,14 @@ class Neck(nn.BatchNorm1d):
 
 
 class ModalityLoss(nn.Module):
-    """Verification plus weighted identification; each modality has its own classifier (our reading).
+    """Verification plus weighted identification loss of one modality.
+
+    Our interpretation: each modality has its own classifier.
 
     Identification is the mean over items. McLaughlin et al. add it once per branch of a pair, which is
-    ``identity: 2`` here; a weight of 0 makes no classifier. With ``neck`` verification sees the feature and
-    identification its normalised form (BNNeck, Luo et al., CVPR Workshops 2019), each modality its own:
-    the two losses want the feature in different shapes.
+    ``identity: 2`` here; with a weight of 0 there is no classifier. With ``neck``, verification sees the
+    feature and identification its normalised form (BNNeck, Luo et al., CVPR Workshops 2019), because the
+    two losses favour different feature distributions. Each modality normalises separately.
     """
 
     def __init__(self, dimension: int, identities: int, config: LossConfig) -> None:

@@ -1,4 +1,4 @@
-"""Pseudo sequences on the level of pixels: MGM moves the image, CGM repaints it, the CNN sees frames."""
+"""Pixel-level pseudo sequences: MGM warps the image, CGM recolours it, and the CNN encodes the frames."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ from trainables.network.embedder import SequenceEmbedder
 from trainables.network.preprocess import resize
 
 SKETCH = (32, 24)
-"""Rows and columns at which generators look and frames are compared, whatever those of the network are."""
+"""Rows and columns at which generators work and frames are compared, independent of the network's input."""
 SPEED = 1 / 8
-"""Most that a place moves in a frame, in parts of the frame's width and height."""
+"""Largest displacement of a point per frame, as a fraction of the frame's width and height."""
 TINT = 1 / 4
-"""Most that CGM adds to a colour in 0..1."""
+"""Largest change by CGM of a colour in 0..1."""
 
 
 class FieldGenerator(nn.Module):
-    """Smooth fields over the image, one per generated step: modes that the image shows, in drawn amounts.
+    """Generator of smooth fields over an image, one per generated step.
 
-    Convolutions find the modes, half as fine as a sketch; `OffsetGenerator` mixes them by the image, the
-    step's signed offset and noise. It starts at 0, and so does every field.
+    Convolutions compute basis fields (modes) at half the resolution of a sketch. An `OffsetGenerator` weighs
+    them by the image, the step's signed offset and noise. Its weights start at 0, and so do the fields.
     """
 
-    place: Tensor
+    position: Tensor
 
     def __init__(
         self, inputs: int, outputs: int, length: int, *, noise: int = 0, modes: int, hidden: int
@@ -34,8 +34,8 @@ class FieldGenerator(nn.Module):
         super().__init__()
         self.modes, self.outputs = modes, outputs
         rows, columns = (torch.linspace(-1, 1, size) for size in SKETCH)
-        place = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
-        self.register_buffer("place", place, persistent=False)
+        position = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+        self.register_buffer("position", position, persistent=False)
         self.look = nn.Sequential(
             nn.Conv2d(inputs + 2, hidden, 4, stride=2, padding=1),
             nn.GroupNorm(1, hidden),
@@ -47,19 +47,19 @@ class FieldGenerator(nn.Module):
         self.amounts = OffsetGenerator(8 * hidden, modes, length, noise)
 
     def see(self, sketches: Tensor) -> tuple[Tensor, Tensor]:
-        """What `draw` needs to know of ``[image, length - 1 or 1, inputs, *SKETCH]``."""
+        """Return modes and context of ``[image, length - 1 or 1, inputs, *SKETCH]`` for `draw`."""
         items, steps = sketches.shape[:2]
-        place = self.place.to(sketches).expand(items * steps, -1, -1, -1)
-        seen = self.look(torch.cat([sketches.flatten(0, 1), place], dim=1))
-        # As in FeatureAlignment, 4 x 2 cells keep legs apart from torso.
+        position = self.position.to(sketches).expand(items * steps, -1, -1, -1)
+        seen = self.look(torch.cat([sketches.flatten(0, 1), position], dim=1))
+        # As in FeatureAlignment, 4 x 2 cells separate legs from torso.
         context = functional.adaptive_avg_pool2d(seen, (4, 2)).reshape(items, steps, -1)
         modes = self.find(seen).reshape(items, steps, self.modes, self.outputs, *seen.shape[-2:])
         return modes, context.mean(dim=1, keepdim=True)
 
     def draw(self, seen: tuple[Tensor, Tensor]) -> Tensor:
-        """Fields ``[image, length - 1, outputs, rows, columns]`` in -1..1 of all steps but the middle one.
+        """Return fields ``[image, length - 1, outputs, rows, columns]`` in -1..1, without the middle step.
 
-        At least float32. One draw of noise a pseudo sequence, and another in every call.
+        The fields are at least float32. Each call draws new noise, once per pseudo sequence.
         """
         modes, context = seen
         amounts = neighbours(self.amounts(context))
@@ -70,18 +70,19 @@ class FieldGenerator(nn.Module):
 
 
 class PixelAlignment(CrossModalityAlignment):
-    """MGM and CGM on frames, before the CNN: the pixel variant, with everything about it, is our reading.
+    """MGM and CGM on frames, before the CNN. The whole pixel variant is our interpretation.
 
-    MGM draws for each step a dense flow by which the image is warped; CGM sees what became of it and adds
-    colour. The untouched image stays the middle step. Where the network takes optical flow, the flow from
-    step to step fills the channels that a still image lacks.
+    MGM samples a dense flow for each step and warps the image with it; CGM sees the warped image and adds
+    colour. The middle step is the original image. If the network takes optical flow, the flow between
+    generated steps fills the channels that a still image lacks.
 
-    A path leads from each place of a step to where it is in the image, (right, down) in parts of the width
-    and height: a velocity times the signed offset, so that displacements grow with it. Velocities are
-    bounded by `SPEED`, colours by `TINT`. Why motion is drawn, not predicted, `FeatureAlignment` says.
+    A path maps each point of a step to its source in the image, as (right, down) in fractions of the width
+    and height. It is a velocity times the signed offset, so displacements grow with the offset. `SPEED`
+    bounds velocities and `TINT` colours. `FeatureAlignment` explains why motion is sampled, not predicted.
 
-    Both learn from real sequences alone; without weight on its term a module is never made. Pseudo sequences
-    are data to the other losses: they would make MGM and CGM mark people, all steps tinted and shifted alike.
+    Both modules learn only from real sequences; a module whose term weighs 0 is not built. The other losses
+    treat pseudo sequences as data: their gradient would teach MGM and CGM to mark each identity by tinting
+    and shifting all steps alike.
     """
 
     offsets: Tensor
@@ -98,9 +99,10 @@ class PixelAlignment(CrossModalityAlignment):
             self.cgm = FieldGenerator(6, 3, config.length, modes=8, hidden=16)
 
     def paths(self, sketches: Tensor, draws: int) -> list[Tensor]:
-        """So many draws of paths ``[image, length - 1, 2, rows, columns]`` for ``[image, 3, *SKETCH]``.
+        """Return ``draws`` samples of paths for ``sketches [image, 3, *SKETCH]``.
 
-        Of all steps but the middle one, half as fine as a sketch; 0 without MGM.
+        Each is ``[image, length - 1, 2, rows, columns]``: without the middle step, at half the resolution of
+        a sketch. Without MGM all paths are 0.
         """
         if self.mgm is None:
             rows, columns = SKETCH
@@ -109,10 +111,10 @@ class PixelAlignment(CrossModalityAlignment):
         return [-SPEED * self.offsets * self.mgm.draw(seen) for _ in range(draws)]
 
     def flow(self, paths: Tensor, size: Sequence[int]) -> Tensor:
-        """Flow of frames of ``size`` that were moved along ``paths``: ``[image, length, 2, *size]``.
+        """Return the optical flow ``[image, length, 2, *size]`` of frames warped by ``paths``.
 
-        As in `network.flow`: (right, down) in pixels per frame, step t leads from frame t to frame t + 1,
-        the last repeats the one before.
+        As in `network.flow`, flow is (right, down) in pixels per frame, step t leads from frame t to frame
+        t + 1, and the last step repeats the one before it.
         """
         height, width = size
         flow = enlarge(step_flow(around(paths, torch.zeros_like(paths[:, 0]))), size)
@@ -120,9 +122,9 @@ class PixelAlignment(CrossModalityAlignment):
         return torch.cat([flow, flow[:, -1:]], dim=1)
 
     def repaint(self, frames: Tensor, sketches: Tensor, moved: Tensor) -> Tensor:
-        """Add CGM's colours to ``frames [image, length - 1, 3, height, width]``; the result is in 0..1.
+        """Add CGM's colours to ``frames [image, length - 1, 3, height, width]``, clamped to 0..1.
 
-        CGM sees ``sketches [image, 3, *SKETCH]`` and what became of them,
+        CGM sees the original ``sketches [image, 3, *SKETCH]`` and the warped ones,
         ``moved [image, length - 1, 3, *SKETCH]``.
         """
         if self.cgm is None:
@@ -132,9 +134,10 @@ class PixelAlignment(CrossModalityAlignment):
         return (frames + added).clamp(0, 1)
 
     def generate(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map stills ``[image, 3, height, width]`` to frames ``[image, length, 3, height, width]`` in 0..1.
+        """Map stills ``[image, 3, height, width]`` to frames and their flow.
 
-        And to their flow, ``[image, length, 2, height, width]``; see `flow`.
+        Frames are ``[image, length, 3, height, width]`` in 0..1, their flow is
+        ``[image, length, 2, height, width]``; see `flow`.
         """
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         sketches = resize(images, *SKETCH)
@@ -149,7 +152,8 @@ class PixelAlignment(CrossModalityAlignment):
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
         """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``.
 
-        The middle step is the image's own feature; with optical flow, that of the image in motion.
+        The middle step is the feature of the image itself, together with its generated flow if the network
+        takes optical flow.
         """
         with torch.no_grad():
             frames, flow = self.generate(resize(images, embedder.config.height, embedder.config.width))
@@ -158,12 +162,13 @@ class PixelAlignment(CrossModalityAlignment):
         return embedder.encode(frames.flatten(0, 1)).view(len(images), self.length, -1)
 
     def supervise(self, frames: Tensor, maps: Tensor, stills: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Compare what is generated from a frame with its real neighbours; see `CrossModalityAlignment`.
+        """Compare the frames generated from a frame with its real neighbours; see `CrossModalityAlignment`.
 
-        Stills are the middles of as many runs of ``length`` frames as fit side by side. Both terms are
-        energy scores (Gneiting and Raftery, 2007) at the size of a sketch. ``motion``: flow from step to
-        step against the real optical flow; where frames have none, what MGM alone makes of the still
-        against the real neighbour (photometric). ``content``: the same after CGM; it leaves MGM alone.
+        Sequences are cut into consecutive runs of ``length`` frames, and the middle frame of a run is its
+        still. Both terms are energy scores (Gneiting and Raftery, 2007) at the size of a sketch. ``motion``
+        compares generated with real optical flow; if frames have no flow, it compares the stills warped by
+        MGM with the real neighbours (photometric). ``content`` is the photometric score after CGM, without
+        gradient for MGM.
         """
         time = frames.shape[1]
         if time < self.length:
@@ -190,27 +195,27 @@ class PixelAlignment(CrossModalityAlignment):
 
 
 def photometric_score(draws: Sequence[Tensor], real: Tensor, stills: Tensor) -> Tensor:
-    """Energy score of two draws of frames ``[image, step, 3, height, width]``, relative to the stills.
+    """Return the energy score of two draws ``[image, step, 3, height, width]``, relative to the stills.
 
     ``real`` has the shape of a draw, ``stills`` is ``[image, 3, height, width]``.
     """
-    draw, other, wanted = (frames - stills.unsqueeze(1) for frames in (*draws, real))
-    return energy_score(draw, other, wanted, floor(wanted))
+    draw, other, change = (frames - stills.unsqueeze(1) for frames in (*draws, real))
+    return energy_score(draw, other, change, floor(change))
 
 
 def floor(real: Tensor) -> Tensor:
-    """The least square of an item ``real[0]`` that a score is relative to: 0.01 in every place."""
+    """Return the least squared norm to divide the score of an item ``real[0]`` by: 0.01 at every point."""
     return real.new_tensor(1e-4 * real[0].numel())
 
 
 def neighbours(steps: Tensor) -> Tensor:
-    """All of ``[image, length, ...]`` but the middle step."""
+    """Return ``[image, length, ...]`` without the middle step."""
     reach = steps.shape[1] // 2
     return torch.cat([steps[:, :reach], steps[:, reach + 1 :]], dim=1)
 
 
 def around(steps: Tensor, middle: Tensor) -> Tensor:
-    """Put ``middle [image, ...]`` back among ``[image, length - 1, ...]``; undoes `neighbours`."""
+    """Insert ``middle [image, ...]`` into ``[image, length - 1, ...]``: the inverse of `neighbours`."""
     before, after = steps.chunk(2, dim=1)
     return torch.cat([before, middle.unsqueeze(1), after], dim=1)
 
@@ -222,10 +227,10 @@ def enlarge(fields: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def warp(images: Tensor, paths: Tensor) -> Tensor:
-    """Move ``images [image, channel, height, width]`` into frames ``[image, step, channel, height, width]``.
+    """Warp ``images [image, channel, height, width]`` into frames ``[image, step, channel, height, width]``.
 
-    ``paths [image, step, 2, rows, columns]`` lead from each place of a step to where it is in the image,
-    (right, down) in parts of the width and height. The border is repeated.
+    ``paths [image, step, 2, rows, columns]`` map each point of a step to its source in the image, as
+    (right, down) in fractions of the width and height. Beyond the border its pixels repeat.
     """
     height, width = images.shape[-2:]
     steps = paths.shape[1]
@@ -233,18 +238,19 @@ def warp(images: Tensor, paths: Tensor) -> Tensor:
         (torch.arange(size, dtype=paths.dtype, device=paths.device) * 2 + 1) / size - 1
         for size in (height, width)
     )
-    place = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    grid = place + 2 * enlarge(paths, (height, width)).movedim(2, -1)
-    # Steps are rows of one tall frame, so that the image needs no copy for each.
+    position = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+    grid = position + 2 * enlarge(paths, (height, width)).movedim(2, -1)
+    # Steps are stacked into one tall frame, so that the image is not copied for each of them.
     moved = functional.grid_sample(images, grid.flatten(1, 2), padding_mode="border", align_corners=False)
     return moved.reshape(len(images), -1, steps, height, width).movedim(2, 1)
 
 
 def step_flow(paths: Tensor) -> Tensor:
-    """Flow from each step to the next out of paths into one image, both in parts of the width and height.
+    """Return the flow from each step to the next, given the steps' paths into one image.
 
-    Maps ``[image, step, 2, rows, columns]`` to one step less. A place x of a step and x + flow of the next
-    are the same place of the image: ``flow(x) = path(x) - next path(x + flow(x))``, iterated twice.
+    Maps ``[image, step, 2, rows, columns]`` to one step less, in fractions of the width and height. Point x
+    of a step and x + flow of the next step show the same point of the image:
+    ``flow(x) = path(x) - next path(x + flow(x))``, iterated twice.
     """
     here, ahead = paths[:, :-1], paths[:, 1:]
     flow = here - ahead

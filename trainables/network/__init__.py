@@ -1,1 +1,1 @@
-"""Sequence embedding networks, which travel with an exported model: no import from outside this folder."""
+"""Sequence embedding networks. An exported model contains this folder, so it imports nothing outside it."""

@@ -1,4 +1,4 @@
-"""The whole network: frames to one feature per sequence."""
+"""The whole network, from frames to one feature per sequence."""
 
 from typing import Literal
 
@@ -13,9 +13,10 @@ from .recurrence import RecurrenceConfig, build_recurrence
 
 
 class NetworkConfig(BaseModel):
-    """Everything that fixes the shape of a `SequenceEmbedder`; stored with an exported model.
+    """Config of a `SequenceEmbedder`, stored with an exported model.
 
-    Only ``encoder.weights`` does not: nothing here reads that file, see `weights.load_weights`.
+    All fields determine the network's shape, except ``encoder.weights``: `weights.load_weights` reads that
+    file, not the embedder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,21 +24,21 @@ class NetworkConfig(BaseModel):
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="frame encoder")
     rnn: RecurrenceConfig = Field(default_factory=RecurrenceConfig, description="recurrent cell")
     pooling: PoolingName = Field("mean", description="pooling over time")
-    height: int = Field(64, ge=16, le=1024, description="rows of the frames the encoder sees, pixels")
-    width: int = Field(48, ge=16, le=1024, description="columns of the frames the encoder sees, pixels")
-    flow: Literal["none", "dis"] = Field("none", description="optical flow as two more channels")
+    height: int = Field(64, ge=16, le=1024, description="height of the encoder's input in pixels")
+    width: int = Field(48, ge=16, le=1024, description="width of the encoder's input in pixels")
+    flow: Literal["none", "dis"] = Field("none", description="optical flow as two additional channels")
 
     @property
     def channels(self) -> int:
-        """3, or 5 with optical flow."""
+        """Number of channels: 3, or 5 with optical flow."""
         return 3 if self.flow == "none" else 5
 
 
 class SequenceEmbedder(nn.Module):
-    """CNN on every frame, recurrence over the frames, pooling over time (both papers, known).
+    """CNN on every frame, recurrence over the frames, pooling over time, as in both papers.
 
-    Takes raw RGB in 0..1 of any size, with optical flow in pixels per frame as channels 4 and 5 where the
-    config has flow; frames without those channels count as motionless. Sequences may have length 1.
+    The input is raw RGB in 0..1 of any size. If the config has flow, channels 4 and 5 are optical flow in
+    pixels per frame; frames without them count as motionless. Sequences may have length 1.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -51,7 +52,8 @@ class SequenceEmbedder(nn.Module):
     def spatial(self, frames: Tensor) -> Tensor:
         """Map frames ``[frame, channel, height, width]`` to maps ``[frame, channel, rows, columns]``.
 
-        Raises ValueError when the channels are neither RGB nor what the config asks for.
+        Raises:
+            ValueError: the number of channels is neither 3 nor that of the config.
         """
         channels = self.config.channels
         if frames.shape[1] not in (3, channels):
@@ -66,9 +68,9 @@ class SequenceEmbedder(nn.Module):
         return self.encoder.project(self.spatial(frames))
 
     def hold(self, maps: Tensor, length: int) -> Tensor:
-        """Map maps ``[frame, channel, rows, columns]`` to motionless steps ``[frame, length, features]``.
+        """Repeat maps ``[frame, channel, rows, columns]`` as motionless steps ``[frame, length, features]``.
 
-        Each is projected once per step, so that dropout differs between steps as it does between frames.
+        Each map is projected once per step, so that dropout differs between steps as it does between frames.
         """
         return self.encoder.project(maps.repeat_interleave(length, dim=0)).view(len(maps), length, -1)
 
@@ -78,5 +80,5 @@ class SequenceEmbedder(nn.Module):
         return feature
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map ``[batch, time, channel, height, width]`` to ``[batch, dimension]``, not normalised."""
+        """Map ``[batch, time, channel, height, width]`` to unnormalised features ``[batch, dimension]``."""
         return self.aggregate(self.encode(frames.flatten(0, 1)).view(*frames.shape[:2], -1))

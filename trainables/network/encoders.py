@@ -1,45 +1,45 @@
-"""Frame encoders: frame to spatial map, map to feature. A new encoder is one class, listed below."""
+"""Frame encoders: from a frame to a spatial map, and from the map to a feature."""
 
-import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import timm_models
+from . import components, timm_models
 from .preprocess import FixedNormalisation, McLaughlinNormalisation
 from .resnet import RESNETS, ResNet
 
 
 class EncoderConfig(BaseModel):
-    """What turns one frame into a feature."""
+    """Config of the frame encoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(
+    name: Annotated[str, components.component_name(lambda name: find_encoder(name))] = Field(
         "mclaughlin2016",
-        description="frame encoder: mclaughlin2016, residual, resnet18, resnet50, or timm/<model of timm>",
+        description="frame encoder: mclaughlin2016, residual, resnet18, resnet50, timm/<model of timm>, or"
+        " package.module:Class",
     )
     weights: Path | None = Field(
-        None, description="safetensors file that a training starts from, such as one for ImageNet"
+        None, description="safetensors file of initial weights, for example from ImageNet"
     )
     features: int = Field(128, ge=8, le=4096, description="length of a frame's feature")
-    dropout: float = Field(0.6, ge=0, lt=1, description="dropout before the layer that makes the feature")
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        find_encoder(name)
-        return name
+    dropout: float = Field(0.6, ge=0, lt=1, description="dropout before the last layer of the encoder")
+    options: Annotated[
+        SerializeAsAny[components.Options],
+        components.options_of("name", lambda name: find_encoder(name)),
+    ] = Field(default_factory=components.Options, validate_default=True, description="options of the encoder")
 
     @field_validator("weights")
     @classmethod
     def _without_pickle(cls, weights: Path | None) -> Path | None:
         if weights is not None and weights.suffix != ".safetensors":
             raise ValueError(
-                f'{str(weights)!r} is no .safetensors file; convert one of PyTorch once, with: python -c "'
+                f'{str(weights)!r} is not a .safetensors file; convert a PyTorch file once: python -c "'
                 "import torch, safetensors.torch as s; s.save_file("
                 f"torch.load('{weights}', weights_only=True), '{weights.with_suffix('.safetensors')}')\""
             )
@@ -47,22 +47,32 @@ class EncoderConfig(BaseModel):
 
 
 class Encoder(nn.Module, ABC):
-    """What every frame encoder offers, made from ``(config, channels, height, width)``.
+    """Base class of frame encoders.
 
-    ``channels`` is 3 (RGB) or 5 (RGB and optical flow).
+    A config names an encoder as ``encoder.name`` and its options as ``encoder.options``. Encoders are built
+    from ``(config, channels, height, width)``: the `EncoderConfig`, whose ``options`` are an instance of
+    ``Options``; 3 channels (RGB) or 5 (RGB and optical flow); and the size of the frames in pixels.
+    `trainables.testing.check_encoder` checks an encoder.
+
+    An exported model contains the module of its encoder as one file, so that module may import installed
+    packages and ``trainables.network``, and nothing else of this project.
     """
 
+    Options: ClassVar[type[components.Options]] = components.Options
+    """Model of ``encoder.options``."""
     map_channels: int
+    """Channels of the spatial map."""
     layers: nn.Module
-    """From normalised frame to map; what a file of weights fills."""
+    """Layers from a normalised frame to a map; a file of weights holds their tensors."""
     heads: tuple[str, ...] = ()
-    """How names of a classifier's tensors begin, which such a file may hold as well."""
+    """Name prefixes of a classifier's tensors, which a file of weights may hold as well."""
 
     @abstractmethod
     def spatial(self, frames: Tensor) -> Tensor:
         """Map ``[frame, channels, height, width]`` to ``[frame, map_channels, rows, columns]``.
 
-        RGB is in 0..1, of the height and width that the encoder was made for."""
+        RGB is in 0..1, of the height and width that the encoder was built for.
+        """
 
     @abstractmethod
     def project(self, maps: Tensor) -> Tensor:
@@ -75,11 +85,11 @@ class Encoder(nn.Module, ABC):
 
 
 class McLaughlinEncoder(Encoder):
-    """The encoder of McLaughlin et al., CVPR 2016, layer for layer as in their released code (known).
+    """Encoder of McLaughlin et al., CVPR 2016, layer for layer as in their released code.
 
-    Three times zero-pad 4, 5x5 convolution, tanh, 2x2 max-pool, all with 32 filters; dropout; linear. That
-    last layer is the input weight W_i of their recurrence. The flattened size follows from height and
-    width: 2,560 at their 40x56 crops.
+    Three blocks of zero-pad 4, 5x5 convolution with 32 filters, tanh and 2x2 max-pool; then dropout and a
+    linear layer, which is the input weight W_i of their recurrence. The flattened size depends on height and
+    width: it is 2,560 for their 40x56 crops.
     """
 
     map_channels = 32
@@ -96,18 +106,18 @@ class McLaughlinEncoder(Encoder):
         self.linear = nn.Linear(32 * height * width, config.features)
 
     def spatial(self, frames: Tensor) -> Tensor:
-        """Map frames to maps of an eighth of their rows and columns."""
+        """Map frames to maps with an eighth of their rows and columns; see `Encoder`."""
         maps: Tensor = self.layers(self.normalise(frames))
         return maps
 
     def project(self, maps: Tensor) -> Tensor:
-        """Map flattened maps to features."""
+        """Map maps to features; see `Encoder`."""
         features: Tensor = self.linear(self.dropout(maps.flatten(1)))
         return features
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut (He et al., CVPR 2016, the basic block)."""
+    """Two 3x3 convolutions with batch norm and a shortcut (the basic block of He et al., CVPR 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -115,7 +125,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
         )
         last_norm = nn.BatchNorm2d(outputs)
-        nn.init.zeros_(last_norm.weight)  # every block starts as its shortcut: trains without warm-up
+        nn.init.zeros_(last_norm.weight)  # a block starts as its shortcut: no warm-up needed
         self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), last_norm)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
@@ -129,9 +139,9 @@ class ResidualBlock(nn.Module):
 
 
 class NeckEncoder(Encoder):
-    """Any layers to a map, then average plus max pooling over space, dropout, linear neck with batch norm.
+    """Encoder of any layers, average plus max pooling over space, dropout, and a linear neck with batch norm.
 
-    The batch norm on the feature is that of Luo et al. (CVPR Workshops 2019); the rest is our reading.
+    The batch norm on the feature is that of Luo et al. (CVPR Workshops 2019); the rest is our interpretation.
     """
 
     def __init__(
@@ -144,26 +154,26 @@ class NeckEncoder(Encoder):
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(map_channels, config.features, bias=False)
         self.norm = nn.BatchNorm1d(config.features)
-        # Unrelated features start a distance of 2 apart, where the verification margin can still tell them.
+        # Unrelated features start at a distance of 2, which is the default margin of verification.
         nn.init.constant_(self.norm.weight, (2 / config.features) ** 0.5)
 
     def spatial(self, frames: Tensor) -> Tensor:
-        """Map frames to the maps of ``layers``."""
+        """Map frames to the maps of ``layers``; see `Encoder`."""
         maps: Tensor = self.layers(self.normalise(frames))
         return maps
 
     def project(self, maps: Tensor) -> Tensor:
-        """Map maps pooled over space to features."""
+        """Pool maps over space and map them to features; see `Encoder`."""
         pooled = maps.mean(dim=(-2, -1)) + maps.amax(dim=(-2, -1))
         features: Tensor = self.norm(self.linear(self.dropout(pooled)))
         return features
 
 
 class ResidualEncoder(NeckEncoder):
-    """A small residual network trained from scratch, for a CPU; a reading of ours, from none of the papers.
+    """Small residual network for training from scratch on a CPU; our own design, not from a paper.
 
-    Stem of stride 2, four blocks, the last of stride 1 (Luo et al., CVPR Workshops 2019): maps of an eighth
-    of a frame's rows and columns.
+    It has a stem of stride 2 and four blocks, the last of stride 1 (Luo et al., CVPR Workshops 2019). Maps
+    have an eighth of a frame's rows and columns.
     """
 
     def __init__(self, config: EncoderConfig, channels: int, height: int, width: int) -> None:
@@ -180,7 +190,7 @@ class ResidualEncoder(NeckEncoder):
 
 
 class ResNetEncoder(NeckEncoder):
-    """ResNet of last stride 1: maps of a sixteenth of a frame's rows and columns."""
+    """ResNet with a last stride of 1; maps have a sixteenth of a frame's rows and columns."""
 
     heads = ("fc.",)
 
@@ -190,7 +200,11 @@ class ResNetEncoder(NeckEncoder):
 
 
 class TimmEncoder(NeckEncoder):
-    """Any model of timm that gives a map, or tokens in a grid; ValueError where one does not."""
+    """Encoder of any timm model that outputs a map or a grid of tokens.
+
+    Raises:
+        ValueError: the model outputs neither.
+    """
 
     def __init__(self, config: EncoderConfig, channels: int, height: int, width: int) -> None:
         name = config.name.removeprefix(_TIMM)
@@ -199,31 +213,37 @@ class TimmEncoder(NeckEncoder):
         self.heads = timm_models.heads(layers)
 
     def spatial(self, frames: Tensor) -> Tensor:
-        """Map frames to the model's maps, or to its tokens as a map."""
+        """Map frames to the model's maps, or to a map of its tokens; see `Encoder`."""
         return timm_models.as_map(self.layers, super().spatial(frames))
 
 
-ENCODERS: dict[str, type[Encoder]] = {
+ENCODERS: Mapping[str, type[Encoder]] = {
     "mclaughlin2016": McLaughlinEncoder,
     "residual": ResidualEncoder,
     **dict.fromkeys(RESNETS, ResNetEncoder),
 }
-"""Every encoder that ``encoder.name`` may say, beside models of timm."""
+"""Encoders by their ``encoder.name``, besides the models of timm."""
 _TIMM = "timm/"
 
 
 def find_encoder(name: str) -> type[Encoder]:
-    """The class of an encoder in `ENCODERS`, or named ``timm/<model>``; ValueError says what is wrong."""
-    if name in ENCODERS:
-        return ENCODERS[name]
+    """Return the encoder class that ``name`` refers to.
+
+    ``name`` is a key of `ENCODERS`, ``timm/<model>`` or ``package.module:Class``.
+
+    Raises:
+        ValueError: there is no such encoder, or timm is not installed.
+    """
     if name.startswith(_TIMM):
         timm_models.check_name(name.removeprefix(_TIMM))
         return TimmEncoder
-    nearest = difflib.get_close_matches(name, ENCODERS, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    raise ValueError(f"no encoder {name!r}; {hint}expected {', '.join(ENCODERS)}, or timm/<model of timm>")
+    return components.find("encoder", name, ENCODERS, Encoder, also=f"{_TIMM}<model of timm>")
 
 
 def build_encoder(config: EncoderConfig, channels: int, height: int, width: int) -> Encoder:
-    """The encoder with random weights; ValueError when a model of timm gives no map of this size."""
+    """Build the encoder with random weights.
+
+    Raises:
+        ValueError: a timm model outputs no map for frames of this size.
+    """
     return find_encoder(config.name)(config, channels, height, width)

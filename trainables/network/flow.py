@@ -1,4 +1,4 @@
-"""Dense optical flow between the frames of a sequence. Needs OpenCV, and only where the config has flow."""
+"""Dense optical flow between the frames of a sequence. Needs OpenCV, so import it only if flow is used."""
 
 import cv2
 import numpy as np
@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 
 def optical_flow(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """DIS flow (Kroeger et al., ECCV 2016) of RGB ``[time, height, width, 3]``: ``[time, height, width, 2]``.
+    """Return the DIS flow (Kroeger et al., ECCV 2016) of RGB frames ``[time, height, width, 3]``.
 
-    (right, down) in pixels. Step t leads from frame t to frame t + 1; the last repeats the one before, a
-    single frame has zeros.
+    The result is ``[time, height, width, 2]``, (right, down) in pixels. Step t leads from frame t to frame
+    t + 1; the last step repeats the one before it. The flow of a single frame is 0.
     """
     flow: NDArray[np.float32] = np.zeros((*frames.shape[:3], 2), np.float32)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]

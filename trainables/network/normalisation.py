@@ -1,4 +1,4 @@
-"""Batch norm over the global batch, on any backend, and control over whose statistics it keeps."""
+"""Batch norm over the global batch on any backend, and control over its running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class _SumOverWorkers(torch.autograd.Function):
 
 
 class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm with the mean and variance of the global batch; `torch.nn.SyncBatchNorm` knows GPUs only.
+    """Batch norm with the mean and variance of the global batch; `torch.nn.SyncBatchNorm` needs GPUs.
 
     With one worker, and in evaluation, it is plain batch norm. Workers may hold different numbers of items.
     """
@@ -38,14 +38,14 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(values)  # type: ignore[no-untyped-call]
         precision = values.dtype
         values = values.to(torch.promote_types(precision, torch.float32))
-        others = [dim for dim in range(values.dim()) if dim != 1]
+        dims = [dim for dim in range(values.dim()) if dim != 1]
         shape = [1, -1] + [1] * (values.dim() - 2)
         count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = _SumOverWorkers.apply(torch.cat([values.sum(others), count]))  # type: ignore[no-untyped-call]
+        sums = _SumOverWorkers.apply(torch.cat([values.sum(dims), count]))  # type: ignore[no-untyped-call]
         mean, count = sums[:-1] / sums[-1], sums[-1]
-        # A second sum, of centred squares: E[x^2] - E[x]^2 would lose the digits that make workers agree.
+        # The variance needs a second sum: E[x^2] - E[x]^2 would lose the precision at which workers agree.
         centred = values - mean.view(shape)
-        variance = _SumOverWorkers.apply(centred.square().sum(others)) / count  # type: ignore[no-untyped-call]
+        variance = _SumOverWorkers.apply(centred.square().sum(dims)) / count  # type: ignore[no-untyped-call]
         if self.track_running_stats:
             self._update(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
@@ -63,13 +63,13 @@ class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _ActivatedGlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
-    """What timm calls ``BatchNormAct2d``: batch norm with the dropout and the activation that follow it."""
+    """Batch norm followed by dropout and an activation, as in timm's ``BatchNormAct2d``."""
 
     drop: nn.Module
     act: nn.Module
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalise ``[item, channel, row, column]`` per channel, drop out, activate."""
+        """Normalise ``[item, channel, row, column]`` per channel, then apply dropout and activation."""
         activated: Tensor = self.act(self.drop(super().forward(values)))
         return activated
 
@@ -83,7 +83,7 @@ class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
 
 
 def convert_batch_norm(module: nn.Module) -> None:
-    """Replace every `torch.nn.BatchNorm1d` and ``2d`` inside ``module``, and timm's with an activation.
+    """Replace every `torch.nn.BatchNorm1d`, ``BatchNorm2d`` and timm ``BatchNormAct2d`` inside ``module``.
 
     The state dict stays the same.
     """
@@ -106,13 +106,13 @@ def _replacement(module: nn.Module) -> type[_GlobalBatchNorm] | None:
         return GlobalBatchNorm1d
     if type(module) is nn.BatchNorm2d:
         return GlobalBatchNorm2d
-    # By its name: timm need not be there.
+    # Compare names, because timm may not be installed.
     return _ActivatedGlobalBatchNorm2d if type(module).__name__ == "BatchNormAct2d" else None
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norm normalises by the batch as ever but leaves its running statistics alone."""
+    """Keep batch norm from updating its running statistics inside the context; it still uses the batch's."""
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.track_running_stats = False

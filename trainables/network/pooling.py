@@ -1,4 +1,7 @@
-"""Temporal pooling: the outputs of all steps to one feature. A new pooling is one class, listed below."""
+"""Temporal pooling of the outputs of all steps into one feature.
+
+To add a pooling, write one class and list it in `PoolingName` and `POOLINGS`.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -6,11 +9,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 PoolingName = Literal["mean", "max", "attention"]
-"""What ``pooling`` may say; the mean is McLaughlin's choice."""
+"""Values of ``pooling``; McLaughlin et al. use the mean."""
 
 
 class Pooling(nn.Module, ABC):
-    """Pools steps of length ``hidden_size``."""
+    """Base class of poolings over time, built for steps of length ``hidden_size``."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class MeanPooling(Pooling):
 
 
 class MaxPooling(Pooling):
-    """Maximum over time, per element."""
+    """Elementwise maximum over time."""
 
     def forward(self, steps: Tensor) -> Tensor:
         """Map ``[batch, time, hidden_size]`` to ``[batch, hidden_size]``."""
@@ -37,9 +40,9 @@ class MaxPooling(Pooling):
 
 
 class AttentionPooling(Pooling):
-    """Weighted mean over time: softmax of a score that is linear in a step's output. Our reading.
+    """Mean over time, weighted by the softmax of a linear score of each step. Our interpretation.
 
-    Starts as the mean, every score being 0.
+    All scores start at 0, so it starts as the plain mean.
     """
 
     def __init__(self, hidden_size: int) -> None:

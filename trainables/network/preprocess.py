@@ -1,4 +1,4 @@
-"""From raw RGB frames to what an encoder was made for: size, colour space, normalisation."""
+"""Preprocessing of raw RGB frames for an encoder: size, colour space, normalisation."""
 
 from collections.abc import Sequence
 
@@ -25,10 +25,11 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
 
 
 class McLaughlinNormalisation(nn.Module):
-    """YUV and flow: each channel of a frame less its mean, over the root of its standard deviation.
+    """Normalisation of YUV and flow by the mean and the root of the standard deviation of each channel.
 
-    Known: the square root is what the code released with McLaughlin et al. (CVPR 2016) does, so that the
-    variance afterwards is the old standard deviation and not 1. A constant channel becomes 0.
+    The square root is that of the code released with McLaughlin et al. (CVPR 2016): the resulting variance is
+    the previous standard deviation, not 1. Statistics are those of a single frame; a constant channel becomes
+    0.
     """
 
     matrix: Tensor
@@ -47,7 +48,10 @@ class McLaughlinNormalisation(nn.Module):
 
 
 class FixedNormalisation(nn.Module):
-    """RGB less a mean over a standard deviation, ImageNet's by default; flow stays in pixels per frame."""
+    """Normalisation of RGB by fixed means and standard deviations, by default those of ImageNet.
+
+    Flow stays in pixels per frame.
+    """
 
     mean: Tensor
     deviation: Tensor

@@ -1,4 +1,7 @@
-"""Recurrent cells over the frames of a sequence. A new cell is one class, listed below."""
+"""Recurrent cells over the frames of a sequence.
+
+To add a cell, write one class and select it in `build_recurrence`.
+"""
 
 from typing import Literal
 
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 
 class RecurrenceConfig(BaseModel):
-    """What carries information from frame to frame."""
+    """Config of the recurrence over frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,17 +22,17 @@ class RecurrenceConfig(BaseModel):
     direction: Literal["forward", "both"] = Field(
         "forward", description="both: a second recurrence reads the sequence from its end"
     )
-    layers: int = Field(1, ge=1, le=3, description="cells stacked on each other")
+    layers: int = Field(1, ge=1, le=3, description="number of stacked layers")
     dropout: float = Field(
         0.6, ge=0, lt=1, description="rnn: on the feedback path; gru, lstm: between layers"
     )
 
 
 class McLaughlinLayer(nn.Module):
-    """``o_t = W_i x_t + W_s dropout(tanh(o_{t-1}))``, McLaughlin et al., CVPR 2016 (known).
+    """Recurrent layer of McLaughlin et al., CVPR 2016: ``o_t = W_i x_t + W_s dropout(tanh(o_{t-1}))``.
 
-    As in their code the first step has no feedback but a learnt start bias. W_i of the first layer is the
-    last layer of their encoder, so it is left out when the lengths agree.
+    As in their code, the first step has a learned start bias instead of feedback. W_i of the first layer is
+    the last layer of their encoder, so it is omitted if input and output have the same length.
     """
 
     def __init__(self, inputs: int, hidden_size: int, dropout: float, project: bool) -> None:
@@ -42,17 +45,17 @@ class McLaughlinLayer(nn.Module):
 
     def forward(self, steps: Tensor) -> Tensor:
         """Map ``[batch, time, inputs]`` to ``[batch, time, hidden_size]``."""
-        projected = self.input(steps)
-        output = projected[:, 0] + self.start
+        inputs = self.input(steps)
+        output = inputs[:, 0] + self.start
         outputs = [output]
-        for step in range(1, projected.shape[1]):
-            output = projected[:, step] + self.feedback(self.dropout(torch.tanh(output)))
+        for step in range(1, inputs.shape[1]):
+            output = inputs[:, step] + self.feedback(self.dropout(torch.tanh(output)))
             outputs.append(output)
         return torch.stack(outputs, dim=1)
 
 
 class McLaughlinRecurrence(nn.Sequential):
-    """One `McLaughlinLayer` as published; more of them, each with its own W_i, are our reading."""
+    """Stack of `McLaughlinLayer`: one is as published; more, each with its own W_i, are our addition."""
 
     def __init__(self, features: int, config: RecurrenceConfig) -> None:
         size = config.hidden_size
@@ -65,8 +68,8 @@ class McLaughlinRecurrence(nn.Sequential):
 class GatedRecurrence(nn.Module):
     """GRU or LSTM with a linear path around it: ``o_t = W x_t + cell(x_1..x_t)``.
 
-    Our reading, after the linear output of McLaughlin's cell: the gated cell adds to the frame's feature,
-    whose range it cannot clip. W is the identity when the lengths agree.
+    Our interpretation, after the linear output of McLaughlin's cell: the gated cell adds to the frame's
+    feature and so cannot clip its range. W is the identity if input and output have the same length.
     """
 
     def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], features: int, config: RecurrenceConfig) -> None:
@@ -85,8 +88,8 @@ class GatedRecurrence(nn.Module):
 class BothDirections(nn.Module):
     """Mean of two recurrences, one of which reads the sequence from its end.
 
-    Our reading: each has its own weights in all its layers, and their mean has the length and the scale of
-    one.
+    Our interpretation: each has its own weights in all layers, and their mean keeps the length and scale of
+    a single one.
     """
 
     def __init__(self, forwards: nn.Module, backwards: nn.Module) -> None:
@@ -100,7 +103,7 @@ class BothDirections(nn.Module):
 
 
 def build_recurrence(features: int, config: RecurrenceConfig) -> nn.Module:
-    """Build the recurrence: ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
+    """Build the recurrence that maps ``[batch, time, features]`` to ``[batch, time, hidden_size]``."""
     if config.direction == "both":
         return BothDirections(_one_direction(features, config), _one_direction(features, config))
     return _one_direction(features, config)

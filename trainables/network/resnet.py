@@ -1,7 +1,8 @@
-"""ResNets as re-identification uses them: no pooling, no classifier, last stride 1.
+"""ResNets for re-identification: without pooling and classifier, with a last stride of 1.
 
-He et al., CVPR 2016, with the stride of a bottleneck in its 3x3 convolution; the last stride of 1 is that of
-Luo et al., CVPR Workshops 2019. Modules have torchvision's names, so that its ImageNet weights fit.
+The networks are those of He et al., CVPR 2016, with a bottleneck's stride in its 3x3 convolution; the last
+stride of 1 is from Luo et al., CVPR Workshops 2019. Modules are named as in torchvision, so that its ImageNet
+weights can be loaded.
 """
 
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut; gives four times as many channels as its ``width``."""
+    """1x1, 3x3 and 1x1 convolution and a shortcut; outputs four times ``width`` channels."""
 
     expansion = 4
 
@@ -62,11 +63,11 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
-"""The block of each network, and how many of them its four layers have."""
+"""Block type of each network, and the number of blocks in its four layers."""
 
 
 class ResNet(nn.Module):
-    """A network of `RESNETS` from stem to last map, for frames of so many ``channels``."""
+    """Network of `RESNETS` from stem to last map, for frames with ``channels`` channels."""
 
     def __init__(self, name: str, channels: int) -> None:
         super().__init__()
@@ -83,11 +84,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map ``[frame, channels, height, width]`` to a sixteenth of the rows and columns."""
+        """Map ``[frame, channels, height, width]`` to ``[frame, map_channels, height / 16, width / 16]``."""
         maps = functional.relu(self.bn1(self.conv1(frames)))
         maps = functional.max_pool2d(maps, 3, 2, padding=1)
-        found: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        return found
+        last: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
+        return last
 
 
 def _layer(

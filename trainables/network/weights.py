@@ -1,9 +1,8 @@
-"""Weights that a training starts from: a safetensors file that the user names, and nothing else.
+"""Initial weights of an encoder, read from a local safetensors file.
 
-The tensors are those of an encoder's ``layers`` by its own names; those of a classifier are passed over.
+The file contains the tensors of an encoder's ``layers`` under the same names; a classifier's are ignored.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from .components import nearest
 from .encoders import Encoder
 
 _NAMED = 3
@@ -18,31 +18,32 @@ _COLOURS = 3
 
 
 def check_weights(encoder: Encoder, path: Path) -> None:
-    """Raise ValueError, in one line, unless the file holds every tensor of ``encoder.layers`` and no other.
+    """Check that the file holds every tensor of ``encoder.layers`` and no other. Only its header is read.
 
-    Reads the file's header alone.
+    Raises:
+        ValueError: tensors are missing, unexpected or of other shapes, or the file cannot be read.
     """
-    own = {name: list(value.shape) for name, value in encoder.layers.state_dict().items()}
-    found = _shapes(path.expanduser())
+    expected = {name: list(value.shape) for name, value in encoder.layers.state_dict().items()}
+    shapes = _shapes(path.expanduser())
     missing = [
         f"{name} {shape}"
-        for name, shape in own.items()
-        # Files from before PyTorch 0.4.1 do not count batches, and nothing that we do needs the count.
-        if name not in found and not name.endswith("num_batches_tracked")
+        for name, shape in expected.items()
+        # Files from before PyTorch 0.4.1 lack the count of batches, which is not needed here.
+        if name not in shapes and not name.endswith("num_batches_tracked")
     ]
-    other = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in own.items()
-        if name in found and found[name] != shape and not _is_stem_of_colours(found[name], shape)
+    mismatches = [
+        f"{name} {shapes[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape and not _is_stem_of_colours(shapes[name], shape)
     ]
-    unknown = [
+    unexpected = [
         f"{name} {shape}"
-        for name, shape in found.items()
-        if name not in own and not name.startswith(encoder.heads)
+        for name, shape in shapes.items()
+        if name not in expected and not name.startswith(encoder.heads)
     ]
     faults = [
-        f"{what} {_first(names)}"
-        for what, names in (("lacks", missing), ("has", other), ("has beside them", unknown))
+        f"{verb} {_first(names)}"
+        for verb, names in (("lacks", missing), ("has", mismatches), ("has the unexpected", unexpected))
         if names
     ]
     if faults:
@@ -50,42 +51,46 @@ def check_weights(encoder: Encoder, path: Path) -> None:
 
 
 def load_weights(encoder: Encoder, path: Path) -> None:
-    """Fill ``encoder.layers`` from the file; raises ValueError as `check_weights` does.
+    """Load the tensors of ``encoder.layers`` from the file.
 
-    Weights of three input channels fill those of RGB, and the channels of optical flow start at zero.
+    Weights for three input channels are loaded into those of RGB; the optical flow's start at zero.
+
+    Raises:
+        ValueError: as in `check_weights`.
     """
     check_weights(encoder, path)
-    found = load_file(path.expanduser())
+    weights = load_file(path.expanduser())
     with torch.no_grad():
-        for name, own in encoder.layers.state_dict().items():
-            if name not in found:
+        for name, parameter in encoder.layers.state_dict().items():
+            if name not in weights:
                 continue
-            if own.shape != found[name].shape:
-                own.zero_()
-                own = own[:, :_COLOURS]
-            own.copy_(found[name])
+            if parameter.shape != weights[name].shape:
+                parameter.zero_()
+                parameter = parameter[:, :_COLOURS]
+            parameter.copy_(weights[name])
 
 
-def _is_stem_of_colours(found: list[int], own: list[int]) -> bool:
-    """Whether shapes are of one convolution that sees RGB alone, and optical flow as well."""
-    return len(own) == 4 and own[1] == _COLOURS + 2 and found == [own[0], _COLOURS, *own[2:]]
+def _is_stem_of_colours(shape: list[int], own: list[int]) -> bool:
+    """Return whether ``own`` is the shape of a convolution of RGB and flow, and ``shape`` of RGB alone."""
+    return len(own) == 4 and own[1] == _COLOURS + 2 and shape == [own[0], _COLOURS, *own[2:]]
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
     if not path.is_file():
         names = [file.name for file in path.parent.glob("*.safetensors")]
-        nearest = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        match = nearest(path.name, names)
+        hint = f"; did you mean {match!r}?" if match else ""
         raise ValueError(f"{path}: there is no such file{hint}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
 def _first(names: Sequence[str]) -> str:
+    """Return the first names, and the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

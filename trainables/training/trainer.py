@@ -1,4 +1,4 @@
-"""The training loop: one worker's share of every step, the same result on any number of workers."""
+"""The training loop of one worker. The result does not depend on the number of workers."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,44 +12,45 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from trainables.data.loading import Batches, Loader, Part
+from trainables.data.loading import Batches, Loader
+from trainables.data.parts import Part
 from trainables.evaluation.embedding import retrieve
 from trainables.methods import Batch, Method
 from trainables.training.optimizer import OptimizerConfig
 
 WEIGHTS, STATE = "method.safetensors", "training.pt"
-"""The files of a checkpoint."""
+"""Files of a checkpoint."""
 
 
 class Context(Protocol):
-    """What a worker knows of its place, and where it reports."""
+    """Interface of a worker to the trial: its rank, its device, reports and checkpoints."""
 
     @property
     def rank(self) -> int:
-        """Number of this worker, from 0."""
+        """Index of this worker, from 0."""
 
     @property
     def world_size(self) -> int:
-        """Number of workers; above 1, ``torch.distributed`` is initialised already."""
+        """Number of workers; if above 1, ``torch.distributed`` is already initialised."""
 
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda:<index>``."""
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
-        """Take one epoch's metrics; ``save`` writes a checkpoint into a folder, called on rank 0 only."""
+        """Report one epoch's metrics; rank 0 alone calls ``save`` to write a checkpoint to a folder."""
 
     def restore(self) -> Path | None:
-        """Folder of the last checkpoint, or None."""
+        """Return the folder of the last checkpoint, or None if there is none."""
 
 
 class Training:
-    """A method in training, with everything that changes on the way.
+    """Training of a method, including its state.
 
-    Batches, augmentation and dropout are drawn from the seed and the place in the training, and the learning
-    rate is a function of the step: weights, optimizer, epoch and step are therefore the whole state, and an
-    epoch after `restore` equals that of an uninterrupted run. ``phases`` are the epochs on images alone, and
-    those after.
+    Batches, augmentation and dropout depend only on the seed and the position in the training, and the
+    learning rate only on the step. Weights, optimizer, epoch and step are therefore the whole state, and an
+    epoch after `restore` equals that of an uninterrupted run. ``phases`` holds the number of epochs on images
+    alone and the number of epochs that follow.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Training:
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, and report every epoch.
 
-        Raises ``FloatingPointError`` on every worker when the loss, a gradient or a feature is not finite.
+        Raises:
+            FloatingPointError: the loss, a gradient or a feature is not finite; raised on every worker.
         """
         folder = self.context.restore()
         if folder is not None:
@@ -95,13 +97,13 @@ class Training:
             self.context.report({"epoch": self.epoch, **metrics}, self.save)
 
     def train_epoch(self) -> dict[str, float]:
-        """Take every step of the next epoch; gives the mean of each loss, the speed and the learning rate."""
+        """Train for one epoch; return the mean of each loss, the speed and the learning rate."""
         self.epoch += 1
-        # Dropout differs between workers and repeats after a resume.
+        # Dropout differs between workers, and is the same after a resume.
         seed = np.random.SeedSequence([self.seed, self.epoch, self.context.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         self.model.train()
-        started, steps, frames = time.perf_counter(), self.batches.per_epoch, 0
+        start, steps, frames = time.perf_counter(), self.batches.per_epoch, 0
         totals: dict[str, Tensor] = {}
         for batch in self.loader.epoch(self.epoch):
             for name, loss in self.train_step(batch).items():
@@ -109,15 +111,15 @@ class Training:
             frames += self.method.frames(batch) * self.context.world_size
         means = {f"train/{name}": float(total) / steps for name, total in totals.items()}
         return means | {
-            "frames_per_second": frames / (time.perf_counter() - started),
+            "frames_per_second": frames / (time.perf_counter() - start),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
     def train_step(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Update the parameters once; gives the losses of the global batch."""
-        phase, step, steps = self._place()
+        """Update the parameters once and return the losses of the global batch."""
+        phase, step, steps = self._position()
         self.method.phase, self.method.progress = phase, step / steps
-        if step == 0:  # what an earlier phase left idle had gradients of 0, which would count in the averages
+        if step == 0:  # modules idle in the previous phase had gradients of 0, which distort the averages
             self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
@@ -132,11 +134,11 @@ class Training:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """Retrieval scores on the validation identities, if any, every worker embedding its share."""
+        """Return retrieval scores of the validation identities, if any; every worker embeds its share."""
         query, gallery = self.validation
         if len(query.tracklets) == 0:
             return {}
-        found = retrieve(
+        scores = retrieve(
             self.method.embedder,
             query,
             gallery,
@@ -144,24 +146,24 @@ class Training:
             rank=self.context.rank,
             workers=self.context.world_size,
         )
-        return found.metrics("val/", ranks=(1, 5))
+        return scores.metrics("val/", ranks=(1, 5))
 
     def save(self, folder: Path) -> None:
-        """Write the whole state into ``folder``."""
+        """Write the whole state to ``folder``."""
         weights = {name: value.contiguous() for name, value in self.method.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
         state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
         torch.save(state, folder / STATE)
 
     def restore(self, folder: Path) -> None:
-        """Continue from what `save` wrote."""
+        """Load the state that `save` wrote to ``folder``."""
         self.method.load_state_dict(load_file(folder / WEIGHTS, device=str(self.device)))
         state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
 
-    def _place(self) -> tuple[int, int, int]:
-        """Phase of the next step, the step's number in it, and the phase's steps."""
+    def _position(self) -> tuple[int, int, int]:
+        """Return the phase of the next step, the step's index in it, and the number of steps of the phase."""
         step = self.step
         for phase, epochs in enumerate(self.phases):
             steps = epochs * self.batches.per_epoch
@@ -171,7 +173,7 @@ class Training:
         raise ValueError(f"step {self.step} is beyond the {sum(self.phases)} epochs of the training")
 
     def _require_finite(self, loss: Tensor, norm: Tensor) -> None:
-        """Let every worker stop before the update when one of them must."""
+        """Raise FloatingPointError on every worker if a loss or gradient on any of them is not finite."""
         finite = torch.stack([loss.detach(), norm]).isfinite().all().float()
         if self.context.world_size > 1:
             distributed.all_reduce(finite, distributed.ReduceOp.MIN)

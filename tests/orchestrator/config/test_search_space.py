@@ -1,10 +1,10 @@
-"""The search space: suggestions, conditions, and the values that the trainable's config takes."""
+"""The search space: suggestions, conditions, and the values that the trainable's config accepts."""
 
 from typing import Annotated, Any, Literal
 
 import optuna
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from orchestrator.config.parameter import Parameter
 from orchestrator.config.search_space import Row, Space, leaves
@@ -42,13 +42,69 @@ class Model(BaseModel):
     names: list[str] = []
 
 
-def build(search: dict[str, Any], config: dict[str, Any] | None = None) -> Space:
+def build(
+    search: dict[str, Any], config: dict[str, Any] | None = None, model: type[BaseModel] = Model
+) -> Space:
     parameters = {path: Parameter.model_validate(entry) for path, entry in search.items()}
-    return Space.build(parameters, Model, {"rate": 0.1} if config is None else config)
+    return Space.build(parameters, model, {"rate": 0.1} if config is None else config)
 
 
-def test_leaves_go_through_optional_alternative_and_named_parts() -> None:
-    found = leaves(Model, {"sets": {"walkers-b": {}}, "weights": {"motion": 1}})
+def random_study() -> optuna.Study:
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+
+
+class Options(BaseModel):
+    """Base class of the options of a method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Soft(Options):
+    amplitude: float = Field(0.5, ge=0, le=1)
+    steps: int | None = None
+
+
+class Hard(Options):
+    margin: float = Field(ge=0)
+
+
+class Firm(Options):
+    width: float = Field(1.0, ge=0)
+
+
+class MethodModel(BaseModel):
+    """A config whose method brings options of its class."""
+
+    model_config = ConfigDict(extra="forbid")
+    seed: int = 0
+    epochs: int = 1
+    method: Literal["soft", "hard", "firm"] = "soft"
+    options: SerializeAsAny[Options] = Field(default_factory=dict, validate_default=True)
+
+    @field_validator("options", mode="plain")
+    @classmethod
+    def _of_the_method(cls, value: Any, info: ValidationInfo) -> Options:
+        return {"soft": Soft, "hard": Hard, "firm": Firm}[info.data["method"]].model_validate(value)
+
+
+class Described(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    seed: int = 0
+    epochs: int = 1
+    sequences: int = Field(ge=1, description="number of sequences of a batch")
+
+
+class DescribedModel(BaseModel):
+    """A config with a required field that has a description."""
+
+    model_config = ConfigDict(extra="forbid")
+    seed: int = 0
+    epochs: int = 1
+    data: Described
+
+
+def test_leaves_optional_union_and_mapping_are_walked() -> None:
+    paths = leaves(Model, {"rate": 1, "sets": {"walkers-b": {}}, "weights": {"motion": 1}})
     assert {
         "rate",
         "part.size",
@@ -58,11 +114,20 @@ def test_leaves_go_through_optional_alternative_and_named_parts() -> None:
         "sets.walkers-b.size",
         "weights.motion",
         "names",
-    } <= set(found)
-    assert "part" not in found
+    } <= set(paths)
+    assert not {"part", "maybe", "sets", "weights"} & set(paths)
 
 
-def test_suggestions_lie_in_their_ranges_and_make_valid_configs() -> None:
+def test_leaves_invalid_config_gives_paths_of_the_model() -> None:
+    assert "form.side" in leaves(Model, {})
+
+
+def test_leaves_instance_of_subclass_gives_its_fields() -> None:
+    paths = leaves(MethodModel, {"method": "soft"})
+    assert paths == ["seed", "epochs", "method", "options.amplitude", "options.steps"]
+
+
+def test_suggest_all_distributions_gives_valid_configs() -> None:
     space = build(
         {
             "rate": {"log_uniform": [1e-4, 1e-1]},
@@ -73,19 +138,19 @@ def test_suggestions_lie_in_their_ranges_and_make_valid_configs() -> None:
         },
         {"sets": {"b": {}}},
     )
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen = [space.suggest(study.ask()) for _ in range(50)]
-    assert {each["part.size"] for each in seen} == {1, 9, 17, 25}
-    assert {each["part.kind"] for each in seen} == {"small", "large"}
-    assert all(1e-4 <= each["rate"] <= 1e-1 for each in seen)
-    for each in seen:
-        config = Model.model_validate(Space.overlay(space.config, each))
-        assert config.maybe is not None and config.maybe.size == each["maybe.size"]
-        assert config.sets["b"].size == each["sets.b.size"]
+    study = random_study()
+    suggestions = [space.suggest(study.ask()) for _ in range(50)]
+    assert {values["part.size"] for values in suggestions} == {1, 9, 17, 25}
+    assert {values["part.kind"] for values in suggestions} == {"small", "large"}
+    assert all(1e-4 <= values["rate"] <= 1e-1 for values in suggestions)
+    for values in suggestions:
+        config = Model.model_validate(Space.overlay(space.config, values))
+        assert config.maybe is not None and config.maybe.size == values["maybe.size"]
+        assert config.sets["b"].size == values["sets.b.size"]
 
 
 @pytest.mark.parametrize(
-    ("entry", "taken", "refused"),
+    ("entry", "contained", "outside"),
     [
         ({"uniform": [0, 1]}, [(1, 1.0)], [1.1, "1", True, None]),
         ({"log_uniform": [1, 8]}, [(8, 8.0)], [0]),
@@ -95,21 +160,21 @@ def test_suggestions_lie_in_their_ranges_and_make_valid_configs() -> None:
         ({"choice": ["a", 2, None]}, [("a", "a"), (2.0, 2), (None, None)], ["b", "2"]),
     ],
 )
-def test_a_distribution_is_what_is_suggested_from(
-    entry: dict[str, Any], taken: list[tuple[Any, Any]], refused: list[Any]
+def test_parameter_contains_what_it_suggests(
+    entry: dict[str, Any], contained: list[tuple[Any, Any]], outside: list[Any]
 ) -> None:
     parameter, study = Parameter.model_validate(entry), optuna.create_study()
     suggested = parameter.suggest(trial := study.ask(), "path")
     assert trial.distributions["path"] == parameter.distribution()
-    assert parameter.takes(suggested) and parameter.convert(suggested) == suggested
-    for value, converted in taken:
-        assert parameter.takes(value)
+    assert parameter.contains(suggested) and parameter.convert(suggested) == suggested
+    for value, converted in contained:
+        assert parameter.contains(value)
         assert parameter.convert(value) == converted
         assert type(parameter.convert(value)) is type(converted)
-    assert not any(parameter.takes(value) for value in refused)
+    assert not any(parameter.contains(value) for value in outside)
 
 
-def test_conditional_paths_follow_their_parents_however_they_are_written() -> None:
+def test_suggest_conditional_path_follows_its_parents() -> None:
     space = build(
         {
             "part.size": {"int": [1, 8], "when": {"part.kind": "large"}},
@@ -117,15 +182,15 @@ def test_conditional_paths_follow_their_parents_however_they_are_written() -> No
             "part.kind": {"choice": ["small", "large"]},
         }
     )
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen = [space.suggest(study.ask()) for _ in range(60)]
-    for each in seen:
-        assert ("part.size" in each) == (each["part.kind"] == "large")
-        assert ("seed" in each) == (each.get("part.size", 99) <= 4)
-    assert {len(each) for each in seen} == {1, 2, 3}
+    study = random_study()
+    suggestions = [space.suggest(study.ask()) for _ in range(60)]
+    for values in suggestions:
+        assert ("part.size" in values) == (values["part.kind"] == "large")
+        assert ("seed" in values) == (values.get("part.size", 99) <= 4)
+    assert {len(values) for values in suggestions} == {1, 2, 3}
 
 
-def test_conditions_on_fixed_values_are_decided_by_the_config_and_its_defaults() -> None:
+def test_suggest_condition_on_fixed_value_uses_the_config() -> None:
     search = {"part.size": {"int": [1, 8], "when": {"part.kind": "large"}}}
     ask = optuna.create_study().ask
     assert build(search).suggest(ask()) == {}
@@ -133,7 +198,7 @@ def test_conditions_on_fixed_values_are_decided_by_the_config_and_its_defaults()
     assert "part.size" in build(search, {"rate": 1, "part": {"kind": "large"}}).suggest(ask())
 
 
-def test_conditional_values_are_checked_under_their_condition() -> None:
+def test_build_conditional_edge_is_checked_with_its_parents() -> None:
     space = build(
         {
             "form.shape": {"choice": ["round", "square"]},
@@ -148,7 +213,7 @@ def test_conditional_values_are_checked_under_their_condition() -> None:
         build({"form.side": {"uniform": [0, 1]}})
 
 
-def test_table_shows_distribution_range_and_condition() -> None:
+def test_table_row_has_distribution_range_and_condition() -> None:
     space = build(
         {
             "rate": {"log_uniform": [0.001, 1]},
@@ -163,15 +228,28 @@ def test_table_shows_distribution_range_and_condition() -> None:
     ]
 
 
-def test_overlay_copies_and_makes_groups() -> None:
+def test_overlay_missing_group_is_added_to_a_copy() -> None:
     base = {"part": {"size": 1}, "maybe": None}
     laid = Space.overlay(base, {"part.size": 2, "maybe.size": 3, "form.side": 4.0})
     assert laid == {"part": {"size": 2}, "maybe": {"size": 3}, "form": {"side": 4.0}}
     assert base == {"part": {"size": 1}, "maybe": None}
 
 
-def test_a_required_field_may_be_searched_or_fixed_but_not_missing() -> None:
+def test_build_searched_required_field_may_be_absent() -> None:
     assert build({"rate": {"uniform": [0, 1]}}, {}).config == {"rate": 0.0}
+
+
+def test_build_searched_described_field_may_be_absent() -> None:
+    space = build({"data.sequences": {"int": [2, 8]}}, {"data": {}}, DescribedModel)
+    assert space.config == {"data": {"sequences": 2}}
+
+
+def test_build_searched_group_may_be_absent() -> None:
+    space = build({"data.sequences": {"int": [2, 8]}}, {}, DescribedModel)
+    assert space.config == {"data": {"sequences": 2}}
+
+
+def test_build_required_field_neither_set_nor_searched_fails() -> None:
     with pytest.raises(FieldError, match=r"^config\.rate: missing$"):
         build({"seed": {"int": [0, 1]}}, {})
 
@@ -183,25 +261,104 @@ def test_a_required_field_may_be_searched_or_fixed_but_not_missing() -> None:
         ({"part": {"int": [1, 2]}}, "search.part: is a group; .* part.kind, part.size"),
         (
             {"part.size": {"uniform": [1, 3]}},
-            "search.part.size: should be a whole number, not 1.764; write int",
+            "search.part.size: should be a whole number, not 1.764; use int",
         ),
         ({"part.size": {"int": [1, 65]}}, "search.part.size: should be less than or equal to 64, not 65"),
-        ({"part.kind": {"choice": ["small", "larg"]}}, "search.part.kind: 'larg' is none .* 'large'"),
-        ({"part.kind": {"int": [1, 2]}}, "search.part.kind: 1 is none of 'small' or 'large'"),
+        (
+            {"part.kind": {"choice": ["small", "larg"]}},
+            "search.part.kind: invalid value 'larg'; expected 'small' or 'large'; did you mean 'large'",
+        ),
+        ({"part.kind": {"int": [1, 2]}}, "search.part.kind: invalid value 1; expected 'small' or 'large'"),
         ({"rate": {"choice": ["fast"]}}, "search.rate: should be a number, not 'fast'"),
         ({"names": {"choice": ["a"]}}, "search.names: should be a list, not 'a'"),
         ({"seed": {"int": [0, 1], "when": {"part.knd": "x"}}}, "when.part.knd: .* did you mean 'part.kind'"),
-        ({"seed": {"int": [0, 1], "when": {"part.kind": "x"}}}, "when.part.kind: 'x' is none of"),
+        (
+            {"seed": {"int": [0, 1], "when": {"part.kind": "x"}}},
+            "when.part.kind: invalid value 'x'; expected 'small'",
+        ),
         (
             {"seed": {"int": [0, 1], "when": {"epochs": 5}}, "epochs": {"int": [1, 3]}},
-            "when.epochs: 5 is not among what is searched: 1 to 3",
+            "when.epochs: 5 is not searched; expected 1 to 3",
         ),
         (
             {"seed": {"int": [0, 1], "when": {"epochs": 1}}, "epochs": {"int": [1, 3], "when": {"seed": 1}}},
-            "the conditions go round in a circle",
+            "the conditions form a cycle: (seed needs epochs needs seed|epochs needs seed needs epochs)",
         ),
     ],
 )
-def test_a_space_that_does_not_fit_its_config_is_refused(search: dict[str, Any], line: str) -> None:
+def test_build_search_that_the_config_refuses_fails(search: dict[str, Any], line: str) -> None:
     with pytest.raises(FieldError, match=line):
         build(search)
+
+
+def test_build_path_of_an_instance_is_searched() -> None:
+    space = build({"options.amplitude": {"uniform": [0, 1]}}, {}, MethodModel)
+    values = space.suggest(random_study().ask())
+    config = MethodModel.model_validate(Space.overlay(space.config, values))
+    assert config.options == Soft(amplitude=values["options.amplitude"])
+
+
+def test_corners_conditional_edge_has_its_parents() -> None:
+    search = {
+        "form.shape": {"choice": ["round", "square"]},
+        "form.side": {"choice": [1.0, 2.0], "when": {"form.shape": "square"}},
+    }
+    assert list(build(search).corners()) == [
+        {},
+        {"form.shape": "round"},
+        {"form.shape": "square"},
+        {"form.shape": "square", "form.side": 1.0},
+        {"form.shape": "square", "form.side": 2.0},
+    ]
+
+
+def test_build_required_path_of_an_instance_is_searched() -> None:
+    space = build({"options.margin": {"uniform": [0, 1]}}, {"method": "hard"}, MethodModel)
+    assert space.config["options"] == {"margin": 0.0}
+
+
+def test_build_path_of_an_instance_may_depend_on_its_class() -> None:
+    search = {
+        "method": {"choice": ["soft", "firm"]},
+        "options.amplitude": {"uniform": [0, 1], "when": {"method": "soft"}},
+        "options.width": {"uniform": [0, 9], "when": {"method": "firm"}},
+    }
+    space = build(search, {}, MethodModel)
+    study = random_study()
+    keys = {tuple(space.suggest(study.ask())) for _ in range(20)}
+    assert keys == {("method", "options.amplitude"), ("method", "options.width")}
+
+
+@pytest.mark.parametrize(
+    ("search", "config", "line"),
+    [
+        (
+            {"options.amplitud": {"uniform": [0, 1]}},
+            {},
+            "options.amplitud: the trainable's config has no such path; did you mean 'options.amplitude'?",
+        ),
+        (
+            {"options.margin": {"uniform": [0, 1]}},
+            {},
+            "search.options.margin: the trainable's config has no such path; did you mean",
+        ),
+        (
+            {"options.amplitude": {"uniform": [0, 2]}},
+            {},
+            "search.options.amplitude: should be less than or equal to 1, not 2.0",
+        ),
+        ({"options.steps": {"uniform": [1, 3]}}, {}, "search.options.steps: .* not 1.764; use int"),
+        (
+            {"seed": {"int": [0, 1]}},
+            {"options": {"amplitud": 1}},
+            "config.options.amplitud: unknown key; did you mean 'amplitude'?",
+        ),
+        ({"seed": {"int": [0, 1]}}, {"method": "hard"}, "config.options.margin: missing"),
+        ({"seed": {"int": [0, 1]}}, {"options": {"margin": 1}}, "config.options.margin: does not go with"),
+    ],
+)
+def test_build_faulty_option_of_an_instance_fails(
+    search: dict[str, Any], config: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(FieldError, match=line.replace("?", r"\?")):
+        build(search, config, MethodModel)

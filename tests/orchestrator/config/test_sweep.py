@@ -1,19 +1,15 @@
 """Reading a sweep file: its defaults, overrides, variables, and what may change between two runs."""
 
-import re
-import subprocess
-import sys
+import logging
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
-from rich.console import Console
 
-from orchestrator.config.sweep import Override, Sweep, differences, read
-from orchestrator.drivers.plan import plan
+from orchestrator.config.document import Override
+from orchestrator.config.sweep import Sweep, read_sweep
 from orchestrator.errors import InputError, nearest
-from orchestrator.execution.cluster import Cluster
-from orchestrator.trainable import load
 
 SWEEP = """\
 name: parabola
@@ -35,12 +31,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def given(file: Path, *overrides: str, **environment: str) -> Sweep:
-    return read(file, [Override.parse(each) for each in overrides], environment=environment)
+def read(file: Path, *overrides: str, **environment: str) -> Sweep:
+    return read_sweep(file, [Override.parse(text) for text in overrides], environment=environment)
 
 
-def test_defaults_are_filled_in(file: Path) -> None:
-    sweep = given(file)
+def test_read_sweep_absent_keys_have_defaults(file: Path) -> None:
+    sweep = read(file)
     assert sweep.objective[0].direction == "maximize"
     assert isinstance(sweep.sampler.build(), optuna.samplers.TPESampler)
     assert isinstance(sweep.scheduler.build(sweep.epochs), optuna.pruners.SuccessiveHalvingPruner)
@@ -51,14 +47,14 @@ def test_defaults_are_filled_in(file: Path) -> None:
     assert sweep.tracking.experiment == "parabola"
 
 
-def test_environment_fills_strings_and_names_the_tracking_server(file: Path) -> None:
-    sweep = given(file, ROOM="/data", MLFLOW_TRACKING_URI="http://tracking:5000")
+def test_read_sweep_environment_fills_strings_and_tracking(file: Path) -> None:
+    sweep = read(file, ROOM="/data", MLFLOW_TRACKING_URI="http://tracking:5000")
     assert sweep.storage == "/data/sweeps"
     assert sweep.tracking.uri == "http://tracking:5000"
 
 
-def test_overrides_reach_every_part(file: Path) -> None:
-    sweep = given(
+def test_read_sweep_overrides_reach_every_section(file: Path) -> None:
+    sweep = read(
         file,
         "budget.trials=7",
         "budget.wall=1h30m",
@@ -78,16 +74,20 @@ def test_overrides_reach_every_part(file: Path) -> None:
     assert sweep.scheduler.rungs(6) == [2, 3, 4, 5]
 
 
-def test_an_override_may_hold_any_text(file: Path) -> None:
-    sweep = read(file, [Override("storage", "/tmp/a: b # c", "--storage")], environment={})
+def test_read_sweep_override_may_be_any_text(file: Path) -> None:
+    sweep = read_sweep(file, [Override("storage", "/tmp/a: b # c", "--storage")], environment={})
     assert sweep.storage == "/tmp/a: b # c"
 
 
-def test_plain_scalars_follow_yaml_1_2(file: Path) -> None:
-    sweep = given(file, "search.fault={choice: [none]}", "search.seconds={choice: [1e-3, 0.5]}")
+def test_read_sweep_scalars_follow_yaml_1_2(file: Path) -> None:
+    sweep = read(file, "search.fault={choice: [none]}", "search.seconds={choice: [1e-3, 0.5]}")
+    assert sweep.search["fault"].choice == ("none",)
     assert sweep.search["seconds"].choice == (1e-3, 0.5)
-    with pytest.raises(InputError, match="mode: 'on' is none of 'max' or 'min'"):
-        given(file, "objective.mode=on")
+
+
+def test_read_sweep_yaml_1_1_boolean_is_text(file: Path) -> None:
+    with pytest.raises(InputError, match="mode: invalid value 'on'; expected 'max' or 'min'"):
+        read(file, "objective.mode=on")
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_plain_scalars_follow_yaml_1_2(file: Path) -> None:
         "{tpe: {seed: 3, multivariate: true}}",
     ],
 )
-def test_samplers_are_built_by_name(file: Path, written: str) -> None:
-    assert isinstance(given(file, f"sampler={written}").sampler.build(), optuna.samplers.BaseSampler)
+def test_sampler_name_builds_the_sampler(file: Path, written: str) -> None:
+    assert isinstance(read(file, f"sampler={written}").sampler.build(), optuna.samplers.BaseSampler)
 
 
-def test_a_seeded_sampler_moves_on_with_its_offset(file: Path) -> None:
-    sweep = given(file, "sampler={random: {seed: 3}}")
+def test_sampler_offset_moves_its_seed(file: Path) -> None:
+    sweep = read(file, "sampler={random: {seed: 3}}")
 
     def first(offset: int) -> dict[str, object]:
         return sweep.space.suggest(optuna.create_study(sampler=sweep.sampler.build(offset)).ask())
@@ -117,28 +117,61 @@ def test_a_seeded_sampler_moves_on_with_its_offset(file: Path) -> None:
     assert first(0) != first(1)
 
 
-def test_schedulers_give_pruners(file: Path) -> None:
-    assert isinstance(given(file, "scheduler=none").scheduler.build(9), optuna.pruners.NopPruner)
-    assert given(file, "scheduler=none").scheduler.rungs(9) == []
-    assert isinstance(given(file, "scheduler=hyperband").scheduler.build(9), optuna.pruners.HyperbandPruner)
-    median = given(file, "scheduler={median: {startup: 2}}").scheduler
-    assert (median.name, type(median.build(9))) == ("median", optuna.pruners.MedianPruner)
+@pytest.mark.parametrize(
+    ("written", "name", "pruner", "rungs"),
+    [
+        ("none", "none", optuna.pruners.NopPruner, []),
+        ("null", "none", optuna.pruners.NopPruner, []),
+        ("asha", "asha", optuna.pruners.SuccessiveHalvingPruner, [1, 3]),
+        ("hyperband", "hyperband", optuna.pruners.HyperbandPruner, [1, 3]),
+        ("{median: {startup: 2}}", "median", optuna.pruners.MedianPruner, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_scheduler_name_builds_the_pruner(
+    file: Path, written: str, name: str, pruner: type, rungs: list[int]
+) -> None:
+    scheduler = read(file, f"scheduler={written}").scheduler
+    assert (scheduler.name, type(scheduler.build(9)), scheduler.rungs(9)) == (name, pruner, rungs)
 
 
-def test_several_objectives_are_not_stopped_early(file: Path) -> None:
-    both = "objective=[{metric: val/score}, {metric: train/loss}]"
-    assert [each.direction for each in given(file, both).objective] == ["maximize", "minimize"]
+@pytest.mark.parametrize(
+    ("written", "recorded"),
+    [
+        ("asha", {"asha": {"grace": 1, "reduction": 3}}),
+        ("{median: {warmup: 2}}", {"median": {"warmup": 2, "startup": 5}}),
+        ("none", "none"),
+    ],
+)
+def test_scheduler_is_recorded_with_its_defaults(file: Path, written: str, recorded: Any) -> None:
+    assert read(file, f"scheduler={written}").resolved()["scheduler"] == recorded
+
+
+def test_sampler_is_recorded_as_written(file: Path) -> None:
+    assert read(file).resolved()["sampler"] == {"tpe": {}}
+    assert read(file, "sampler.random.seed=3").resolved()["sampler"] == {"random": {"seed": 3}}
+
+
+BOTH = "objective=[{metric: val/score}, {metric: train/loss}]"
+
+
+def test_read_sweep_several_objectives_have_no_scheduler(file: Path) -> None:
+    sweep = read(file, BOTH)
+    assert [objective.direction for objective in sweep.objective] == ["maximize", "minimize"]
+    assert sweep.scheduler.name == "none"
+
+
+def test_read_sweep_several_objectives_with_scheduler_fails(file: Path) -> None:
     with pytest.raises(InputError, match="write scheduler: none"):
-        given(file, both, "scheduler=asha")
+        read(file, BOTH, "scheduler=asha")
 
 
-def test_epochs_are_the_most_that_a_trial_reports(file: Path) -> None:
-    assert given(file).epochs == 9
-    assert given(file, "search.epochs={int: [2, 12]}").epochs == 12
+def test_epochs_are_the_highest_that_is_searched(file: Path) -> None:
+    assert read(file).epochs == 9
+    assert read(file, "search.epochs={int: [2, 12]}").epochs == 12
 
 
-def test_points_to_try_first_are_read_as_they_are_suggested(file: Path) -> None:
-    sweep = given(
+def test_enqueue_values_have_the_types_of_suggestions(file: Path) -> None:
+    sweep = read(
         file,
         "enqueue.paper={x: 1, steps: 4.0}",
         "enqueue.v1.x=${WIDE}",
@@ -152,15 +185,15 @@ def test_points_to_try_first_are_read_as_they_are_suggested(file: Path) -> None:
     assert sweep.resolved()["enqueue"] == sweep.enqueue
 
 
-def test_an_override_reaches_a_point_whose_name_holds_dots(file: Path) -> None:
+def test_read_sweep_override_reaches_name_with_dots(file: Path) -> None:
     file.write_text(SWEEP + "enqueue: {v1.2: {x: 1}, v1: {x: 2}}\n")
-    sweep = given(file, "enqueue.v1.2.x=3", "enqueue.v1.steps=2", "enqueue.v1.2.steps=8")
+    sweep = read(file, "enqueue.v1.2.x=3", "enqueue.v1.steps=2", "enqueue.v1.2.steps=8")
     assert sweep.enqueue == {"v1.2": {"x": 3.0, "steps": 8}, "v1": {"x": 2.0, "steps": 2}}
-    assert given(file, "enqueue.v1.2={steps: 8}").enqueue["v1.2"] == {"steps": 8}
+    assert read(file, "enqueue.v1.2={steps: 8}").enqueue["v1.2"] == {"steps": 8}
 
 
-def test_a_point_is_tried_before_what_the_sampler_suggests(file: Path) -> None:
-    sweep = given(file, "enqueue.paper.x=1", "sampler={random: {seed: 0}}")
+def test_enqueue_point_is_suggested_first(file: Path) -> None:
+    sweep = read(file, "enqueue.paper.x=1", "sampler={random: {seed: 0}}")
     study = optuna.create_study(sampler=sweep.sampler.build())
     study.enqueue_trial(sweep.enqueue["paper"], user_attrs={"point": "paper"})
     trial = study.ask()
@@ -169,70 +202,62 @@ def test_a_point_is_tried_before_what_the_sampler_suggests(file: Path) -> None:
     assert trial.user_attrs == {"point": "paper"}
 
 
-def test_a_warm_start_names_sweeps_and_experiments(file: Path) -> None:
-    assert given(file).warm_start == ()
-    assert given(file, "warm_start=earlier").warm_start == ("earlier",)
-    sweep = given(file, "warm_start=[earlier, mlflow:a/b 2025, mlflow:parabola]")
-    assert sweep.warm_start == ("earlier", "mlflow:a/b 2025", "mlflow:parabola")
-    assert sweep.resolved()["warm_start"] == list(sweep.warm_start)
+@pytest.mark.parametrize(
+    ("overrides", "sources"),
+    [
+        ([], ()),
+        (["warm_start=earlier"], ("earlier",)),
+        (
+            ["warm_start=[earlier, mlflow:a/b 2025, mlflow:parabola]"],
+            ("earlier", "mlflow:a/b 2025", "mlflow:parabola"),
+        ),
+    ],
+)
+def test_warm_start_names_sweeps_and_experiments(
+    file: Path, overrides: list[str], sources: tuple[str, ...]
+) -> None:
+    sweep = read(file, *overrides)
+    assert sweep.warm_start == sources
+    assert sweep.resolved()["warm_start"] == list(sources)
 
 
-def test_points_and_earlier_sweeps_may_not_change(file: Path) -> None:
-    old = given(file).resolved()
-    new = given(file, "enqueue.paper.x=1", "warm_start=[earlier]").resolved()
-    assert differences(old, new) == ["enqueue.paper.x: absent → 1.0", 'warm_start: absent → ["earlier"]']
-    before = {key: value for key, value in old.items() if key not in ("enqueue", "warm_start")}
-    assert differences(before, old) == []
-
-
-def test_the_plan_shows_what_is_tried_first(file: Path) -> None:
-    cluster = Cluster("here", None, None, ({"CPU": 2.0},))
-
-    def lines(sweep: Sweep) -> str:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(plan(sweep, cluster))
-        return capture.get()
-
-    shown = lines(
-        given(file, "enqueue={paper: {x: 1}, larger: {steps: 8}}", "warm_start=[earlier, mlflow:b]")
-    )
-    assert re.search(r"tried first +paper, larger", shown)
-    assert re.search(r"warm start +earlier, mlflow:b", shown)
-    assert "tried first" not in lines(given(file))
-
-
-def test_a_cluster_that_may_grow_runs_as_many_trials_as_the_file_says(file: Path) -> None:
-    small = ({"CPU": 1.0, "trial_slot": 8.0},)
-    here, there = Cluster("", None, None, small), Cluster("", None, None, small, joined=True)
-    three = given(file, "resources.concurrent=3").resources
-    assert (here.concurrency(three), there.concurrency(three)) == (1, 3)
-    large = given(file, "resources.workers=2", "resources.concurrent=3").resources
-    assert there.concurrency(large) == 3
-    with pytest.raises(InputError, match=r"2 workers of 1 CPUs do not fit .*; at most 1 fit$"):
-        here.concurrency(large)
-    with pytest.raises(InputError, match=r"if it adds nodes, resources[.]concurrent says how many"):
-        there.concurrency(given(file, "resources.workers=2").resources)
-
-
-def test_an_invalid_trial_is_one_line(file: Path) -> None:
+def test_trial_config_invalid_value_is_one_line(file: Path) -> None:
     with pytest.raises(InputError, match=r"^config\.x: should be less than or equal to 10, not 11$"):
-        given(file).trial_config({"x": 11})
+        read(file).trial_config({"x": 11})
 
 
-def test_workers_cannot_share_a_gpu(file: Path) -> None:
-    assert given(file, "resources.gpus=0.5").resources.gpus == 0.5
+def test_resources_one_worker_may_share_a_gpu(file: Path) -> None:
+    assert read(file, "resources.gpus=0.5").resources.gpus == 0.5
+
+
+def test_resources_several_workers_on_a_shared_gpu_fail(file: Path) -> None:
     with pytest.raises(InputError, match="2 workers cannot train together on shares of a GPU"):
-        given(file, "resources.gpus=0.5", "resources.workers=2")
+        read(file, "resources.gpus=0.5", "resources.workers=2")
 
 
-def test_differences_are_readable(file: Path) -> None:
-    old = given(file).resolved()
-    assert differences(old, given(file, "budget.trials=9", "storage=/elsewhere").resolved()) == []
-    new = given(
+def test_resources_old_key_is_read_with_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert read(file, "resources.silence=2m").resources.report_timeout == 120
+    assert caplog.messages == ["resources.silence is now called resources.report_timeout"]
+
+
+def test_resources_present_key_logs_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(file, "resources.report_timeout=2m").resources.report_timeout == 120
+    assert caplog.messages == []
+
+
+def test_resources_old_and_present_key_together_fail(file: Path) -> None:
+    line = "resources: silence is the old name of report_timeout; give only report_timeout"
+    with pytest.raises(InputError, match=line):
+        read(file, "resources={silence: 2m, report_timeout: 2m}")
+
+
+def test_differences_changed_settings_are_readable(file: Path) -> None:
+    before = read(file).resolved()
+    after = read(
         file, "search.steps.int=[1, 4]", "config.seed=2", "search.y={uniform: [0, 1]}", "scheduler=none"
     )
-    assert differences(old, new.resolved()) == [
+    assert after.differences(before) == [
         "scheduler.asha.grace: 1 → absent",
         "scheduler.asha.reduction: 3 → absent",
         "config.seed: 1 → 2",
@@ -242,40 +267,61 @@ def test_differences_are_readable(file: Path) -> None:
     ]
 
 
-def test_the_example_trainable_keeps_the_contract(tmp_path: Path) -> None:
-    class Recorder:
-        rank, world_size, device = 0, 1, "cpu"
-        reports: list[dict[str, float]]
-
-        def __init__(self) -> None:
-            self.reports = []
-
-        def report(self, metrics: dict[str, float], save) -> None:  # type: ignore[no-untyped-def]
-            self.reports.append(metrics)
-            save(tmp_path)
-
-        def restore(self) -> Path | None:
-            return tmp_path if (tmp_path / "state.json").exists() else None
-
-    example, context = load("tests.support.example_trainable:ExampleTrainable"), Recorder()
-    example.fit(example.Config.model_validate({"epochs": 2}), context)
-    example.fit(example.Config.model_validate({"epochs": 4}), context)
-    assert [each["epoch"] for each in context.reports] == [1, 2, 3, 4]
-    assert all(set(each) == {"epoch", *example.metrics} for each in context.reports)
-    scores = [each["val/score"] for each in context.reports]
-    assert scores == sorted(scores)
-    assert example.evaluate(example.Config(), tmp_path) == {"test/parabola/score": scores[-1]}
-    with pytest.raises(FloatingPointError):
-        example.fit(example.Config.model_validate({"epochs": 5, "fault": "diverge"}), context)
+def test_differences_points_and_warm_start_must_not_change(file: Path) -> None:
+    after = read(file, "enqueue.paper.x=1", "warm_start=[earlier]")
+    assert after.differences(read(file).resolved()) == [
+        "enqueue.paper.x: absent → 1.0",
+        'warm_start: absent → ["earlier"]',
+    ]
 
 
-def test_reading_does_not_import_torch_or_ray() -> None:
-    code = "import sys, orchestrator.config; print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_differences_budget_resources_and_storage_may_change(file: Path) -> None:
+    before = read(file).resolved()
+    after = read(file, "budget.trials=9", "storage=/elsewhere", "resources.cpus=2", "tracking.experiment=a")
+    assert after.differences(before) == []
 
 
-def test_nearest_names_the_closest_or_lists_all() -> None:
+def test_differences_recorded_old_resources_are_ignored(file: Path) -> None:
+    before = read(file).resolved()
+    assert read(file).differences({**before, "resources": {"silence": 3600.0}}) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["config.noise", "config.sets", "enqueue", "warm_start", "scheduler.asha.grace"]
+)
+def test_differences_absent_key_equals_its_default(file: Path, path: str) -> None:
+    before = read(file).resolved()
+    *groups, key = path.split(".")
+    section = before
+    for group in groups:
+        section = section[group]
+    del section[key]
+    assert read(file).differences(before) == []
+
+
+def test_differences_absent_key_with_other_value_is_listed(file: Path) -> None:
+    before = read(file).resolved()
+    del before["config"]["noise"]["width"], before["scheduler"]["asha"]["grace"]
+    after = read(file, "config.noise.width=0.5", "scheduler.asha.grace=2")
+    assert after.differences(before) == [
+        "scheduler.asha.grace: 1 → 2",
+        "config.noise.width: 0.1 → 0.5",
+    ]
+
+
+def test_differences_unknown_recorded_key_is_listed(file: Path) -> None:
+    before = read(file).resolved()
+    before["config"]["gone"] = 3
+    assert read(file).differences(before) == ["config.gone: 3 → absent"]
+
+
+def test_nearest_close_name_is_suggested() -> None:
     assert nearest("trails", ["trials", "wall"]) == "; did you mean 'trials'?"
+
+
+def test_nearest_distant_name_lists_all() -> None:
     assert nearest("x", ["wall", "trials"]) == "; valid: trials, wall"
+
+
+def test_nearest_many_names_are_counted() -> None:
     assert nearest("x", [f"name{index:02}" for index in range(20)]).endswith("name11 and 8 more")

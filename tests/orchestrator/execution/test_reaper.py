@@ -1,5 +1,6 @@
-"""What a driver clears up, on a real Ray."""
+"""The resources that a driver removes, on a real Ray cluster."""
 
+import logging
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.execution.reaper import Watch
+from orchestrator.execution import reaper
+from orchestrator.execution.reaper import ResourceReaper
+from orchestrator.interrupt import Interrupt
 
 pytestmark = pytest.mark.faults
 WORKERS = [{"CPU": 1, "GPU": 0}]
@@ -74,49 +77,59 @@ def earlier(address: str) -> list[str]:
     return line.split()[1:]
 
 
-def test_the_group_of_a_killed_maker_goes_while_its_driver_runs(address: str) -> None:
+def test_group_of_a_killed_actor_ends_while_its_driver_runs(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=reaper.__name__)
     killed, user, other = Actor.remote(), Actor.remote(), Actor.remote()  # type: ignore[attr-defined]
     left, used, small = ray.get([killed.make.remote(), user.make.remote(), other.make.remote(0.05)])
     ray.get(user.use.remote())
     ray.kill(killed)
     time.sleep(3)
-    assert there(left)  # as Ray has it: its job lives
-    said: list[str] = []
-    ended: list[str] = []
-    with Watch([], WORKERS, said.append, ended.append, interval=0.5):
+    assert there(left)  # Ray keeps it, because its job lives
+    interrupt = Interrupt()
+    with ResourceReaper([], WORKERS, interrupt, interval=0.5):
         until(lambda: not there(left))
         time.sleep(3)
         assert there(used) and there(small)
-    assert not there(used) and there(small)  # one of a worker group that is there at the end is of no use
-    assert said == ["placement groups that nobody used any more, removed: 1"]
-    assert not ended
+    assert not there(used) and there(small)  # at the end every group of the size of a worker group goes
+    assert caplog.messages == ["removed 1 unused placement groups"]
+    assert not interrupt.requested
 
 
-def test_what_an_earlier_driver_left_goes(address: str) -> None:
+def test_group_and_cleaner_of_an_earlier_driver_end(address: str, caplog: pytest.LogCaptureFixture) -> None:
     job, group, process = earlier(address)
     time.sleep(3)
     assert there(group) and psutil.pid_exists(int(process))
     session = ray.get_runtime_context().get_session_name()
-    jobs = ["another-session/01000000", f"{session}/{job}"]
-    with Watch(jobs, WORKERS, pytest.fail, pytest.fail):
+    jobs, interrupt = ["another-session/01000000", f"{session}/{job}"], Interrupt()
+    with ResourceReaper(jobs, WORKERS, interrupt):
         until(lambda: not there(group))
         until(lambda: not psutil.pid_exists(int(process)))
     assert jobs[2:] == [f"{session}/{ray.get_runtime_context().get_job_id()}"]
+    assert caplog.messages == [] and not interrupt.requested
 
 
-def test_what_others_left_stays(address: str) -> None:
+def test_group_and_cleaner_of_another_job_stay(address: str, caplog: pytest.LogCaptureFixture) -> None:
     _, group, process = earlier(address)
-    with Watch([], WORKERS, pytest.fail, pytest.fail, interval=0.5):
+    interrupt = Interrupt()
+    with ResourceReaper([], WORKERS, interrupt, interval=0.5):
         time.sleep(5)
     assert there(group) and psutil.pid_exists(int(process))
+    assert caplog.messages == [] and not interrupt.requested
 
 
-def test_what_cannot_be_seen_is_told_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("orchestrator.execution.reaper.list_actors", unanswered)
-    with Watch([], WORKERS, said.append, pytest.fail, interval=0.5):
+def test_reaper_that_cannot_look_says_so_once(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reaper, "list_actors", unanswered)
+    group = placement_group([{"CPU": 1}])
+    ray.get(group.ready())
+    interrupt = Interrupt()
+    with ResourceReaper([], WORKERS, interrupt, interval=0.5):
         time.sleep(2)
-    assert said == ["whether placement groups are left behind cannot be seen: the dashboard is away"]
+    assert caplog.messages == ["cannot check for unused placement groups: the dashboard is away"]
+    assert not interrupt.requested
 
 
 def unanswered(**_: object) -> None:

@@ -1,7 +1,7 @@
-"""What ``--submit`` refuses and how it follows a log; a sweep on a real cluster is in tests/infra."""
+"""What ``--submit`` refuses, and how it follows the log of a job; tests/infra submits to a real cluster."""
 
 import contextlib
-import itertools
+import logging
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +14,9 @@ from ray.job_submission import JobStatus
 
 from orchestrator.config.document import Override
 from orchestrator.console.progress import Progress
+from orchestrator.errors import InputError
 from orchestrator.execution import submit
+from orchestrator.interrupt import Interrupt
 from tests.support.command_line import refused
 from tests.support.paths import ROOT
 
@@ -26,7 +28,7 @@ SWEEP = ROOT / "search_spaces/alignment.yaml"
     [
         (
             ["--submit", "head:8265"],
-            "error: --submit head:8265: is no address of a Ray dashboard; write http://",
+            "error: --submit head:8265: not the address of a Ray dashboard; write http://",
         ),
         (
             ["--submit", "http://127.0.0.1:1"],
@@ -35,11 +37,11 @@ SWEEP = ROOT / "search_spaces/alignment.yaml"
         (["--submit", "http://a", "--address", "b:1"], "error: --submit, --address: give one"),
     ],
 )
-def test_one_line_says_what_is_wrong(options: list[str], expected: str) -> None:
+def test_submit_to_a_wrong_address_is_one_line(options: list[str], expected: str) -> None:
     assert refused("sweep", SWEEP, *options).startswith(expected)
 
 
-def test_a_file_outside_of_what_is_sent_is_refused(tmp_path: Path) -> None:
+def test_submit_of_a_file_that_is_not_sent_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.yaml"
     file.write_text(SWEEP.read_text())
     assert "lies outside of the working directory" in refused("sweep", file, "--submit", "http://127.0.0.1:1")
@@ -53,7 +55,7 @@ class Head:
 
     async def tail_job_logs(self, number: str) -> AsyncIterator[str]:
         for text in next(self._logs):
-            if text == "ctrl-c":  # in a moment when what runs in asyncio swallows it
+            if text == "ctrl-c":  # at a moment when code that runs in asyncio swallows it
                 with contextlib.suppress(KeyboardInterrupt):
                     signal.raise_signal(signal.SIGINT)
                 continue
@@ -73,79 +75,129 @@ def job(status: JobStatus, code: int | None = None) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    caplog.set_level(logging.INFO, logger=submit.__name__)
 
 
-def follow(head: Head, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = submit._conclude(head, "raysubmit_1", "http://head:8265", Progress())  # type: ignore[arg-type]
-    return code, capsys.readouterr().out
+def follow(head: Head, interrupt: Interrupt | None = None) -> int:
+    interrupt = interrupt or Interrupt()
+    return submit._follow(head, "raysubmit_1", "http://head:8265", interrupt)  # type: ignore[arg-type]
 
 
-def test_a_log_that_breaks_off_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_that_breaks_off_continues_where_it_was(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     logs = [["one\ntwo\n", "break"], ["one\n", "two\nthree\n"], ["one\ntwo\nthree\n", "four\n"]]
     head = Head(logs, [job(JobStatus.RUNNING), job(JobStatus.RUNNING), job(JobStatus.FAILED, 2)])
-    code, out = follow(head, capsys)
-    assert code == 2
-    told = [line for line in out.splitlines() if "trying again" in line]
-    assert len(told) == 2
-    shown = "".join(itertools.filterfalse(lambda line: "trying again" in line, out.splitlines(keepends=True)))
-    assert shown.replace("\n", "") == "onetwothreefour"
+    assert follow(head) == 2
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
+    end = "; trying again (the job does not depend on this terminal)"
+    assert caplog.messages == [
+        f"http://head:8265: WebSocket connection closed unexpectedly{end}",
+        f"http://head:8265: the log broke off{end}",
+    ]
 
 
-def test_a_job_that_the_head_has_forgotten_ends_the_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = follow(
-        Head([["one\n", "break"]], [RuntimeError("Request failed with status code 404: gone")]), capsys
-    )
-    assert code == 1
-    assert "the same command goes on with the job" in out
+def test_job_that_the_head_forgot_ends_the_following(caplog: pytest.LogCaptureFixture) -> None:
+    error = RuntimeError("Request failed with status code 404: gone")
+    assert follow(Head([["one\n", "break"]], [error])) == 1
+    assert caplog.messages == [
+        "http://head:8265 does not know raysubmit_1: it was restarted; rerun the command to resume"
+    ]
 
 
-def test_a_job_that_was_killed_gives_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = follow(Head([["one\n"]], [job(JobStatus.STOPPED)]), capsys)
-    assert (code, out) == (1, "one\nraysubmit_1 stopped: its reason\n")
+def test_job_that_was_killed_gives_its_reason(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert follow(Head([["one\n"]], [job(JobStatus.STOPPED)])) == 1
+    assert capsys.readouterr().out == "one\n"
+    assert caplog.messages == ["raysubmit_1 stopped: its reason"]
 
 
-def test_a_token_that_expired_ends_the_following_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = follow(Head([["one\n", "break"]], [AuthenticationError("the token expired")]), capsys)
-    assert code == 1
-    assert "http://head:8265 does not accept the token any more: the token expired" in out
-    assert out.endswith("raysubmit_1 goes on\n")
+def test_token_that_expired_ends_the_following_alone(caplog: pytest.LogCaptureFixture) -> None:
+    assert follow(Head([["one\n", "break"]], [AuthenticationError("the token expired")])) == 1
+    (line,) = caplog.messages
+    assert line.startswith("http://head:8265 no longer accepts the token: the token expired")
+    assert line.endswith("; raysubmit_1 continues")
 
 
-def test_a_swallowed_ctrl_c_ends_the_following(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    code, out = follow(Head([["one\n", "ctrl-c", "two\n"]], [job(JobStatus.RUNNING)]), capsys)
-    assert code == 130
-    assert "raysubmit_1 goes on; the same command follows it again" in out
-    assert signal.getsignal(signal.SIGINT) is before
+def test_ctrl_c_that_was_swallowed_ends_the_following(
+    interrupt: Interrupt, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = Head([["one\n", "ctrl-c", "two\n"]], [job(JobStatus.RUNNING)])
+    assert follow(head, interrupt) == 130
+    assert caplog.messages == [
+        "raysubmit_1 continues; rerun the command to follow it again, "
+        "or run ray job stop raysubmit_1 to end it"
+    ]
 
 
 class Cluster(Head):
     """Takes a job, which is done at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *jobs: Any) -> None:
         super().__init__([[]], [job(JobStatus.SUCCEEDED, 0)])
-        self.taken: dict[str, Any] = {}
+        self.submitted: dict[str, Any] = {}
+        self._jobs = list(jobs)
 
     def list_jobs(self) -> list[Any]:
-        return []
+        return self._jobs
 
-    def submit_job(self, **given: Any) -> str:
-        self.taken = given
+    def submit_job(self, **options: Any) -> str:
+        self.submitted = options
         return "raysubmit_1"
 
 
-def test_a_job_gets_the_variables_that_file_and_overrides_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "named.yaml").write_text("name: named\nconfig: {folder: '${FIRST}', other: '${UNSET:-5}'}\n")
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A sweep file in the working directory, which names environment variables."""
+    content = "name: named\nstorage: /store\nconfig: {folder: '${FIRST}', other: '${UNSET:-5}'}\n"
+    (tmp_path / "named.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
     for name in ("FIRST", "SECOND", "THIRD"):
         monkeypatch.setenv(name, name.lower())
-    cluster = Cluster()
+    return "named.yaml"
+
+
+def send(cluster: Cluster, file: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(submit, "_client", lambda address: cluster)
     override = Override.parse("config.seed=${SECOND}")
-    assert submit.submit("sweep named.yaml", "named.yaml", [override], "http://head:8265", Progress()) == 0
-    assert cluster.taken["entrypoint"] == "sweep named.yaml"
-    assert cluster.taken["runtime_env"]["env_vars"] == {"FIRST": "first", "SECOND": "second"}
+    return submit.submit(f"sweep {file}", file, [override], "http://head:8265", Progress(), Interrupt())
+
+
+def test_submitted_job_gets_the_variables_that_it_names(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    assert send(cluster, file, monkeypatch) == 0
+    assert cluster.submitted["runtime_env"]["env_vars"] == {"FIRST": "first", "SECOND": "second"}
+
+
+def test_submitted_job_runs_the_command_in_its_directory(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster()
+    send(cluster, file, monkeypatch)
+    assert cluster.submitted["entrypoint"] == "sweep named.yaml"
+    assert cluster.submitted["runtime_env"]["working_dir"] == "."
+    assert cluster.submitted["metadata"] == {"job": "/store/named"}
+
+
+def running(command: str) -> Any:
+    return SimpleNamespace(
+        metadata={"job": "/store/named"},
+        status=JobStatus.RUNNING,
+        entrypoint=command,
+        submission_id="raysubmit_0",
+    )
+
+
+def test_job_that_already_runs_there_is_followed(
+    file: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Cluster(running("sweep named.yaml"))
+    assert send(cluster, file, monkeypatch) == 0
+    assert not cluster.submitted
+    assert caplog.messages == ["named already runs there as raysubmit_0; this is its log"]
+
+
+def test_job_that_runs_with_another_command_is_refused(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"named already runs there with another command line \(sweep x\)"):
+        send(Cluster(running("sweep x")), file, monkeypatch)

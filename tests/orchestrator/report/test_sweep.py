@@ -1,3 +1,6 @@
+"""The report of a sweep: every trial, the charts that the trials can fill, and no other file."""
+
+import base64
 import math
 import re
 from dataclasses import dataclass, field
@@ -51,9 +54,14 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
     def row(self, first: str) -> list[str]:
-        found = [row for row in self.rows if row and row[0] == first]
-        assert len(found) == 1, f"{len(found)} rows {first}"
-        return found[0]
+        rows = [row for row in self.rows if row and row[0] == first]
+        assert len(rows) == 1, f"{len(rows)} rows {first}"
+        return rows[0]
+
+    def chart(self, title: str) -> str:
+        """Return the SVG source of a chart."""
+        address = self.addresses[self.figures.index(title)]
+        return base64.b64decode(address.removeprefix("data:image/svg+xml;base64,")).decode()
 
 
 def finished(number: int, state: TrialState, epochs: int = 3) -> optuna.trial.FrozenTrial:
@@ -82,10 +90,12 @@ def study_of(*states: TrialState, direction: str = "maximize") -> optuna.Study:
 
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+FULL = [COMPLETE] * 6 + [PRUNED, FAIL] + [COMPLETE] * 2
 
 
-def test_full_report_needs_no_network_and_holds_every_trial(tmp_path: Path) -> None:
-    states = [COMPLETE] * 6 + [PRUNED, FAIL] + [COMPLETE] * 2
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Return the report of a finished study, in a folder that did not exist."""
     summary = {
         "metric": "val/rank1",
         "scores": {"test/walkers/rank1": 0.61234, "test/walkers/mAP": 0.5, "test/mars/rank1": 0.25},
@@ -94,29 +104,66 @@ def test_full_report_needs_no_network_and_holds_every_trial(tmp_path: Path) -> N
         "runs": {3: "feedc0de" * 4},
         "duration": 553.0,
     }
-    path = write_report(study_of(*states), summary, tmp_path / "new" / "report.html")
-    page = Page(path)
-    assert "http" not in page.source and "@import" not in page.source and "<script" not in page.source
-    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
-    assert path.stat().st_size < 2_000_000
-    for number, state in enumerate(states):
-        assert page.row(str(number))[1] == state.name.lower()
-    assert page.row("3")[2:4] == ["0.33", "3"] and page.row("3")[-1] == "feedc0de"
-    assert page.row("6")[2] == "(0.36)"
-    assert page.row("7")[-2:] == ["loss is <NaN>", ""]
-    assert page.row("0")[page.row("Trial").index("<b>")] == "", "a parameter the trial does not have"
-    assert next(row for row in page.rows if row[0] == "walkers") == ["walkers", "0.6123", "0.5"]
-    assert page.row("mars") == ["mars", "0.25", ""]
-    assert page.row("weights.<b>") == ["weights.<b>", "0.1", "0.001 … 1, log"]
-    assert page.figures == [
+    path = write_report(study_of(*FULL), summary, tmp_path_factory.mktemp("full") / "new" / "report.html")
+    return Page(path)
+
+
+def test_report_needs_no_network_and_no_other_file(full: Page) -> None:
+    assert "http" not in full.source and "@import" not in full.source and "<script" not in full.source
+    assert full.addresses and all(address.startswith("data:image/") for address in full.addresses)
+    assert len(full.source) < 2_000_000
+
+
+def test_report_has_every_trial_with_its_state(full: Page) -> None:
+    for number, state in enumerate(FULL):
+        assert full.row(str(number))[1] == state.name.lower()
+
+
+def test_report_shows_values_reasons_and_runs_of_trials(full: Page) -> None:
+    assert full.row("3")[2:4] == ["0.33", "3"] and full.row("3")[-1] == "feedc0de"
+    assert full.row("6")[2] == "(0.36)"
+    assert full.row("7")[-2:] == ["loss is <NaN>", ""]
+    assert full.row("0")[full.row("Trial").index("<b>")] == "", "a parameter the trial does not have"
+
+
+def test_report_shows_scores_by_data_set(full: Page) -> None:
+    assert next(row for row in full.rows if row[0] == "walkers") == ["walkers", "0.6123", "0.5"]
+    assert full.row("mars") == ["mars", "0.25", ""]
+
+
+def test_report_shows_best_trial_and_its_parameters(full: Page) -> None:
+    assert full.row("weights.<b>") == ["weights.<b>", "0.1", "0.001 … 1, log"]
+    assert re.search(r"best val/rank1, trial 9", full.source)
+
+
+def test_report_shows_duration_and_data(full: Page) -> None:
+    assert "0:09:13" in full.source and "60 identities" in full.source
+
+
+def test_report_of_many_trials_has_all_charts(full: Page) -> None:
+    assert full.figures == [
         "Optimisation history",
         "Learning curves",
         "Importance of parameters",
         "Parallel coordinates",
         "Slices",
     ]
-    assert "0:09:13" in page.source and "60 identities" in page.source
-    assert re.search(r"best val/rank1, trial 9", page.source)
+
+
+@pytest.mark.parametrize(
+    ("title", "texts"),
+    [
+        ("Optimisation history", ["complete trial", "best so far", "trial", "val/rank1"]),
+        ("Learning curves", ["complete", "pruned", "fail", "best", "epoch", "val/rank1"]),
+        ("Importance of parameters", ["rnn.cell", "weights.&lt;b&gt;"]),
+        ("Parallel coordinates", ["val/rank1", "cell", "&lt;b&gt;", "rnn", "gru", "lstm", "not set"]),
+        ("Slices", ["val/rank1", "rnn.cell", "weights.&lt;b&gt;", "rnn", "gru", "lstm"]),
+    ],
+)
+def test_chart_has_its_labels(title: str, texts: list[str], full: Page) -> None:
+    chart = full.chart(title)
+    for text in texts:
+        assert f">{text}<" in chart, text
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
@@ -132,7 +179,7 @@ def test_full_report_needs_no_network_and_holds_every_trial(tmp_path: Path) -> N
         ),
     ],
 )
-def test_studies_that_hardly_began(
+def test_report_of_few_trials_has_the_charts_they_fill(
     states: list[TrialState], figures: list[str], direction: str, tmp_path: Path
 ) -> None:
     page = Page(write_report(study_of(*states, direction=direction), {}, tmp_path / "report.html"))
@@ -142,7 +189,7 @@ def test_studies_that_hardly_began(
         page.row(str(number))
 
 
-def test_trials_under_way_and_equal_values(tmp_path: Path) -> None:
+def test_trial_under_way_shows_its_last_value(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     for cell in ("gru", "lstm", "gru", "rnn", "lstm"):
         study.add_trial(create_trial(value=0.5, params={"rnn.cell": cell}, distributions={"rnn.cell": CELL}))
@@ -150,10 +197,33 @@ def test_trials_under_way_and_equal_values(tmp_path: Path) -> None:
     running.report(0.2, 1)
     page = Page(write_report(study, {"metric": "val/rank1"}, tmp_path / "report.html"))
     assert page.row("5")[1:4] == ["running", "(0.2)", "1"]
-    assert "Importance of parameters" not in page.figures
 
 
-def test_first_of_several_objectives_is_shown(tmp_path: Path) -> None:
+def test_equal_values_have_no_importances(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    for cell in ("gru", "lstm", "gru", "rnn", "lstm"):
+        study.add_trial(create_trial(value=0.5, params={"rnn.cell": cell}, distributions={"rnn.cell": CELL}))
+    page = Page(write_report(study, {}, tmp_path / "report.html"))
+    assert page.figures == ["Optimisation history", "Parallel coordinates", "Slices"]
+
+
+def test_infinite_value_is_listed_but_not_drawn(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="minimize")
+    for value in (0.5, math.inf):
+        cell = {"rnn.cell": "gru"}
+        study.add_trial(create_trial(value=value, params=cell, distributions={"rnn.cell": CELL}))
+    page = Page(write_report(study, {}, tmp_path / "report.html"))
+    assert page.row("1")[2] == "inf" and page.figures == ["Optimisation history"]
+
+
+def test_curve_without_a_finite_value_is_not_drawn(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(create_trial(state=FAIL, intermediate_values={1: math.nan}))
+    page = Page(write_report(study, {}, tmp_path / "report.html"))
+    assert page.row("0")[2] == "(nan)" and page.figures == []
+
+
+def test_report_of_two_objectives_shows_the_first(tmp_path: Path) -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     for number, values in enumerate([[0.25, 10.0], [0.75, 30.0], [0.5, 5.0]]):
         cell = {"rnn.cell": CELL.choices[number]}
@@ -164,7 +234,7 @@ def test_first_of_several_objectives_is_shown(tmp_path: Path) -> None:
     assert "best val/rank1, trial 1" in page.source
 
 
-def test_long_study_keeps_the_file_small(tmp_path: Path) -> None:
+def test_report_of_a_long_study_is_small(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     study.add_trials(finished(number, COMPLETE if number % 2 else PRUNED) for number in range(1500))
     path = write_report(study, {}, tmp_path / "report.html")

@@ -1,6 +1,7 @@
-"""One driver for each job, what it spent, and how others see and stop it."""
+"""The lease of a job: one driver at a time, what it used of the budget, and requests to stop it."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,33 +12,21 @@ from typing import Any
 
 import pytest
 
-from orchestrator import status, stop
-from orchestrator.config import sweep as config
 from orchestrator.errors import InputError
+from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lease
-from orchestrator.storage.directory import JobDirectory
-from orchestrator.storage.lease import Holder, Lease, identify
-from orchestrator.storage.s3 import Folder
-from orchestrator.study.base import SweepStudy
+from orchestrator.storage.lease import DriverRecord, Lease, process_identity, read_driver_record
+from orchestrator.storage.local import LocalStore
 
 HOLD = """
 import sys, time
 from pathlib import Path
+from orchestrator.interrupt import Interrupt
 from orchestrator.storage.lease import Lease
-from orchestrator.storage.s3 import Folder
-with Lease(Folder(Path(sys.argv[1])), "job", "sweep job", print):
+from orchestrator.storage.local import LocalStore
+with Lease(LocalStore(Path(sys.argv[1])), "job", "sweep job", Interrupt()):
     print("held", flush=True)
     time.sleep(60)
-"""
-
-SWEEP = """
-name: parabola
-trainable: tests.support.example_trainable:ExampleTrainable
-search: {x: {uniform: [-3, 3]}}
-objective: {metric: val/score}
-scheduler: none
-sampler: {random: {seed: 0}}
-budget: {trials: 4, wall: 1h}
 """
 
 
@@ -51,116 +40,179 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def hold(folder: Path, said: list[str]) -> Lease:
-    return Lease(Folder(folder), "job", "sweep job", said.append)
+@pytest.fixture(autouse=True)
+def short_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
 
 
-def test_a_second_driver_is_refused_by_name_and_takes_over_when_the_first_is_dead(
-    tmp_path: Path, other: subprocess.Popen[str]
-) -> None:
-    with pytest.raises(InputError) as refusal, hold(tmp_path, []):
+def hold(folder: Path, interrupt: Interrupt | None = None, fresh: bool = False) -> Lease:
+    return Lease(LocalStore(folder), "job", "sweep job", interrupt or Interrupt(), fresh)
+
+
+def wait_for(lease: Lease, interrupt: Interrupt) -> None:
+    with pytest.raises(KeyboardInterrupt), lease:
+        time.sleep(60)
+    assert interrupt.requested
+
+
+def test_lease_held_by_another_driver_names_it(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    with pytest.raises(InputError) as refusal, hold(tmp_path):
         pass
-    assert f"the sweep job is driven by process {other.pid} on " in str(refusal.value)
+    assert str(refusal.value).startswith(f"sweep job is driven by process {other.pid} on ")
     assert ", started 2" in str(refusal.value)
-    assert "python -m orchestrator.stop" in str(refusal.value)
+    assert str(refusal.value).endswith(f"stop it with python -m orchestrator.stop {tmp_path}/job")
+
+
+def test_lease_of_a_dead_driver_is_taken_over(
+    tmp_path: Path, other: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     other.kill()
     other.wait()
-    said: list[str] = []
-    with hold(tmp_path, said):
-        assert said[0].startswith(f"process {other.pid} on ") and said[0].endswith("this one takes over")
+    with hold(tmp_path):
+        (line,) = caplog.messages
+    assert line.startswith(f"previous driver (process {other.pid} on ")
+    assert line.endswith(") is gone; taking over sweep job")
 
 
-def test_what_was_spent_is_kept_until_a_job_starts_over(tmp_path: Path) -> None:
-    with hold(tmp_path, []) as first:
-        first.record.spent.gpu_seconds = 7200.0
-    with hold(tmp_path, []) as second:
-        assert second.record.spent.gpu_seconds == 7200.0
-    with Lease(Folder(tmp_path), "job", "sweep job", print, fresh=True) as third:
-        assert third.record.spent.gpu_seconds == 0.0
+def test_lease_after_an_orderly_end_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        with hold(tmp_path):
+            pass
+    assert caplog.messages == []
 
 
-def test_the_driver_stops_when_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    store = Folder(tmp_path)
-    with pytest.raises(KeyboardInterrupt), hold(tmp_path, []) as held:
-        store.write(lease.request_name("job"), b"an earlier driver")
-        time.sleep(0.3)
-        assert not held.ending
-        store.write(lease.request_name("job"), held.record.identity.encode())
-        time.sleep(60)  # is interrupted
-    assert held.ending == "it was asked to stop"
+def test_lease_keeps_what_earlier_drivers_used(tmp_path: Path) -> None:
+    with hold(tmp_path) as first:
+        first.record.used.gpu_seconds = 7200.0
+    with hold(tmp_path) as second:
+        assert second.record.used.gpu_seconds == 7200.0
 
 
-def test_a_process_is_not_taken_for_another_of_its_number() -> None:
-    mine = Holder(host="h", pid=os.getpid(), started="", identity=identify(os.getpid()))
-    assert not mine.is_gone()
-    place, _, began = mine.identity.rpartition(":")
-    assert mine.model_copy(update={"identity": f"{place}:{int(began) - 1}"}).is_gone()
-    elsewhere = mine.model_copy(update={"identity": f"elsewhere:{began}"})
-    assert not elsewhere.is_gone()  # nobody here can know
-    assert mine.model_copy(update={"pid": 2**22 + 1}).is_gone()
+def test_lease_of_a_fresh_job_forgets_what_was_used(tmp_path: Path) -> None:
+    with hold(tmp_path) as first:
+        first.record.used.gpu_seconds = 7200.0
+    with hold(tmp_path, fresh=True) as second:
+        assert second.record.used.gpu_seconds == 0.0
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Path:
-    """A sweep whose driver was interrupted after one trial, with another one running and one failed."""
-    file = tmp_path / "parabola.yaml"
-    file.write_text(SWEEP)
-    sweep = config.read(file, [config.Override("storage", str(tmp_path / "store"), "--storage")])
-    directory = JobDirectory(sweep)
-    with directory.open(fresh=False) as (_, held):
-        held.record.spent.seconds = 90.0
-        study = SweepStudy(sweep, directory)
-        study.begin([])
-        for number in range(3):
-            suggestion = study.ask()
-            assert suggestion is not None and suggestion.number == number
-        report = {"epoch": 1, "val/score": -0.25, "names": ["val/score"], "checkpoint_path": "/x"}
-        study.record(0, report)
-        study.report(0, report)
-        study.end(0, report)
-        study.end(1, {"failure": "RuntimeError: no", "log": ""})
-    return file
+def test_lease_with_a_stop_request_ends_its_driver(tmp_path: Path, interrupt: Interrupt) -> None:
+    held = hold(tmp_path, interrupt)
+    LocalStore(tmp_path).write(lease.stop_request_name("job"), held.record.identity.encode())
+    wait_for(held, interrupt)
+    assert interrupt.reason == "a stop was requested"
 
 
-def ask(command: Any, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = command.main(arguments)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def test_lease_ignores_a_stop_request_to_another(tmp_path: Path, interrupt: Interrupt) -> None:
+    LocalStore(tmp_path).write(lease.stop_request_name("job"), b"an earlier driver")
+    with hold(tmp_path, interrupt):
+        time.sleep(0.5)
+    assert not interrupt.requested
 
 
-def test_status_tells_how_a_sweep_stands(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_lease_that_another_driver_took_ends_its_driver(
+    tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = str(tmp_path / "store")
-    before = sorted(each.name for each in (tmp_path / "store").rglob("*"))
-    code, out, _ = ask(status, capsys, str(job), "--storage", store, "--json")
-    assert code == 0
-    found = json.loads(out)
-    assert found["state"] == "stopped" and found["driver"]["pid"] == os.getpid()
-    assert found["trials"] == {"complete": 1, "failed": 1, "running": 1}
-    assert found["budget"] == {"trials": [3, 4], "seconds": [90.0, 3600.0], "gpu_hours": [0.0, None]}
-    assert found["best"]["trial"] == "trial-0000" and found["best"]["val/score"] == -0.25
-    assert found["doing"] == {"trial-0002": "goes on when the sweep is continued"}
-    assert found["failures"] == [{"reason": "RuntimeError: no", "trials": ["trial-0001"]}]
-    for name in (f"{store}/parabola", "parabola"):
-        code, out, _ = ask(status, capsys, name, "--storage", store)
-        assert code == 0
-        assert "RuntimeError: no (trial-0001)" in out and "0:01:30 of 1:00:00" in out
-    assert sorted(each.name for each in (tmp_path / "store").rglob("*")) == before
+    monkeypatch.setattr(LocalStore, "heartbeat_only", True)  # as a bucket, which has no locks
+    store, held = LocalStore(tmp_path), hold(tmp_path, interrupt)
+    with pytest.raises(KeyboardInterrupt), held:
+        store.write(lease.record_name("job"), held.record.model_copy(update={"pid": 7}).to_json())
+        time.sleep(60)
+    assert interrupt.reason.startswith("another driver took over sweep job: process 7 on ")
+    current = read_driver_record(store, "job")
+    assert current is not None and not current[0].ended, "the record of the other driver stays"
 
 
-@pytest.mark.parametrize("command", [status, stop])
-def test_what_is_not_there_is_one_line(
-    command: Any, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = ask(command, capsys, "parabolla", "--storage", str(tmp_path / "store"))
-    assert code == 2 and not out
-    assert err == f"error: there is no sweep {tmp_path}/store/parabolla; did you mean 'parabola'?\n"
-    code, _, err = ask(command, capsys, "gs://x/parabola")
-    assert code == 2 and "kept in a folder or in a bucket" in err
+def test_lease_restores_a_record_that_was_deleted(tmp_path: Path, interrupt: Interrupt) -> None:
+    with hold(tmp_path, interrupt):
+        (tmp_path / lease.record_name("job")).unlink()
+        deadline = time.monotonic() + 20
+        while read_driver_record(LocalStore(tmp_path), "job") is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not interrupt.requested
 
 
-def test_stop_says_what_does_not_run(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ask(stop, capsys, f"{tmp_path}/store/parabola")
-    assert code == 0 and out == f"{tmp_path}/store/parabola is not running\n"
+def test_lease_records_activity_at_each_heartbeat(tmp_path: Path, interrupt: Interrupt) -> None:
+    seconds: list[float] = []
+
+    def on_heartbeat(elapsed: float) -> dict[str, Any]:
+        seconds.append(elapsed)
+        return {"trials": {"trial-0000": "training, epoch 1"}}
+
+    with hold(tmp_path, interrupt) as held:
+        held.on_heartbeat = on_heartbeat
+        time.sleep(0.5)
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None
+    assert current[0].activity == {"trials": {"trial-0000": "training, epoch 1"}}
+    assert current[0].used.seconds == pytest.approx(sum(seconds), abs=0.2)
+
+
+def own_record() -> DriverRecord:
+    return DriverRecord(host="h", pid=os.getpid(), started="", identity=process_identity(os.getpid()))
+
+
+def test_driver_record_of_a_live_process_is_not_gone() -> None:
+    assert not own_record().is_gone()
+
+
+def test_driver_record_of_a_reused_pid_is_gone() -> None:
+    machine, _, began = own_record().identity.rpartition(":")
+    assert own_record().model_copy(update={"identity": f"{machine}:{int(began) - 1}"}).is_gone()
+
+
+def test_driver_record_of_an_ended_process_is_gone() -> None:
+    assert own_record().model_copy(update={"pid": 2**22 + 1}).is_gone()
+
+
+def test_driver_record_of_another_machine_is_not_gone() -> None:
+    began = own_record().identity.rpartition(":")[2]
+    assert not own_record().model_copy(update={"identity": f"elsewhere:{began}"}).is_gone()
+
+
+def test_driver_record_of_version_1_is_read(tmp_path: Path) -> None:
+    record = {
+        "host": "h",
+        "pid": 7,
+        "started": "2025-01-31 12:00:00 UTC",
+        "identity": "h:boot:1:2",
+        "beat": 12,
+        "renewed": 1.5,
+        "ended": True,
+        "spent": {"seconds": 90.0, "gpu_seconds": 30.0},
+        "ray_jobs": ["session/01000000"],
+        "doing": {"trials": {"trial-0000": "training, epoch 3"}},
+    }
+    (tmp_path / lease.record_name("job")).write_text(json.dumps(record))
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None
+    driver = current[0]
+    assert (driver.heartbeat, driver.used.seconds, driver.used.gpu_seconds) == (12, 90.0, 30.0)
+    assert driver.activity == {"trials": {"trial-0000": "training, epoch 3"}}
+    assert driver.ray_jobs == ["session/01000000"]
+    assert str(driver) == "process 7 on h, started 2025-01-31 12:00:00 UTC"
+
+
+def test_driver_record_survives_writing_and_reading(tmp_path: Path) -> None:
+    record = own_record().model_copy(update={"heartbeat": 3, "activity": {"undelivered": "2 records"}})
+    (tmp_path / lease.record_name("job")).write_bytes(record.to_json())
+    assert json.loads(record.to_json())["schema"] == lease.SCHEMA
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None and current[0] == record
+
+
+def test_driver_record_that_is_damaged_is_of_an_unknown_driver(tmp_path: Path) -> None:
+    (tmp_path / lease.record_name("job")).write_text("{")
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None
+    assert str(current[0]) == "process 0 on unknown, started unknown"
+
+
+def test_driver_record_of_newer_schema_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    fields = {"schema": 3, "host": "h", "pid": 1, "started": "", "identity": "h:1"}
+    store.write(lease.record_name("job"), json.dumps(fields).encode())
+    with pytest.raises(InputError, match=r"job\.driver\.json has schema 3, and this version reads up to 2"):
+        lease.read_driver_record(store, "job")

@@ -1,17 +1,24 @@
+"""The best trial's model becomes a version of the registry, and an alias moves to it."""
+
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import RunInfo
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from orchestrator.tracking.model_registry import RegisteredModel, decide, register
-from orchestrator.tracking.tracker import Tracker, TrackingError
+from orchestrator.errors import TrackingError
+from orchestrator.tracking.model_registry import RegisteredModel, register
+from orchestrator.tracking.promotion import decide
+from orchestrator.tracking.tracker import Tracker
+from tests.support.servers import MlflowServer
 
 MODEL = """
 import mlflow
@@ -31,12 +38,17 @@ mlflow.models.set_model(MeanColour())
 
 @pytest.fixture
 def export(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "mean_colour.py").write_text(MODEL)
-    (tmp_path / "scale.txt").write_text("0.5")
+    return exported(tmp_path)
+
+
+def exported(folder: Path) -> dict[str, Any]:
+    """Write a model; return what a trainable returns from its export."""
+    (folder / "mean_colour.py").write_text(MODEL)
+    (folder / "scale.txt").write_text("0.5")
     noise = np.random.default_rng(0).integers(0, 256, (1, 2, 8, 4, 3), dtype=np.uint8)
     return {
-        "python_model": str(tmp_path / "mean_colour.py"),
-        "artifacts": {"scale": str(tmp_path / "scale.txt")},
+        "python_model": str(folder / "mean_colour.py"),
+        "artifacts": {"scale": str(folder / "scale.txt")},
         "input_example": noise,
         "signature": ModelSignature(
             Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, -1, 3))]),
@@ -66,44 +78,84 @@ def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> Reg
     )
 
 
-def test_model_is_registered_once_and_the_alias_follows_the_latest_sweep(
-    mlflow_server: Any, export: dict[str, Any]
-) -> None:
-    uri = mlflow_server.uri
+@dataclass
+class Registered:
+    """The models of two sweeps, and what registering that of the first again gave."""
+
+    client: mlflow.MlflowClient
+    first: RegisteredModel
+    second: RegisteredModel
+    again: RegisteredModel
+    run_before: RunInfo
+    run_after: RunInfo
+    logged_models: int
+    decision: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def registered(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    uri, export = mlflow_server.uri, exported(tmp_path_factory.mktemp("export"))
     with finish_sweep(uri, "once-a") as tracker:
         client = tracker.client
         before = client.get_run(tracker.run_id(0)).info
         first = register_best(tracker, export, 0.6)
-        name = first.name
-        assert (first.version, first.alias, first.created) == (1, "champion", True)
-        assert first.uri == f"models:/{name}@champion"
         after = client.get_run(tracker.run_id(0)).info
-        assert (after.status, after.end_time) == (before.status, before.end_time)
-        assert client.search_logged_models([tracker.experiment_id]), "beside its run, not in Default"
-
+        logged_models = len(client.search_logged_models([tracker.experiment_id]))
     with finish_sweep(uri, "once-b") as tracker:
         second = register_best(tracker, export, 0.75)
-        assert (second.version, second.created) == (2, True)
-        run_id = tracker.run_id(0)
-        artifact = client.download_artifacts(run_id, f"registry/{name}-v2.json")
-        decision = json.loads(Path(artifact).read_text())
-        assert decision["champion"]["version"] == 1 and decision["promoted"]
-        assert decision["difference"] == {"test/walkers/rank1": pytest.approx(0.15)}
-        assert decision["record"]["data"] == {"walkers": "d1"}
-
-    with Tracker(uri, "alignment", "alignment", "once-a") as tracker:  # the first sweep, run again
+        file = client.download_artifacts(tracker.run_id(0), f"registry/{second.name}-v2.json")
+        decision = json.loads(Path(file).read_text())
+    with Tracker(uri, "alignment", "alignment", "once-a") as tracker:  # the first sweep, rerun
         again = register_best(tracker, export, 0.6)
-    assert (again.version, again.created) == (1, False)
-    assert len(client.search_model_versions(f"name = '{name}'")) == 2
-    champion = client.get_model_version_by_alias(name, "champion")
+    return Registered(client, first, second, again, before, after, logged_models, decision)
+
+
+def test_first_model_becomes_version_1_with_the_alias(registered: Registered) -> None:
+    first = registered.first
+    assert (first.version, first.alias, first.created) == (1, "champion", True)
+    assert first.uri == f"models:/{first.name}@champion"
+
+
+def test_registration_leaves_the_run_of_the_trial_as_it_was(registered: Registered) -> None:
+    before, after = registered.run_before, registered.run_after
+    assert (after.status, after.end_time) == (before.status, before.end_time)
+
+
+def test_registered_model_lies_in_the_experiment_of_its_run(registered: Registered) -> None:
+    assert registered.logged_models == 1
+
+
+def test_second_model_becomes_version_2(registered: Registered) -> None:
+    assert (registered.second.version, registered.second.created) == (2, True)
+
+
+def test_promotion_records_the_difference_to_the_champion(registered: Registered) -> None:
+    decision = registered.decision
+    assert decision["champion"]["version"] == 1 and decision["promoted"]
+    assert decision["difference"] == {"test/walkers/rank1": pytest.approx(0.15)}
+    assert decision["record"]["data"] == {"walkers": "d1"}
+
+
+def test_registration_repeated_finds_its_version(registered: Registered) -> None:
+    assert (registered.again.version, registered.again.created) == (1, False)
+    name = registered.first.name
+    assert len(registered.client.search_model_versions(f"name = '{name}'")) == 2
+
+
+def test_alias_stays_with_the_model_of_the_latest_sweep(registered: Registered) -> None:
+    champion = registered.client.get_model_version_by_alias(registered.first.name, "champion")
     assert int(champion.version) == 2
+
+
+def test_registered_version_has_scores_data_and_parameters(registered: Registered) -> None:
+    champion = registered.client.get_model_version_by_alias(registered.first.name, "champion")
     assert champion.tags["score.test/walkers/rank1"] == "0.75"
     assert champion.tags["data.walkers"] == "d1"
     assert champion.tags["trial.number"] == "0" and champion.tags["decision"] == "promoted"
     assert "| rnn.cell | gru |" in champion.description
 
 
-def test_another_process_loads_it_without_this_project_and_without_pickle(
+def test_registered_model_loads_without_this_project(
     sqlite_uri: str, export: dict[str, Any], tmp_path: Path
 ) -> None:
     with finish_sweep(sqlite_uri, "load") as tracker:
@@ -147,13 +199,13 @@ def test_registration_that_was_interrupted_is_completed(
         assert int(tracker.client.get_model_version_by_alias(registered.name, "champion").version) == 1
 
 
-def test_trial_without_a_run_is_refused_in_one_line(sqlite_uri: str, export: dict[str, Any]) -> None:
+def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export: dict[str, Any]) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "empty")
     with tracker, pytest.raises(TrackingError, match="no run of trial 0"):
         register_best(tracker, export, 0.6)
 
 
-def test_scores_are_compared_on_the_same_data_only() -> None:
+def test_decision_compares_scores_on_the_same_data_only() -> None:
     candidate = {"scores": {"rank1": 0.5, "mAP": 0.4}, "data": {"walkers": "d1"}}
     same = decide(candidate, {"scores": {"rank1": 0.75}, "data": {"walkers": "d1"}})
     assert same["comparable"] and same["difference"] == {"rank1": -0.25}

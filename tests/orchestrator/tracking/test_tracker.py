@@ -1,3 +1,5 @@
+"""MLflow has every trial once, whatever happens to the server and to the driver."""
+
 import http.server
 import json
 import math
@@ -15,10 +17,10 @@ from typing import Any
 import mlflow
 import pytest
 
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.preflight import check
-from orchestrator.tracking.tracker import Tracker, TrackingError
+from orchestrator.tracking.tracker import Tracker
 
 
 @dataclass
@@ -60,7 +62,7 @@ def recorded(uri: str) -> Tracker:
     return tracker
 
 
-def test_another_sweep_may_make_the_experiment_first(
+def test_experiment_that_another_sweep_creates_is_used(
     recorded: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look, looks = mlflow.MlflowClient.get_experiment_by_name, []
@@ -109,7 +111,7 @@ def test_sweep_keeps_config_packages_and_machine(recorded: Tracker) -> None:
     assert int(parent.data.tags["host.cpus"]) == os.cpu_count()
 
 
-def test_system_metrics_of_the_driver(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_records_system_metrics_of_the_driver(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "load")
     tracker.log_sweep({}, {}, [])
@@ -138,7 +140,7 @@ def test_resumed_trial_continues_after_its_last_epoch(uri: str) -> None:
     assert tracker.close() is None
 
 
-def test_metrics_that_are_not_finite_are_kept_as_nan(uri: str) -> None:
+def test_metrics_that_are_not_finite_are_recorded_as_nan(uri: str) -> None:
     tracker = Tracker(uri, "alignment", "alignment", "nan")
     tracker.start_trial(0, "", {})
     for epoch, value in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0], start=1):
@@ -150,7 +152,7 @@ def test_metrics_that_are_not_finite_are_kept_as_nan(uri: str) -> None:
     assert tracker.close() is None
 
 
-def test_refused_write_is_named_and_holds_nothing_up(sqlite_uri: str) -> None:
+def test_write_that_is_refused_is_named_and_skipped(sqlite_uri: str) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "refused")
     tracker.start_trial(0, "gru", {})
     tracker.log_epoch(0, 1, {"no/such?metric": 1.0})
@@ -163,13 +165,13 @@ def test_refused_write_is_named_and_holds_nothing_up(sqlite_uri: str) -> None:
     tracker.close()
 
 
-def test_trial_that_is_unknown(sqlite_uri: str) -> None:
+def test_trial_without_a_run_is_one_line(sqlite_uri: str) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "unknown")
     with tracker, pytest.raises(TrackingError, match="no run of trial 9"):
         tracker.run_id(9)
 
 
-def test_error_of_our_own_is_named_and_does_not_stop_what_follows() -> None:
+def test_outbox_after_an_error_delivers_what_follows() -> None:
     outbox, arrived = Outbox("here"), []
     outbox.post("a slip", lambda: {}["missing"])  # type: ignore[index]
     outbox.post("the next", lambda: arrived.append(1))
@@ -178,7 +180,7 @@ def test_error_of_our_own_is_named_and_does_not_stop_what_follows() -> None:
     outbox.close(5)
 
 
-def test_first_start_is_quiet(tmp_path: Path) -> None:
+def test_tracker_at_its_first_start_prints_nothing(tmp_path: Path) -> None:
     code = "import sys; from orchestrator.tracking.tracker import Tracker\n"
     code += (
         "t = Tracker(sys.argv[1], 'x', 'x', 'x'); t.log_sweep({}, {}, []); t.finish('FINISHED'); t.close()"
@@ -188,7 +190,7 @@ def test_first_start_is_quiet(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_server_that_dies_and_comes_back_loses_nothing(mlflow_server: Any) -> None:
+def test_server_that_is_away_for_a_while_loses_nothing(mlflow_server: Any) -> None:
     tracker = Tracker(mlflow_server.uri, "alignment", "alignment", "outage")
     tracker.start_trial(0, "gru", {})
     tracker.log_epoch(0, 1, {"val/rank1": 0.1})
@@ -213,7 +215,7 @@ def test_server_that_dies_and_comes_back_loses_nothing(mlflow_server: Any) -> No
     assert tracker.close() is None
 
 
-def test_server_that_hangs_does_not_hold_the_driver(tmp_path: Path) -> None:
+def test_outbox_of_a_server_that_hangs_keeps_its_limit(tmp_path: Path) -> None:
     """A delivery that gets no answer: recording returns, and flush keeps its time limit."""
     outbox, release = Outbox("http://stuck"), threading.Event()
     outbox.post("epoch 1 of trial 0", lambda: release.wait(60) and None)
@@ -265,7 +267,7 @@ def test_server_that_refuses_is_explained_in_one_line(answering: str, says: str)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_server_that_is_down() -> None:
+def test_server_that_is_down_is_one_line() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -277,7 +279,7 @@ def test_server_that_is_down() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_server_that_never_answers() -> None:
+def test_server_that_never_answers_is_refused_in_time() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -304,20 +306,25 @@ def test_check_passes_and_writes_nothing(uri: str, tmp_path: Path) -> None:
         ("postgresql://host/db", "neither"),
     ],
 )
-def test_store_that_cannot_be_used(uri: str, says: str) -> None:
+def test_store_that_cannot_be_used_is_refused(uri: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         check(uri)
 
 
-def test_file_that_is_no_database_or_no_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("notes.txt", "is not an SQLite database"),
+        ("notes.txt/mlflow.db", r"cannot write in .*Not a directory"),
+    ],
+)
+def test_store_in_a_text_file_is_refused(tmp_path: Path, file: str, says: str) -> None:
     (tmp_path / "notes.txt").write_text("these are notes, not a database " * 100)
-    with pytest.raises(InputError, match="is no SQLite database"):
-        check(f"sqlite:///{tmp_path}/notes.txt")
-    with pytest.raises(InputError, match=r"cannot write in .*Not a directory"):
-        check(f"sqlite:///{tmp_path}/notes.txt/mlflow.db")
+    with pytest.raises(InputError, match=says):
+        check(f"sqlite:///{tmp_path}/{file}")
 
 
-def test_deleted_experiment(sqlite_uri: str) -> None:
+def test_experiment_that_was_deleted_is_refused(sqlite_uri: str) -> None:
     with Tracker(sqlite_uri, "gone", "x", "x") as tracker:
         tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match=r"was deleted.*mlflow experiments restore"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainables.data.augmentation import Augmentation, AugmentationConfig
+from trainables.data.augmentation import AugmentationConfig, StandardAugmentation
 
 STILL = np.random.default_rng(0).integers(0, 255, (16, 12, 3), dtype=np.uint8)
 FRAMES = np.repeat(STILL[None], 5, axis=0)
@@ -11,30 +11,30 @@ EVERYTHING = AugmentationConfig(crop=0.25, flip=True, erase=1.0)
 
 
 def disturbed(number, *, config=EVERYTHING, frames=FRAMES, flow=None, seed=(0, 1)):
-    return Augmentation(config, seed)(frames, flow, number)
+    return StandardAugmentation(config, seed)(frames, flow, number)
 
 
-def test_every_frame_of_a_sequence_gets_the_same_draw():
+def test_augmentation_is_the_same_for_all_frames():
     for number in range(20):
         frames, _ = disturbed(number)
         assert frames.shape == FRAMES.shape and frames.dtype == np.uint8
         assert (frames == frames[:1]).all()
 
 
-def test_the_draw_depends_on_seed_and_number_alone():
-    augmentation = Augmentation(EVERYTHING, (0, 1))
+def test_augmentation_depends_on_seed_and_number_alone():
+    augmentation = StandardAugmentation(EVERYTHING, (0, 1))
     augmentation(FRAMES, None, 3)
     np.testing.assert_array_equal(augmentation(FRAMES, None, 7)[0], disturbed(7)[0])
     assert (disturbed(7)[0] != disturbed(8)[0]).any()
     assert (disturbed(7)[0] != disturbed(7, seed=(0, 2))[0]).any()
 
 
-def test_nothing_is_disturbed_when_everything_is_off():
+def test_augmentation_switched_off_changes_nothing():
     off = AugmentationConfig(crop=0, flip=False, erase=0)
     np.testing.assert_array_equal(disturbed(0, config=off)[0], FRAMES)
 
 
-def test_shift_stays_in_reach_and_repeats_the_border():
+def test_shift_is_bounded_and_repeats_the_border():
     columns = np.broadcast_to(np.arange(12, dtype=np.uint8)[:, None], (1, 16, 12, 3))
     config = AugmentationConfig(crop=0.5, flip=False)
     seen = set()
@@ -46,7 +46,7 @@ def test_shift_stays_in_reach_and_repeats_the_border():
 
 
 @pytest.mark.parametrize("erase", [0.0, 1.0])
-def test_a_flip_mirrors_frames_and_flow_and_the_sign_of_horizontal_flow(erase):
+def test_flip_mirrors_frames_and_flow_with_its_sign(erase):
     config = AugmentationConfig(crop=0, flip=True, erase=erase)
     flow = np.random.default_rng(1).normal(size=(5, 16, 12, 2)).astype(np.float32)
     original, mirrored = flow.copy(), 0

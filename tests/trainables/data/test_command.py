@@ -1,7 +1,9 @@
 """``python -m trainables.data``: what it prints, what it writes, and how it refuses."""
 
+import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,15 @@ from tests.support.tiny_sets import FRAMES, PEOPLE, Unpacked
 from trainables.data.__main__ import main
 from trainables.data.contact_sheet import contact_sheet
 from trainables.data.packing import Pack
-from trainables.data.readers import LAYOUTS, read
-from trainables.data.tracklet import DataError, DataSet
+from trainables.data.readers import READERS, read
+from trainables.data.tracklet import DataSet
+from trainables.errors import DataError
 
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_inspect(layout: str, written: Unpacked, capsys: Captured) -> None:
+@pytest.mark.parametrize("layout", READERS)
+def test_inspect_prints_counts_and_splits(layout: str, written: Unpacked, capsys: Captured) -> None:
     assert main(["inspect", layout, str(written(layout))]) == 0
     out = capsys.readouterr().out
     data_set = read(layout, written(layout), name="set")
@@ -40,7 +43,7 @@ def test_inspect(layout: str, written: Unpacked, capsys: Captured) -> None:
         assert f"note: {note}" in out
 
 
-def test_inspect_takes_options(written: Unpacked, capsys: Captured) -> None:
+def test_inspect_option_reaches_the_reader(written: Unpacked, capsys: Captured) -> None:
     folder = str(written("images"))
     assert main(["inspect", "images", folder, "--option", "random_splits=4", "--option", "seed=1"]) == 0
     assert "│     3 │" in capsys.readouterr().out
@@ -52,17 +55,17 @@ def test_inspect_takes_options(written: Unpacked, capsys: Captured) -> None:
     assert "option name: no such option" in capsys.readouterr().err
 
 
-def test_inspect_draws_a_sheet(written: Unpacked, tmp_path: Path) -> None:
+def test_inspect_sheet_draws_every_identity(written: Unpacked, tmp_path: Path) -> None:
     path = tmp_path / "sheets" / "walkers.png"
     assert main(["inspect", "prid2011", str(written("prid2011")), "--sheet", str(path)]) == 0
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
-        # Six people of 128 rows each, three frames of 64 columns in two cameras.
+        # Six identities, 128 rows each, three frames of 64 columns in two cameras.
         assert sheet.height > PEOPLE * 128
         assert sheet.width > 2 * FRAMES * 64
 
 
-def test_verify(unpacked: Unpacked, capsys: Captured) -> None:
+def test_verify_reports_unreadable_frames(unpacked: Unpacked, capsys: Captured) -> None:
     folder = unpacked("prid2011")
     assert main(["verify", "prid2011", str(folder)]) == 0
     assert f"{PEOPLE * 2 * FRAMES} frames checked, 0 unreadable" in capsys.readouterr().out
@@ -80,7 +83,9 @@ def test_verify(unpacked: Unpacked, capsys: Captured) -> None:
     assert f"unreadable: {damaged}" in captured.err
 
 
-def test_pack(written: Unpacked, tmp_path: Path, capsys: Captured) -> None:
+def test_pack_writes_frames_of_the_requested_size(
+    written: Unpacked, tmp_path: Path, capsys: Captured
+) -> None:
     path = tmp_path / "walkers.arrow"
     command = ["pack", "ilids-vid", str(written("ilids-vid")), "--out", str(path)]
     assert main([*command, "--height", "32", "--width", "16"]) == 0
@@ -89,7 +94,7 @@ def test_pack(written: Unpacked, tmp_path: Path, capsys: Captured) -> None:
     assert (packed.height, packed.width, len(packed.identities)) == (32, 16, PEOPLE * 2)
 
 
-def test_generate_is_deterministic_and_reads_back(tmp_path: Path, capsys: Captured) -> None:
+def test_generate_same_seed_gives_the_same_set(tmp_path: Path, capsys: Captured) -> None:
     for name in ("one", "two"):
         folder = str(tmp_path / name)
         assert (
@@ -107,7 +112,7 @@ def test_generate_is_deterministic_and_reads_back(tmp_path: Path, capsys: Captur
     assert "prid2011" in capsys.readouterr().err
 
 
-def test_one_line_and_no_traceback_from_the_shell(written: Unpacked) -> None:
+def test_command_bad_input_is_one_line_without_traceback(written: Unpacked) -> None:
     command = [sys.executable, "-m", "trainables.data", "inspect", "mars", str(written("cuhk03"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
@@ -117,15 +122,17 @@ def test_one_line_and_no_traceback_from_the_shell(written: Unpacked) -> None:
     assert error.startswith(f"error: {written('cuhk03')}: not layout mars: it looks like 'cuhk03'")
 
 
-def test_long_work_is_never_silent(
-    written: Unpacked, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+def test_long_work_logs_its_progress(
+    written: Unpacked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(commands, "LINE_SECONDS", 0.0)
     with commands.busy("counting sheep"):
-        while "counting sheep: 0 s so far" not in capsys.readouterr().err:
-            pass
+        deadline = time.monotonic() + 60
+        while "counting sheep: 0 s so far" not in caplog.messages:
+            assert time.monotonic() < deadline
     assert main(["verify", "prid2011", str(written("prid2011"))]) == 0
-    assert f"decoded 1 of {PEOPLE * 2} tracklets" in capsys.readouterr().err
+    assert f"decoded 1 of {PEOPLE * 2} tracklets" in caplog.messages
 
 
 def test_help_shows_examples_and_layouts(capsys: Captured) -> None:
@@ -134,10 +141,10 @@ def test_help_shows_examples_and_layouts(capsys: Captured) -> None:
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert "python -m trainables.data inspect prid2011" in out
-    assert all(layout in out for layout in LAYOUTS)
+    assert all(layout in out for layout in READERS)
 
 
-def test_sheet_of_a_pack_equals_the_sheet_of_its_set(written: Unpacked, tmp_path: Path) -> None:
+def test_contact_sheet_of_pack_equals_that_of_the_set(written: Unpacked, tmp_path: Path) -> None:
     folder = written("market1501")
     assert main(["pack", "market1501", str(folder), "--out", str(tmp_path / "m.arrow"),
                  "--height", "128", "--width", "64"]) == 0  # fmt: skip
@@ -148,7 +155,7 @@ def test_sheet_of_a_pack_equals_the_sheet_of_its_set(written: Unpacked, tmp_path
         assert (np.asarray(from_set) == np.asarray(from_pack)).all()
 
 
-def test_sheet_refuses_what_it_cannot_draw(written: Unpacked, tmp_path: Path) -> None:
+def test_contact_sheet_that_cannot_be_drawn_is_refused(written: Unpacked, tmp_path: Path) -> None:
     data_set = read("images", written("images"), name="set")
     with pytest.raises(DataError, match=r"page\.xyz: cannot be written"):
         contact_sheet(data_set, tmp_path / "page.xyz")

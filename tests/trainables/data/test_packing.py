@@ -1,6 +1,7 @@
-"""Packs: the decoded frames, all of them, unchanged by how they got there."""
+"""Tests of packs: content, digest, unreadable frames and optical flow."""
 
 import dataclasses
+import logging
 import pickle
 from pathlib import Path
 
@@ -11,12 +12,9 @@ from PIL import Image
 
 from trainables.data import packing
 from trainables.data.packing import Pack, pack
-from trainables.data.tracklet import DataError, DataSet, Frame, Split, Tracklet
+from trainables.data.tracklet import DataSet, Frame, Split, Tracklet
+from trainables.errors import DataError
 from trainables.network.flow import optical_flow
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def texture(seed: int, height: int = 48, width: int = 24) -> np.ndarray:
@@ -26,7 +24,7 @@ def texture(seed: int, height: int = 48, width: int = 24) -> np.ndarray:
 
 @pytest.fixture
 def data_set(tmp_path: Path) -> DataSet:
-    """Six tracklets of 1 to 6 frames; three people, two cameras."""
+    """Six tracklets of 1 to 6 frames, of three identities in two cameras."""
     tracklets = []
     for number in range(6):
         frames = []
@@ -40,12 +38,12 @@ def data_set(tmp_path: Path) -> DataSet:
 
 
 def packed(data_set: DataSet, name: str = "pack", **parameters: object) -> Pack:
-    chosen = {"height": 32, "width": 16, "flow": "none", "unreadable": "stop", "say": quiet, **parameters}
+    arguments = {"height": 32, "width": 16, "flow": "none", "unreadable": "stop", **parameters}
     folder = data_set.tracklets[0].frames[0].path.parent
-    return pack(data_set, folder / f"{name}.arrow", **chosen)
+    return pack(data_set, folder / f"{name}.arrow", **arguments)
 
 
-def test_pack_holds_the_frames_labels_and_splits(data_set: DataSet) -> None:
+def test_pack_has_frames_labels_and_splits(data_set: DataSet) -> None:
     result = packed(data_set, height=48, width=24)
     assert (result.name, result.kind, result.has_flow, len(result)) == ("tiny", "sequence", False, 6)
     assert result.identities.tolist() == ["0", "0", "1", "1", "2", "2"]
@@ -58,12 +56,12 @@ def test_pack_holds_the_frames_labels_and_splits(data_set: DataSet) -> None:
         np.testing.assert_array_equal(frames, [texture(10 * number + t) for t in range(number + 1)])
 
 
-def test_resizing_is_pillow_bilinear(data_set: DataSet) -> None:
+def test_pack_resizing_equals_pillow_bilinear(data_set: DataSet) -> None:
     expected = Image.fromarray(texture(31)).resize((16, 32), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(packed(data_set).frames(3, slice(1, 2))[0], np.asarray(expected))
 
 
-def test_many_batches_give_the_same_pack(data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pack_in_many_batches_is_the_same(data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = packed(data_set, "whole", flow="dis")
     monkeypatch.setattr(packing, "_BATCH_BYTES", 1)
     cut = packed(data_set, "cut", flow="dis")
@@ -73,7 +71,7 @@ def test_many_batches_give_the_same_pack(data_set: DataSet, monkeypatch: pytest.
         np.testing.assert_array_equal(cut.flow(number), whole.flow(number))
 
 
-def test_frames_are_a_view_by_slice_and_a_copy_by_index(data_set: DataSet) -> None:
+def test_frames_by_slice_are_a_view_by_index_a_copy(data_set: DataSet) -> None:
     result = packed(data_set)
     view, copy = result.frames(5, slice(1, 4)), result.frames(5, np.array([3, 1, 1]))
     assert np.shares_memory(view, result.frames(5))
@@ -82,7 +80,7 @@ def test_frames_are_a_view_by_slice_and_a_copy_by_index(data_set: DataSet) -> No
     np.testing.assert_array_equal(copy, view[[2, 0, 0]])
 
 
-def test_pickled_pack_opens_the_same_file(data_set: DataSet) -> None:
+def test_pack_pickled_opens_the_same_file(data_set: DataSet) -> None:
     result = Pack.open(packed(data_set).path, "another name")
     pickled = pickle.dumps(result)
     assert len(pickled) < 1000
@@ -91,20 +89,20 @@ def test_pickled_pack_opens_the_same_file(data_set: DataSet) -> None:
     np.testing.assert_array_equal(again.frames(4), result.frames(4))
 
 
-def test_digest_is_of_the_content_and_not_of_the_place(data_set: DataSet, tmp_path: Path) -> None:
-    moved = []
+def test_digest_after_moving_files_is_the_same(data_set: DataSet, tmp_path: Path) -> None:
+    tracklets = []
     for tracklet in data_set.tracklets:
         frames = []
         for frame in tracklet.frames:
             (tmp_path / "elsewhere").mkdir(exist_ok=True)
             frames.append(Frame(tmp_path / "elsewhere" / frame.path.with_suffix(".bmp").name))
             Image.open(frame.path).save(frames[-1].path)
-        moved.append(dataclasses.replace(tracklet, frames=tuple(frames)))
-    elsewhere = dataclasses.replace(data_set, tracklets=tuple(moved), name="moved")
+        tracklets.append(dataclasses.replace(tracklet, frames=tuple(frames)))
+    elsewhere = dataclasses.replace(data_set, tracklets=tuple(tracklets), name="moved")
     assert packed(elsewhere).digest == packed(data_set).digest
 
 
-def test_digest_changes_with_content_labels_splits_and_parameters(data_set: DataSet) -> None:
+def test_digest_after_any_change_differs(data_set: DataSet) -> None:
     first, *rest = data_set.tracklets
     variants = [
         packed(data_set),
@@ -124,25 +122,25 @@ def test_digest_changes_with_content_labels_splits_and_parameters(data_set: Data
 
 @pytest.fixture
 def damaged(data_set: DataSet) -> DataSet:
-    """One of several frames cut short, and the only frame of another tracklet."""
+    """A set in which one of several frames of a tracklet and the only frame of another are truncated."""
     for path in (data_set.tracklets[3].frames[2].path, data_set.tracklets[0].frames[0].path):
         path.write_bytes(path.read_bytes()[:200])
     return data_set
 
 
-def test_truncated_frame_stops_packing_with_its_name(damaged: DataSet, tmp_path: Path) -> None:
+def test_pack_truncated_frame_stops_with_its_name(damaged: DataSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0_0\.png") as caught:
         packed(damaged)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*arrow*")) + list(tmp_path.glob(".*"))
 
 
-def test_truncated_frames_are_left_out_and_counted(damaged: DataSet) -> None:
-    said: list[str] = []
-    result = packed(damaged, unreadable="skip", say=said.append)
+def test_pack_skip_unreadable_counts_frames(damaged: DataSet, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    result = packed(damaged, unreadable="skip")
     assert result.skipped == 2
-    assert "2 unreadable frames" in said[0]
-    assert "0_0.png" in said[0]
+    assert "2 unreadable frames" in caplog.messages[0]
+    assert "0_0.png" in caplog.messages[0]
     assert result.lengths.tolist() == [2, 3, 3, 5, 6]
     np.testing.assert_array_equal(
         result.frames(2)[2], Image.fromarray(texture(33)).resize((16, 32), Image.Resampling.BILINEAR)
@@ -150,7 +148,7 @@ def test_truncated_frames_are_left_out_and_counted(damaged: DataSet) -> None:
     assert result.splits == (Split((0,), (1, 3), (2, 4)), Split((3, 4), (1,), (0, 2)))
 
 
-def test_set_without_a_readable_frame_is_refused(data_set: DataSet) -> None:
+def test_pack_without_readable_frames_is_refused(data_set: DataSet) -> None:
     for tracklet in data_set.tracklets:
         for frame in tracklet.frames:
             frame.path.write_bytes(b"")
@@ -158,14 +156,14 @@ def test_set_without_a_readable_frame_is_refused(data_set: DataSet) -> None:
         packed(data_set, unreadable="skip")
 
 
-def test_incomplete_pack_is_one_clear_line(data_set: DataSet) -> None:
+def test_open_incomplete_pack_gives_one_clear_line(data_set: DataSet) -> None:
     path = packed(data_set).path
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match=r"pack\.arrow: no complete pack"):
+    with pytest.raises(DataError, match=r"pack\.arrow: not a complete pack"):
         Pack.open(path)
 
 
-def test_flow_points_where_the_picture_moves() -> None:
+def test_optical_flow_points_where_the_picture_moves() -> None:
     scene = texture(0, 100, 100)
     frames = np.stack([scene[20:84, 30 - 2 * t : 78 - 2 * t] for t in range(4)])
     flow = optical_flow(frames)
@@ -177,11 +175,11 @@ def test_flow_points_where_the_picture_moves() -> None:
     np.testing.assert_allclose(np.median(down[:, 8:-8, 8:-8], (0, 1, 2)), (0, 3), atol=0.1)
 
 
-def test_flow_of_a_single_frame_is_zero() -> None:
+def test_optical_flow_of_single_frame_is_zero() -> None:
     assert not optical_flow(texture(0)[None]).any()
 
 
-def test_packed_flow_is_the_flow_of_the_packed_frames(data_set: DataSet) -> None:
+def test_pack_flow_equals_flow_of_packed_frames(data_set: DataSet) -> None:
     result = packed(data_set, flow="dis")
     assert result.has_flow
     assert result.flow(5).dtype == np.float32
@@ -189,7 +187,7 @@ def test_packed_flow_is_the_flow_of_the_packed_frames(data_set: DataSet) -> None
     np.testing.assert_array_equal(result.flow(5, np.array([4, 0])), result.flow(5)[[4, 0]])
 
 
-def test_stills_have_zero_flow(data_set: DataSet) -> None:
+def test_pack_flow_of_stills_is_zero(data_set: DataSet) -> None:
     stills = dataclasses.replace(
         data_set, kind="image", splits=(),
         tracklets=tuple(dataclasses.replace(t, frames=t.frames[:1]) for t in data_set.tracklets),
@@ -200,6 +198,6 @@ def test_stills_have_zero_flow(data_set: DataSet) -> None:
     assert not result.flow(2).any()
 
 
-def test_flow_of_a_pack_without_flow_is_refused(data_set: DataSet) -> None:
+def test_pack_flow_if_packed_without_is_refused(data_set: DataSet) -> None:
     with pytest.raises(ValueError, match="without optical flow"):
         packed(data_set).flow(0)

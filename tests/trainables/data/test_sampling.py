@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.data.sampling import IdentitySampler, share
-from trainables.data.tracklet import DataError
+from trainables.errors import DataError
 
 SIDES = [(str(identity), str(camera)) for identity in range(10) for camera in range(3) for _ in range(2)]
 IDENTITIES, CAMERAS = (np.asarray(column) for column in zip(*SIDES, strict=True))
@@ -34,28 +34,28 @@ def identity(clip):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 10), st.integers(1, 7), st.integers(1, 12), st.integers(0, 50))
-def test_every_batch_holds_p_identities_with_k_clips_of_different_cameras(p, k, batches, epoch):
+def test_epoch_batch_has_p_identities_with_k_clips(p, k, batches, epoch):
     for clips in sampler(per_batch=p, per_identity=k).epoch(epoch, batches):
         counts = Counter(map(identity, clips))
         assert len(counts) == p
         assert set(counts.values()) == {k}
-        for person in counts:
-            drawn = [clip.tracklet - 100 for clip in clips if identity(clip) == person]
+        for name in counts:
+            drawn = [clip.tracklet - 100 for clip in clips if identity(clip) == name]
             assert len({CAMERAS[position] for position in drawn}) == min(k, 3)
             assert len(set(drawn)) == min(k, 6)
 
 
-def test_one_pass_shows_every_identity_once():
+def test_epoch_one_pass_has_every_identity_once():
     drawn = sampler(per_batch=5)
     assert drawn.batches_per_pass() == 2
     shown = Counter(identity(clip) for clips in drawn.epoch(3, 2) for clip in clips)
-    assert shown == {person: 2 for person in IDENTITIES}
+    assert shown == dict.fromkeys(IDENTITIES, 2)
     ragged = sampler(per_batch=4)
     assert ragged.batches_per_pass() == 3
     assert {identity(c) for clips in ragged.epoch(3, 3) for c in clips} == set(IDENTITIES)
 
 
-def test_windows_are_consecutive_inside_the_tracklet_and_start_everywhere():
+def test_clip_frames_are_consecutive_from_any_start():
     starts = set()
     for clips in sampler(lengths=11).epoch(0, 20):
         for clip in clips:
@@ -64,7 +64,7 @@ def test_windows_are_consecutive_inside_the_tracklet_and_start_everywhere():
     assert starts == {0, 1, 2, 3}
 
 
-def test_short_tracklets_are_played_round_and_round():
+def test_clip_short_tracklet_repeats():
     assert sampler(lengths=3).epoch(0, 1)[0][0].frames.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert sampler(lengths=1).epoch(0, 1)[0][0].frames.tolist() == [0] * 8
 
@@ -73,7 +73,7 @@ def plain(plan):
     return [[(clip.tracklet, clip.frames.tolist(), clip.number) for clip in clips] for clips in plan]
 
 
-def test_the_plan_is_a_function_of_seed_and_epoch():
+def test_epoch_depends_on_seed_and_epoch_alone():
     drawn = sampler()
     drawn.epoch(1, 3)
     assert plain(drawn.epoch(2, 3)) == plain(sampler().epoch(2, 3))
@@ -81,16 +81,17 @@ def test_the_plan_is_a_function_of_seed_and_epoch():
     assert plain(drawn.epoch(2, 3)) != plain(sampler(seed=(1,)).epoch(2, 3))
 
 
-def test_clips_are_numbered_through_the_epoch():
+def test_epoch_numbers_clips_from_0():
     numbers = [clip.number for clips in sampler().epoch(0, 4) for clip in clips]
     assert numbers == list(range(4 * 4 * 2))
 
 
-def test_workers_share_a_batch_without_overlap():
+def test_share_of_workers_does_not_overlap():
     clips = sampler().epoch(0, 1)[0]
     assert plain([share(clips, 0, 2) + share(clips, 1, 2)]) == plain([clips])
 
 
-def test_too_few_identities_are_refused_with_both_numbers():
-    with pytest.raises(DataError, match="batch of 11 identities needs as many to train on: there are 10"):
+def test_sampler_too_few_identities_names_both_numbers():
+    line = "a batch of 11 identities needs at least as many training identities; there are 10"
+    with pytest.raises(DataError, match=line):
         sampler(per_batch=11)

@@ -1,4 +1,4 @@
-"""Pictures of what was trained: the right queries and neighbours, and files that can be looked at."""
+"""Pictures of trained networks: the right queries and neighbours, and files that show something."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.support.recorder import Recorder
 from trainables.data import sources
-from trainables.data.loading import Part
+from trainables.data.parts import Part
 from trainables.evaluation import pictures
 from trainables.evaluation.embedding import EvaluationConfig
 from trainables.methods import build_method
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def packs(tiny, prepared):
     config = tiny()
-    return {name: sources.resolve(config.data, name, lambda line: None) for name in config.data.sets}
+    return {name: sources.resolve(config.data, name) for name in config.data.sets}
 
 
 def everything(pack):
@@ -36,51 +36,46 @@ def retrieval(packs):
     return pictures.Retrieval.of(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.0)
 
 
-def test_the_worst_and_best_queries_are_shown_with_what_lies_nearest_to_them(retrieval):
-    worst, best = pictures.strips(retrieval, extremes=3, top=5)
+def test_extreme_queries_come_with_their_nearest_tracklets(retrieval):
+    worst, best = pictures.worst_and_best_queries(retrieval, extremes=3, top=5)
     precision = np.sort(retrieval.score.average_precision)
-    assert [strip.average_precision for strip in worst] == precision[:3].tolist()
-    assert [strip.average_precision for strip in best] == precision[:-4:-1].tolist()
-    assert len({strip.query for strip in (*worst, *best)}) == 6
+    assert [ranked.average_precision for ranked in worst] == precision[:3].tolist()
+    assert [ranked.average_precision for ranked in best] == precision[:-4:-1].tolist()
+    assert len({ranked.query for ranked in (*worst, *best)}) == 6
     pack = retrieval.query.pack
-    for strip in (*worst, *best):
-        place = retrieval.query.tracklets.tolist().index(strip.query)
+    for ranked in (*worst, *best):
+        place = retrieval.query.tracklets.tolist().index(ranked.query)
         away = np.linalg.norm(retrieval.features[1] - retrieval.features[0][place], axis=1)
-        shown = [candidate.distance for candidate in strip.candidates]
+        shown = [candidate.distance for candidate in ranked.candidates]
         assert shown == pytest.approx(np.sort(away)[:5], abs=1e-6)
-        for rank, candidate in enumerate(strip.candidates, 1):
-            assert candidate.right == (pack.identities[candidate.tracklet] == pack.identities[strip.query])
-            assert candidate.right == (strip.first_rank == rank)
+        for rank, candidate in enumerate(ranked.candidates, 1):
+            assert candidate.right == (pack.identities[candidate.tracklet] == pack.identities[ranked.query])
+            assert candidate.right == (ranked.first_rank == rank)
 
 
-def test_few_queries_are_never_both_worst_and_best(retrieval):
-    worst, best = pictures.strips(retrieval, extremes=99, top=1)
-    queries = [strip.query for strip in (*worst, *best)]
+def test_few_queries_are_worst_or_best_but_never_both(retrieval):
+    worst, best = pictures.worst_and_best_queries(retrieval, extremes=99, top=1)
+    queries = [ranked.query for ranked in (*worst, *best)]
     assert sorted(queries) == sorted(retrieval.query.tracklets.tolist())
 
 
-def test_a_real_frame_is_the_nearest_to_its_own_feature(packs):
+def test_nearest_frame_of_a_real_frame_is_itself(packs):
     torch.manual_seed(0)
     embedder, pack = SequenceEmbedder(NetworkConfig(height=32, width=16)).eval(), packs["walkers"]
     real = everything(pack)
     wanted = [(3, 0), (40, 5)]
     frames = torch.from_numpy(np.stack([pack.frames(tracklet)[frame] for tracklet, frame in wanted]))
     steps = embedder.encode(frames.movedim(-1, 1) / 255).detach().unsqueeze(1)
-    found = pictures.nearest_frames(embedder, steps, real)
-    assert [(one.tracklet, one.frame) for (one,) in found] == wanted
-    assert all(one.distance == pytest.approx(0, abs=1e-3) for (one,) in found)
-
-
-@pytest.mark.parametrize("available, count, expected", [(9, 3, [0, 4, 8]), (2, 5, [0, 1]), (5, 1, [0])])
-def test_a_few_are_spread_over_what_there_is(available, count, expected):
-    assert pictures.spread(available, count).tolist() == expected
+    neighbours = [neighbour for (neighbour,) in pictures.nearest_frames(embedder, steps, real)]
+    assert [(neighbour.tracklet, neighbour.frame) for neighbour in neighbours] == wanted
+    assert all(neighbour.distance == pytest.approx(0, abs=1e-3) for neighbour in neighbours)
 
 
 @pytest.mark.parametrize("level", ["feature", "pixel"])
-def test_pseudo_sequences_are_drawn_alike_by_the_same_seed(level, tiny, packs, tmp_path):
+def test_pseudo_sequences_of_equal_seeds_are_drawn_alike(level, tiny, packs, tmp_path):
     config = tiny(alignment={"level": level})
     torch.manual_seed(0)
-    method = build_method("alignment", config.of_method, 10, 10).eval()
+    method = build_method("alignment", config.method_config, 10, 10).eval()
     for generator in (method.alignment.mgm, method.alignment.cgm):  # they start at 0
         torch.nn.init.normal_(getattr(generator, "amounts", generator).output.weight)
     for name, seed in ("one", 0), ("two", 0), ("other", 1):
@@ -97,7 +92,7 @@ def test_pseudo_sequences_are_drawn_alike_by_the_same_seed(level, tiny, packs, t
     assert np.array_equal(one, two) and not np.array_equal(one, other)
 
 
-def test_the_trainable_draws_a_picture_of_each_kind(tiny, prepared, tmp_path):
+def test_illustrate_draws_a_picture_of_each_kind(tiny, prepared, tmp_path):
     configs = {name: tiny(epochs=1, method=name) for name in ("static", "alignment")}
     runs = {}
     for name, config in configs.items():

@@ -1,9 +1,10 @@
-"""The streamed scorer against a naive one, in every situation the protocols know."""
+"""Tests of the streamed scorer against a naive one, in every situation of the protocols."""
 
 import numpy as np
 import pytest
 
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataError
+from trainables.data.tracklet import DISTRACTOR, JUNK
+from trainables.errors import DataError
 from trainables.evaluation.scoring import (
     LONGEST_RANK,
     RANKS,
@@ -17,24 +18,24 @@ CASES = 4000
 
 
 def naive_ranking(feature, label, view, gallery, labels, views):
-    """Whether each counted item is a match, with its index, nearest first; wrong ones first at a tie."""
-    ranked = []
+    """Return (is a match, index) of each ranked item, nearest first; in ties wrong items come first."""
+    order = []
     for index, (item, other, camera) in enumerate(zip(gallery, labels, views, strict=True)):
         match = other == label and label not in (JUNK, DISTRACTOR)
         if other == JUNK or (match and camera == view):
             continue
         distance = sum((float(a) - float(b)) ** 2 for a, b in zip(feature, item, strict=True))
-        ranked.append((distance, match, index))
-    return [(match, index) for _, match, index in sorted(ranked)]
+        order.append((distance, match, index))
+    return [(match, index) for _, match, index in sorted(order)]
 
 
 def naive(query, gallery, query_labels, labels, query_views, views):
-    """The protocol word by word, one query at a time.
+    """Score literally by the protocol, one query at a time.
 
-    Gives for each query that counts: its index, the rank of its first match, average precision at the hits
+    Return for each query with a match: its index, the rank of its first match, average precision at the hits
     and by trapezoids, inverse negative penalty.
     """
-    found = []
+    result = []
     for number, (feature, label, view) in enumerate(zip(query, query_labels, query_views, strict=True)):
         matches = [match for match, _ in naive_ranking(feature, label, view, gallery, labels, views)]
         total, correct, first, last = sum(matches), 0, None, 0
@@ -48,12 +49,12 @@ def naive(query, gallery, query_labels, labels, query_views, views):
                 precision += correct / rank / total
                 area += (previous + correct / rank) / 2 / total
             previous = correct / rank
-        found.append((number, first, precision, area, total / last))
-    return found
+        result.append((number, first, precision, area, total / last))
+    return result
 
 
 def case(number):
-    """A small random retrieval: query and gallery features, identities, cameras."""
+    """Return a small random retrieval: query and gallery features, identities, cameras."""
     rng = np.random.default_rng(number)
     size, items, dimension = rng.integers(1, 8), rng.integers(0, 40), rng.integers(1, 5)
     names = np.array(["1", "2", "3", "4", JUNK, DISTRACTOR])
@@ -70,8 +71,8 @@ def case(number):
         features = rng.normal(size=(total, dimension))
     labels, views = rng.choice(names, total), rng.choice(cameras, total)
     if items and rng.random() < 0.3:  # queries are in the gallery, as in MARS
-        place = size + rng.integers(0, items, size)
-        features[:size], labels[:size], views[:size] = features[place], labels[place], views[place]
+        position = size + rng.integers(0, items, size)
+        features[:size], labels[:size], views[:size] = features[position], labels[position], views[position]
     sides = slice(size), slice(size, None)
     arguments = [part[side] for part in (features, labels, views) for side in sides]
     return arguments, int(rng.integers(1, 6))
@@ -82,8 +83,8 @@ def same_curve(curve, first):
     np.testing.assert_allclose(curve, expected, rtol=1e-12)
 
 
-def test_equals_naive_scorer():
-    counted = 0
+def test_score_equals_the_naive_scorer():
+    cases = 0
     for number in range(CASES):
         arguments, block = case(number)
         expected = naive(*arguments)
@@ -91,44 +92,44 @@ def test_equals_naive_scorer():
             with pytest.raises(DataError, match="has a match in another camera"):
                 score(*arguments, block=block)
             continue
-        counted += 1
+        cases += 1
         index, first, precision, area, penalty = (np.array(values) for values in zip(*expected, strict=True))
-        found = score(*arguments, block=block)
-        np.testing.assert_array_equal(found.query_index, index, err_msg=f"case {number}")
-        np.testing.assert_array_equal(found.first_rank, first, err_msg=f"case {number}")
-        np.testing.assert_allclose(found.average_precision, precision, rtol=1e-12)
-        np.testing.assert_allclose(found.inverse_negative_penalty, penalty, rtol=1e-12)
-        same_curve(found.curve, first)
-        assert found.mean_average_precision == pytest.approx(precision.mean(), rel=1e-12)
-        assert found.mean_inverse_negative_penalty == pytest.approx(penalty.mean(), rel=1e-12)
-        assert (found.queries, found.unmatched) == (len(index), len(arguments[0]) - len(index))
+        result = score(*arguments, block=block)
+        np.testing.assert_array_equal(result.query_index, index, err_msg=f"case {number}")
+        np.testing.assert_array_equal(result.first_rank, first, err_msg=f"case {number}")
+        np.testing.assert_allclose(result.average_precision, precision, rtol=1e-12)
+        np.testing.assert_allclose(result.inverse_negative_penalty, penalty, rtol=1e-12)
+        same_curve(result.curve, first)
+        assert result.mean_average_precision == pytest.approx(precision.mean(), rel=1e-12)
+        assert result.mean_inverse_negative_penalty == pytest.approx(penalty.mean(), rel=1e-12)
+        assert (result.queries, result.unmatched) == (len(index), len(arguments[0]) - len(index))
         official = score(*arguments, average_precision="trapezoid", block=block)
         np.testing.assert_allclose(official.average_precision, area, rtol=1e-12)
-    assert counted > CASES / 2
+    assert cases > CASES / 2
 
 
 def naive_single_shots(query, gallery, query_labels, labels, query_views, views, repeats, seed):
-    """First ranks of every counted query, one for each draw, by query."""
-    found = {}
+    """Return the first ranks of each query with a match, one per draw, by query."""
+    result = {}
     for number, view in enumerate(sorted(set(query_views))):
-        asked = [i for i in range(len(query)) if query_views[i] == view]
-        named = [i for i in range(len(gallery)) if views[i] != view and labels[i] != DISTRACTOR]
-        drawn_anyway = [i for i in range(len(gallery)) if views[i] != view and labels[i] == DISTRACTOR]
+        indices = [i for i in range(len(query)) if query_views[i] == view]
+        others = [i for i in range(len(gallery)) if views[i] != view and labels[i] != DISTRACTOR]
+        distractors = [i for i in range(len(gallery)) if views[i] != view and labels[i] == DISTRACTOR]
         rng = np.random.default_rng([seed, number])
         for _ in range(repeats):
-            one_each = {}
-            for place in rng.permutation(len(named)):
-                one_each.setdefault(labels[named[place]], named[place])
-            drawn = [*one_each.values(), *drawn_anyway]
-            shot = naive(query[asked], gallery[drawn], query_labels[asked], labels[drawn],
-                         query_views[asked], views[drawn])  # fmt: skip
-            for place, first, *_ in shot:
-                found.setdefault(asked[place], []).append(first)
-    return found
+            first_items = {}
+            for position in rng.permutation(len(others)):
+                first_items.setdefault(labels[others[position]], others[position])
+            draw = [*first_items.values(), *distractors]
+            shot = naive(query[indices], gallery[draw], query_labels[indices], labels[draw],
+                         query_views[indices], views[draw])  # fmt: skip
+            for position, first, *_ in shot:
+                result.setdefault(indices[position], []).append(first)
+    return result
 
 
-def test_single_gallery_shot_equals_naive_scorer():
-    counted = 0
+def test_single_gallery_shot_equals_the_naive_scorer():
+    cases = 0
     for number in range(0, CASES, 8):
         arguments, _ = case(number + number // 8 % 4)
         expected = naive_single_shots(*arguments, repeats=3, seed=number)
@@ -136,52 +137,52 @@ def test_single_gallery_shot_equals_naive_scorer():
             with pytest.raises(DataError, match="has a match in another camera"):
                 score_single_gallery_shot(*arguments, repeats=3, seed=number)
             continue
-        counted += 1
-        found = score_single_gallery_shot(*arguments, repeats=3, seed=number)
-        assert found.query_index.tolist() == sorted(expected)
+        cases += 1
+        result = score_single_gallery_shot(*arguments, repeats=3, seed=number)
+        assert result.query_index.tolist() == sorted(expected)
         ranks = np.array([expected[index] for index in sorted(expected)])
-        np.testing.assert_allclose(found.first_rank, ranks.mean(axis=1))
-        np.testing.assert_allclose(found.average_precision, (1 / ranks).mean(axis=1))
-        same_curve(found.curve, ranks.ravel())
-    assert counted > CASES / 20
+        np.testing.assert_allclose(result.first_rank, ranks.mean(axis=1))
+        np.testing.assert_allclose(result.average_precision, (1 / ranks).mean(axis=1))
+        same_curve(result.curve, ranks.ravel())
+    assert cases > CASES / 20
 
 
-def test_single_gallery_shot_draws_each_item_of_an_identity_as_often():
-    """The near match is before the wrong item and the far one behind it: rank 1 in half of the draws."""
+def test_single_gallery_shot_draws_items_equally_often():
+    """One match is nearer than the wrong item and one farther, so that half of the draws have rank 1."""
     arguments = [[0.0]], [[1.0], [2.0], [3.0]], ["1"], ["1", "2", "1"], ["a"], ["b"] * 3
-    found = score_single_gallery_shot(*arguments, repeats=4000)
-    assert found.curve[0] == pytest.approx(0.5, abs=0.03) and found.curve[1] == 1
-    assert found.metrics("test/") == {f"test/rank{rank}": found.curve[rank - 1] for rank in RANKS}
+    result = score_single_gallery_shot(*arguments, repeats=4000)
+    assert result.curve[0] == pytest.approx(0.5, abs=0.03) and result.curve[1] == 1
+    assert result.metrics("test/") == {f"test/rank{rank}": result.curve[rank - 1] for rank in RANKS}
 
 
-def test_ranking_is_the_order_that_is_scored():
+def test_ranking_has_the_order_of_score():
     for number in range(0, CASES, 8):
         arguments, _ = case(number + number // 8 % 4)
         query, gallery, query_labels, labels, query_views, views = arguments
-        asked = list(range(len(query)))[::-1]
-        found = ranking(*arguments, asked, 7)
-        for index, ranked in zip(asked, found, strict=True):
+        indices = list(range(len(query)))[::-1]
+        result = ranking(*arguments, indices, 7)
+        for index, order in zip(indices, result, strict=True):
             expected = naive_ranking(
                 query[index], query_labels[index], query_views[index], gallery, labels, views
             )
-            assert ranked.tolist() == [item for _, item in expected[:7]]
+            assert order.tolist() == [item for _, item in expected[:7]]
 
 
-def test_mars_is_scored_by_both_conventions():
-    """Identity 1 is in camera b only as a query, so that its other query counts officially alone."""
+def test_score_by_protocol_mars_uses_both_conventions():
+    """Identity 1 is in camera b only as a query, so its other query counts only officially."""
     labels = np.array(["1", "1", "2", "2", "2", "3", "3", "3", JUNK, DISTRACTOR])
     views = np.array(["a", "b", "a", "b", "b", "a", "a", "b", "a", "c"])
     gallery = np.random.default_rng(0).normal(size=(10, 3))
     queried = np.isin(np.arange(10), [0, 1, 2, 3, 5, 7])
     query = gallery[queried], labels[queried], views[queried]
     sides = query[0], gallery, query[1], labels, query[2], views
-    found = score_by_protocol("mars", *sides, queried=queried)
+    result = score_by_protocol("mars", *sides, queried=queried)
 
     def mean(column, *arguments):
         return np.mean([row[column] for row in naive(*arguments)])
 
-    official, common = found[""], found["common/"]
-    assert len(found) == 2
+    official, common = result[""], result["common/"]
+    assert len(result) == 2
     assert (official.queries, common.queries) == (6, 2)
     assert official.mean_average_precision == pytest.approx(mean(3, *sides))
     rest = ~queried
@@ -189,31 +190,31 @@ def test_mars_is_scored_by_both_conventions():
     assert common.mean_average_precision == pytest.approx(mean(2, *dropped))
     assert common.mean_inverse_negative_penalty == pytest.approx(mean(4, *dropped))
 
-    everyone = np.ones(10, bool)
-    assert set(score_by_protocol("mars", *sides, queried=everyone)) == {""}
+    all_items = np.ones(10, bool)
+    assert set(score_by_protocol("mars", *sides, queried=all_items)) == {""}
 
 
-def test_other_protocols_have_one_convention():
+def test_score_by_protocol_others_have_one_convention():
     arguments, _ = case(7)
     queried = np.zeros(len(arguments[1]), bool)
     whole = score_by_protocol("whole-gallery", *arguments, queried=queried)
     single = score_by_protocol("single-gallery-shot", *arguments, queried=queried)
-    assert [list(found) for found in (whole, single)] == [[""], [""]]
+    assert [list(result) for result in (whole, single)] == [[""], [""]]
     assert whole[""].metrics("") == score(*arguments).metrics("")
     assert single[""].metrics("") == score_single_gallery_shot(*arguments).metrics("")
 
 
-def test_trapezoids_are_those_of_the_code_released_with_mars():
-    """A worked example: two matches at ranks 2 and 4; recall rises by a half at each."""
+def test_score_trapezoid_equals_code_released_with_mars():
+    """Two matches are at ranks 2 and 4, and recall rises by a half at each."""
     gallery, labels = [[1.0], [2.0], [3.0], [4.0]], ["2", "1", "3", "1"]
     sides = [[0.0]], gallery, ["1"], labels, ["a"], ["b"] * 4
-    found = score(*sides, average_precision="trapezoid")
-    assert found.mean_average_precision == pytest.approx((0 + 1 / 2) / 4 + (1 / 3 + 2 / 4) / 4)
+    result = score(*sides, average_precision="trapezoid")
+    assert result.mean_average_precision == pytest.approx((0 + 1 / 2) / 4 + (1 / 3 + 2 / 4) / 4)
     assert score(*sides).mean_average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert found.mean_inverse_negative_penalty == 2 / 4
+    assert result.mean_inverse_negative_penalty == 2 / 4
 
 
-def test_perfect_features_score_one():
+def test_score_perfect_features_is_one():
     labels, eye = np.arange(30).astype(str), np.eye(30)
     perfect = score(eye, eye, labels, labels, ["a"] * 30, ["b"] * 30)
     names = (*(f"val/rank{rank}" for rank in RANKS), "val/mAP", "val/mINP")
@@ -221,8 +222,8 @@ def test_perfect_features_score_one():
     assert list(perfect.metrics("", ranks=(1,))) == ["rank1", "mAP", "mINP"]
 
 
-def test_collapsed_features_score_nothing():
-    """Equal features tie exactly, whatever their values and their number."""
+def test_score_collapsed_features_is_zero():
+    """Equal features tie exactly for any values and dimension."""
     for size in range(21, 80):
         point = np.random.default_rng(size).normal(size=size)
         labels, features = np.arange(size).astype(str), np.tile(point, (size, 1)).astype(np.float32)
@@ -231,7 +232,7 @@ def test_collapsed_features_score_nothing():
         assert not any(collapsed.curve[rank - 1] for rank in RANKS)
 
 
-def test_score_does_not_depend_on_the_order_of_the_gallery():
+def test_score_does_not_depend_on_gallery_order():
     rng = np.random.default_rng(1)
     query, gallery = rng.integers(0, 3, (20, 2)), rng.integers(0, 3, (50, 2))
     ours, theirs = rng.integers(0, 5, 20).astype(str), rng.integers(0, 5, 50).astype(str)
@@ -242,7 +243,7 @@ def test_score_does_not_depend_on_the_order_of_the_gallery():
     ).metrics("")
 
 
-def test_features_that_are_not_finite_are_refused():
-    for scored in score, score_single_gallery_shot:
+def test_score_features_not_finite_are_refused():
+    for scorer in score, score_single_gallery_shot:
         with pytest.raises(ValueError, match="NaN or infinity"):
-            scored([[np.nan]], [[0.0]], ["1"], ["1"], ["a"], ["b"])
+            scorer([[np.nan]], [[0.0]], ["1"], ["1"], ["a"], ["b"])

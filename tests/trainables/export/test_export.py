@@ -1,4 +1,4 @@
-"""The exported model in a process that has neither this project nor pickle."""
+"""Tests of the exported model in a process that can import neither this project nor pickles."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.support.paths import EXAMPLES
 from trainables.data.loading import as_tensor
 from trainables.export.export import export
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -24,38 +25,40 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import mlflow, numpy as np
-uri, given, found, *models = sys.argv[1:]
+uri, inputs, outputs, *models = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
-given, features = np.load(given), {}
+inputs, features = np.load(inputs), {}
 for name in models:
     model = mlflow.pyfunc.load_model(f"models:/{name}/1")
-    features |= {f"{name} {shape}": model.predict(given[shape]) for shape in given.files}
+    features |= {f"{name} {shape}": model.predict(inputs[shape]) for shape in inputs.files}
     try:
         model.predict(np.zeros((1, 1, 8, 8, 4), np.uint8))
     except Exception as error:
         print("refused:", error)
     for module in [module for module in sys.modules if module.startswith("multi_shot_reid_network")]:
         del sys.modules[module]
-np.savez(found, **features)
+np.savez(outputs, **features)
 """
 
 MODELS = {
     "mclaughlin2016": {"encoder": {"name": "mclaughlin2016"}, "flow": "dis"},
     "residual": {"encoder": {"name": "residual"}, "rnn": {"cell": "gru"}, "pooling": "max"},
+    "example": {"encoder": {"name": "my_encoders:PatchEncoder", "options": {"channels": 24}}},
 }
 
 
 @pytest.fixture(scope="module")
 def embedders():
     torch.manual_seed(0)
-    configs = {
-        name: NetworkConfig.model_validate(MODELS[name] | {"height": 32, "width": 24}) for name in MODELS
-    }
-    return {name: SequenceEmbedder(config).eval() for name, config in configs.items()}
+    size = {"height": 32, "width": 24}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        configs = {name: NetworkConfig.model_validate(MODELS[name] | size) for name in MODELS}
+        yield {name: SequenceEmbedder(config).eval() for name, config in configs.items()}
 
 
 @pytest.fixture(scope="module")
-def given():
+def inputs():
     rng = np.random.default_rng(0)
     shapes = {
         "one frame": (2, 1, 32, 24),
@@ -68,8 +71,8 @@ def given():
 
 
 @pytest.fixture(scope="module")
-def features(embedders, given, tmp_path_factory):
-    """Log both models, then load and use them where nothing of the project can be imported."""
+def features(embedders, inputs, tmp_path_factory):
+    """Log both models, then load and use them in a process that cannot import the project."""
     folder = tmp_path_factory.mktemp("export")
     uri, elsewhere = f"sqlite:///{folder}/mlflow.db", folder / "elsewhere"
     elsewhere.mkdir()
@@ -80,10 +83,10 @@ def features(embedders, given, tmp_path_factory):
         for name, embedder in embedders.items():
             arguments = export(embedder, folder / name)
             mlflow.pyfunc.log_model(name=name, registered_model_name=name, **arguments)
-    np.savez(folder / "given.npz", **given)
-    files = [str(folder / name) for name in ("given.npz", "found.npz")]
+    np.savez(folder / "inputs.npz", **inputs)
+    files = [str(folder / name) for name in ("inputs.npz", "outputs.npz")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-I", "-c", SCRIPT, uri, *files, *embedders],
         cwd=elsewhere,
         env=environment | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
@@ -91,29 +94,29 @@ def features(embedders, given, tmp_path_factory):
         text=True,
         timeout=240,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("refused:") == len(embedders)
-    return np.load(folder / "found.npz")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused:") == len(embedders)
+    return np.load(folder / "outputs.npz")
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_loads_without_the_project_and_equals_the_embedder(model, embedders, given, features):
+def test_model_without_the_project_equals_the_embedder(model, embedders, inputs, features):
     embedder = embedders[model]
-    for shape, frames in given.items():
-        found = features[f"{model} {shape}"]
-        assert found.dtype == np.float32
-        assert found.shape == (len(frames), embedder.dimension)
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    for shape, frames in inputs.items():
+        output = features[f"{model} {shape}"]
+        assert output.dtype == np.float32
+        assert output.shape == (len(frames), embedder.dimension)
+        np.testing.assert_allclose(np.linalg.norm(output, axis=1), 1, rtol=1e-5)
         if frames.shape[2:4] != (32, 24):
             continue
         has_flow = embedder.config.flow == "dis"
         flow = np.stack([optical_flow(sequence) for sequence in frames]) if has_flow else None
         with torch.inference_mode():
             expected = normalize(embedder(as_tensor(frames, flow)))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-def test_what_is_written_has_no_pickle_and_pins_what_it_needs(tmp_path):
+def test_export_has_no_pickle_and_pins_requirements(tmp_path):
     arguments = export(SequenceEmbedder(NetworkConfig()), tmp_path)
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".py", ".json", ".safetensors"}
     stored = json.loads((tmp_path / "network.json").read_text())

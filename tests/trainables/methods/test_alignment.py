@@ -1,4 +1,4 @@
-"""Methods: pseudo sequences, self-supervision, and which terms are computed."""
+"""Tests of the methods: pseudo sequences, self-supervision, and the terms of the loss."""
 
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ def batch(images: bool = True) -> Batch:
 
 
 def shake(alignment: FeatureAlignment) -> None:
-    """Let the generators generate: their last layers start at 0."""
+    """Randomise the last layers of the generators, which start at 0."""
     for generator in (alignment.mgm, alignment.cgm):
         if generator is not None:
             torch.nn.init.normal_(generator.output.weight)
@@ -55,24 +55,24 @@ def pseudo(method: AlignmentMethod) -> tuple[Tensor, Tensor]:
     return method.pseudo_steps(stills), method.embedder.encode(stills)
 
 
-def test_every_method_builds_and_names_are_listed() -> None:
+def test_find_method_wrong_name_gives_one_clear_line() -> None:
     for name in METHODS:
         assert make(name)(batch())["loss"].isfinite()
     with pytest.raises(ValueError, match="no method 'aligment'; did you mean 'alignment'"):
         find_method("aligment")
-    with pytest.raises(ValueError, match="names no subclass"):
+    with pytest.raises(ValueError, match=r"is not a subclass of trainables\.methods\.method\.Method"):
         find_method("trainables.methods:Batch")
-    with pytest.raises(ValueError, match="No module named 'nowhere'"):
+    with pytest.raises(ValueError, match="cannot import 'nowhere': ModuleNotFoundError: No module"):
         find_method("nowhere:Method")
-    with pytest.raises(ValueError, match=r"'\.nowhere:Method' names no method: TypeError"):
+    with pytest.raises(ValueError, match=r"method '\.nowhere:Method': cannot import '\.nowhere': ValueError"):
         find_method(".nowhere:Method")
-    with pytest.raises(ValueError, match="is no whole method: it lacks pseudo_steps"):
+    with pytest.raises(ValueError, match="is abstract; it lacks pseudo_steps"):
         find_method("trainables.methods.joint:JointMethod")
 
 
 @pytest.mark.parametrize("length", [3, 5, 7])
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
-def test_the_middle_step_is_the_untouched_image(encoder: str, length: int) -> None:
+def test_pseudo_steps_middle_is_the_image_itself(encoder: str, length: int) -> None:
     method = make(encoder=encoder, length=length)
     still, features = pseudo(method)
     assert still.shape == (6, length, 16)
@@ -85,21 +85,21 @@ def test_the_middle_step_is_the_untouched_image(encoder: str, length: int) -> No
     assert (steps[:, 0] - steps[:, -1]).norm() > 0.1  # the sign of the offset matters
 
 
-def test_motion_grows_with_the_offset() -> None:
+def test_pseudo_steps_motion_grows_with_the_offset() -> None:
     method = make(length=7, cgm=False)
     shake(method.alignment)
     mgm = method.alignment.mgm
     torch.nn.init.zeros_(mgm.of_offset.weight)
     steps, features = pseudo(method)
-    moved = steps - features.unsqueeze(1)
-    torch.testing.assert_close(moved[:, 6], 3 * moved[:, 4], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(moved[:, 6], -moved[:, 0], atol=1e-4, rtol=1e-3)
+    displacements = steps - features.unsqueeze(1)
+    torch.testing.assert_close(displacements[:, 6], 3 * displacements[:, 4], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(displacements[:, 6], -displacements[:, 0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     "switches, absent", [({"mgm": False}, "motion"), ({"cgm": False}, "content")], ids=["mgm", "cgm"]
 )
-def test_a_module_that_is_off_leaves_no_term_and_no_parameter(switches: dict[str, Any], absent: str) -> None:
+def test_alignment_module_off_has_no_term_and_parameter(switches: dict[str, Any], absent: str) -> None:
     method = make(**switches)
     terms = method(batch())
     assert absent not in terms and {"motion", "content"} - {absent} <= terms.keys()
@@ -107,7 +107,7 @@ def test_a_module_that_is_off_leaves_no_term_and_no_parameter(switches: dict[str
     assert all(parameter.grad is not None for parameter in method.parameters())
 
 
-def test_both_off_repeats_the_image() -> None:
+def test_alignment_modules_off_repeats_the_image() -> None:
     method = make(mgm=False, cgm=False)
     steps, features = pseudo(method)
     torch.testing.assert_close(steps, features.unsqueeze(1).expand_as(steps))
@@ -119,7 +119,7 @@ WEIGHTS = ("pseudo", "match", "motion", "content", "distribution")
 
 @pytest.mark.parametrize("kind", ["coral", "mmd", "adversarial", "none"])
 @pytest.mark.parametrize("zero", WEIGHTS)
-def test_weight_0_skips_the_term_and_every_parameter_is_used(zero: str, kind: str) -> None:
+def test_alignment_weight_0_skips_only_that_term(zero: str, kind: str) -> None:
     method = make(weights={zero: 0}, distribution={"kind": kind})
     terms = method(batch())
     expected = {"video", *WEIGHTS} - {zero} - ({"distribution"} if kind == "none" else set())
@@ -131,7 +131,7 @@ def test_weight_0_skips_the_term_and_every_parameter_is_used(zero: str, kind: st
 
 
 @pytest.mark.parametrize("only", ["motion", "content"])
-def test_self_supervision_alone_needs_no_images(only: str) -> None:
+def test_alignment_self_supervision_alone_needs_no_images(only: str) -> None:
     method = make(weights=dict.fromkeys(WEIGHTS, 0) | {only: 1})
     terms = method(batch(images=False))
     assert terms.keys() == {"loss", "video", only}
@@ -139,13 +139,13 @@ def test_self_supervision_alone_needs_no_images(only: str) -> None:
     assert all(parameter.grad is not None for parameter in method.parameters())
 
 
-def test_all_weights_0_is_the_sequence_method() -> None:
+def test_alignment_weights_0_equals_sequence_method() -> None:
     method, baseline = make(weights=dict.fromkeys(WEIGHTS, 0)).eval(), make("sequence").eval()
     baseline.load_state_dict(method.state_dict())
     torch.testing.assert_close(method(batch())["loss"], baseline(batch())["loss"])
 
 
-def test_missing_images_and_short_sequences_are_named() -> None:
+def test_alignment_unsuitable_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs images .* \(data.images\)"):
         make()(batch(images=False))
     with pytest.raises(ValueError, match=r"alignment.length is 7, but sequences have 5 frames"):
@@ -159,13 +159,13 @@ def supervision(method: AlignmentMethod, features: Tensor) -> dict[str, Tensor]:
     return method.alignment.supervise(frames, maps.to(features.dtype), features, features)
 
 
-def test_a_motionless_guess_scores_1() -> None:
+def test_supervise_motionless_guess_scores_1() -> None:
     terms = supervision(make(), torch.randn(4, 6, 16))
     torch.testing.assert_close(terms, {"motion": torch.tensor(1.0), "content": torch.tensor(1.0)})
-    assert supervision(make(), torch.ones(4, 6, 16))["motion"] == 0  # real sequences that stand still
+    assert supervision(make(), torch.ones(4, 6, 16))["motion"] == 0  # real sequences are motionless
 
 
-def test_supervision_compares_neighbours_at_the_same_offset() -> None:
+def test_supervise_compares_neighbours_at_the_same_offset() -> None:
     method = make(length=5, noise=0).double()
     alignment = method.alignment
     shake(alignment)
@@ -188,7 +188,7 @@ def test_supervision_compares_neighbours_at_the_same_offset() -> None:
     assert terms["content"].item() == pytest.approx(content_error / content_scale, rel=1e-6)
 
 
-def test_the_energy_score_is_least_for_the_real_distribution() -> None:
+def test_energy_score_is_least_for_the_real_distribution() -> None:
     torch.manual_seed(0)
     real, floor = torch.randn(20_000, 3), torch.tensor(0.0)
 
@@ -202,8 +202,8 @@ def test_the_energy_score_is_least_for_the_real_distribution() -> None:
     assert all(worse > best + 0.01 for worse in (score(0.5), score(1.6), score(1.0, shift=0.5)))
 
 
-def test_motion_is_drawn_as_wide_as_the_real_one() -> None:
-    """Changes that nothing foresees: their mean is to stand still, their spread can be learnt."""
+def test_motion_unpredictable_is_sampled_as_wide_as_real() -> None:
+    """Unpredictable changes have a mean of 0, but their spread can be learned."""
     torch.manual_seed(0)
     method = make(length=3, cgm=False)
     alignment = method.alignment
@@ -211,8 +211,8 @@ def test_motion_is_drawn_as_wide_as_the_real_one() -> None:
     axis = torch.nn.functional.normalize(torch.randn(16), dim=0)
 
     def walk() -> Tensor:
-        people, speed = torch.randn(64, 1, 16), torch.randn(64, 1, 1)
-        return people + torch.arange(-1, 2).view(1, 3, 1) * speed * axis
+        identities, speed = torch.randn(64, 1, 16), torch.randn(64, 1, 1)
+        return identities + torch.arange(-1, 2).view(1, 3, 1) * speed * axis
 
     def motion(walks: Tensor) -> Tensor:
         term: Tensor = supervision(method, walks)["motion"]
@@ -231,15 +231,15 @@ def test_motion_is_drawn_as_wide_as_the_real_one() -> None:
     assert across.std(dim=0).norm() < 0.6
 
 
-def test_generators_learn_a_motion_that_can_be_foreseen() -> None:
+def test_generators_learn_a_predictable_motion() -> None:
     torch.manual_seed(0)
     method = make(length=5)
     start, velocity = torch.randn(16, 1, 16), torch.randn(16, 16)
     optimizer = torch.optim.Adam(method.alignment.parameters(), 0.01)
 
     def walk() -> Tensor:
-        people = start[torch.randint(16, (32,))]
-        return people + torch.arange(-3, 4).view(1, 7, 1) * 0.1 * (people @ velocity / 4)
+        identities = start[torch.randint(16, (32,))]
+        return identities + torch.arange(-3, 4).view(1, 7, 1) * 0.1 * (identities @ velocity / 4)
 
     for _ in range(150):
         optimizer.zero_grad()
@@ -250,48 +250,48 @@ def test_generators_learn_a_motion_that_can_be_foreseen() -> None:
     assert terms["motion"] < 0.4 and terms["content"] < 0.6
 
 
-def test_frames_are_matched_with_the_sequences_of_their_people() -> None:
+def test_match_joins_frames_with_sequences_of_identity() -> None:
     method = make(length=5, mgm=False, cgm=False)
     walks = batch()
     stills = walks.sequences[:, [0, -1]].flatten(0, 1)
     with torch.no_grad(), without_dropout(method):
-        found = method(walks)["match"]
+        outputs = method(walks)["match"]
         real = method.embedder(walks.sequences)
         ends = method.embedder(stills.unsqueeze(1).expand(-1, 5, -1, -1, -1)).view(4, 2, -1)
-        people = torch.tensor([0, 0, 2, 2] * 3)
-        expected = method.video(torch.cat([real, ends[:, 0], ends[:, 1]]), people)
-    torch.testing.assert_close(found, expected)
-    assert not found.isclose(method(walks)["video"])
+        identities = torch.tensor([0, 0, 2, 2] * 3)
+        expected = method.video(torch.cat([real, ends[:, 0], ends[:, 1]]), identities)
+    torch.testing.assert_close(outputs, expected)
+    assert not outputs.isclose(method(walks)["video"])
 
 
-def test_a_frame_that_stands_for_a_still_has_no_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alignment_frames_taken_as_stills_have_no_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     method = make(flow="dis")
-    alignment, seen = method.alignment, []
+    alignment, calls = method.alignment, []
 
-    def watch(name: str, given: slice) -> None:
-        called = getattr(alignment, name)
+    def record(name: str) -> None:
+        original = getattr(alignment, name)
 
-        def watched(*arguments: Any) -> Any:
-            seen.append(arguments[given])
-            return called(*arguments)
+        def wrapper(*arguments: Any) -> Any:
+            calls.append(arguments[1:3])
+            return original(*arguments)
 
-        monkeypatch.setattr(alignment, name, watched)
+        monkeypatch.setattr(alignment, name, wrapper)
 
-    watch("of_stills", slice(1, 3))
-    watch("supervise", slice(1, 3))
+    record("of_stills")
+    record("supervise")
     walks = batch()
     for flow in (torch.zeros(4, 5, 2, 32, 24), torch.randn(4, 5, 2, 32, 24)):
         frames = torch.cat([walks.sequences, flow], dim=2)
         with without_dropout(method):
             method(replace(walks, sequences=frames))["loss"].backward()
-    assert len(seen) == 6  # stills of sequences, images, neighbours, each twice
-    first, second = seen[:3], seen[3:]
+    assert len(calls) == 6  # stills of sequences, images and neighbours, twice
+    first, second = calls[:3], calls[3:]
     for before, after in zip(first, second, strict=True):
         for ours, theirs in zip(before, after, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 
-def test_self_supervision_leaves_the_encoder_alone() -> None:
+def test_self_supervision_gives_the_encoder_no_gradient() -> None:
     method = make()
     terms = method(batch())
     (terms["motion"] + terms["content"]).backward()
@@ -299,18 +299,18 @@ def test_self_supervision_leaves_the_encoder_alone() -> None:
     assert any(parameter.grad is not None for parameter in method.alignment.parameters())
 
 
-def test_images_leave_running_statistics_to_sequences() -> None:
+def test_images_do_not_update_running_statistics() -> None:
     method, baseline = make(encoder="residual"), make("sequence", encoder="residual")
     baseline.embedder.load_state_dict(method.embedder.state_dict())
     torch.manual_seed(2)  # the same dropout
     method(batch())
     torch.manual_seed(2)
     baseline(batch())
-    found, expected = dict(method.embedder.named_buffers()), dict(baseline.embedder.named_buffers())
-    torch.testing.assert_close(found, expected)
+    outputs, expected = dict(method.embedder.named_buffers()), dict(baseline.embedder.named_buffers())
+    torch.testing.assert_close(outputs, expected)
 
 
-def test_training_lowers_the_loss_of_one_batch() -> None:
+def test_alignment_training_lowers_the_loss_of_one_batch() -> None:
     method = make(encoder="residual")
     optimizer = torch.optim.Adam(method.parameters(), 3e-3)
     with without_dropout(method):
@@ -333,7 +333,7 @@ def test_static_repeats_the_image() -> None:
     torch.testing.assert_close(terms["loss"], terms["video"] + terms["pseudo"])
 
 
-def test_pretraining_learns_from_images_and_then_from_sequences() -> None:
+def test_pretrain_learns_from_images_then_from_sequences() -> None:
     method = make("pretrain")
     method.phase = 0
     terms = method(batch())
@@ -352,7 +352,7 @@ def test_pretraining_learns_from_images_and_then_from_sequences() -> None:
 
 @pytest.mark.parametrize("level", ["feature", "pixel"])
 @pytest.mark.parametrize("name", ["static", "alignment"])
-def test_joint_methods_may_begin_with_images_alone(name: str, level: str) -> None:
+def test_joint_method_phase_0_trains_on_images_alone(name: str, level: str) -> None:
     method = make(name, encoder="residual", level=level)
     before = method.embedder.encoder.norm.running_mean.clone()
     method.phase = 0
@@ -366,7 +366,7 @@ def test_joint_methods_may_begin_with_images_alone(name: str, level: str) -> Non
     assert "video" in method(batch()) and method.frames(batch()) == 26
 
 
-def test_images_fade_where_they_should() -> None:
+def test_schedule_fade_lowers_the_weight_of_images() -> None:
     method = make("static", schedule="fade", weights={"pseudo": 2})
     for progress, weight in (0.0, 2.0), (0.5, 1.0), (1.0, 0.0):
         method.progress = progress

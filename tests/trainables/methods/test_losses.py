@@ -1,4 +1,4 @@
-"""Losses against plain loops in double precision."""
+"""Tests of the losses against plain loops in double precision."""
 
 import math
 
@@ -29,7 +29,7 @@ def distance(first: Tensor, second: Tensor) -> float:
     return math.sqrt(sum((a - b) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True)))
 
 
-def test_hinge_is_the_mean_over_positive_and_negative_pairs(features: Tensor) -> None:
+def test_hinge_is_the_mean_over_both_kinds_of_pairs(features: Tensor) -> None:
     pull, push = [], []
     for i in range(7):
         for j in range(i):
@@ -43,7 +43,7 @@ def test_hinge_is_the_mean_over_positive_and_negative_pairs(features: Tensor) ->
 
 
 @pytest.mark.parametrize("margin", [0.5, None])
-def test_triplets_are_batch_hard(features: Tensor, margin: float | None) -> None:
+def test_triplet_loss_is_batch_hard(features: Tensor, margin: float | None) -> None:
     losses = []
     for i in range(5):  # identities 2 and 3 have no positive
         positives = [
@@ -52,13 +52,13 @@ def test_triplets_are_batch_hard(features: Tensor, margin: float | None) -> None
         negatives = [distance(features[i], features[j]) for j in range(7) if IDENTITIES[j] != IDENTITIES[i]]
         gap = max(positives) - min(negatives)
         losses.append(math.log1p(math.exp(gap)) if margin is None else max(0.0, gap + margin))
-    found = triplet_verification(features, IDENTITIES, margin)
-    assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    loss = triplet_verification(features, IDENTITIES, margin)
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
 
 
 @pytest.mark.parametrize("identities", [torch.zeros(4, dtype=torch.long), torch.arange(4)])
 @pytest.mark.parametrize("verification", ["hinge", "triplet", "soft_triplet"])
-def test_one_sided_batches_and_equal_features_stay_finite(identities: Tensor, verification: str) -> None:
+def test_loss_degenerate_batch_stays_finite(identities: Tensor, verification: str) -> None:
     features = torch.ones(4, 8, requires_grad=True)
     loss = ModalityLoss(8, 4, LossConfig.model_validate({"verification": verification}))(features, identities)
     loss.backward()
@@ -79,21 +79,19 @@ def test_modality_loss_adds_weighted_smoothed_cross_entropy(features: Tensor) ->
     assert loss(features, IDENTITIES).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_identity_weight_0_makes_no_classifier() -> None:
+def test_modality_loss_identity_weight_0_has_no_classifier() -> None:
     assert not list(ModalityLoss(5, 4, LossConfig(identity=0)).parameters())
 
 
-@pytest.mark.parametrize("comparison", [MomentDistance(), KernelDistance(1.0)])
-def test_comparisons_are_0_on_equal_and_positive_on_different_samples(
-    features: Tensor, comparison: torch.nn.Module
-) -> None:
-    assert comparison(features, features.flip(0)).item() == pytest.approx(0, abs=1e-9)
-    shifted, wider = comparison(features + 1, features).item(), comparison(2 * features, features).item()
+@pytest.mark.parametrize("measure", [MomentDistance(), KernelDistance(1.0)])
+def test_distance_is_0_only_between_equal_samples(features: Tensor, measure: torch.nn.Module) -> None:
+    assert measure(features, features.flip(0)).item() == pytest.approx(0, abs=1e-9)
+    shifted, wider = measure(features + 1, features).item(), measure(2 * features, features).item()
     assert shifted > 0.01 and wider > 0.01
-    assert comparison(features + 2, features).item() > shifted
+    assert measure(features + 2, features).item() > shifted
 
 
-def test_moment_distance_is_relative_coral_when_means_agree(features: Tensor) -> None:
+def test_moment_distance_equal_means_is_relative_coral(features: Tensor) -> None:
     centred = features - features.mean(dim=0)
     first = (2 * centred).T @ (2 * centred) / 7
     second = centred.T @ centred / 7
@@ -118,13 +116,13 @@ def test_kernel_distance_is_the_biased_estimate(features: Tensor) -> None:
     assert KernelDistance(0.7)(features, other).item() == pytest.approx(own + theirs - 2 * cross, rel=1e-9)
 
 
-def test_gradient_reversal_changes_the_sign_only_for_features(features: Tensor) -> None:
+def test_reverse_gradient_negates_the_gradient(features: Tensor) -> None:
     values = features.clone().requires_grad_()
     (3 * reverse_gradient(values)).sum().backward()
     torch.testing.assert_close(values.grad, torch.full_like(values, -3))
 
 
-def test_the_adversary_learns_what_the_features_unlearn() -> None:
+def test_adversary_gradient_makes_features_harder_to_tell() -> None:
     torch.manual_seed(0)
     adversary = ModalityAdversary(6)
     features = (torch.randn(32, 6) + 1).requires_grad_()
@@ -135,13 +133,13 @@ def test_the_adversary_learns_what_the_features_unlearn() -> None:
         optimizer.zero_grad()
         adversary(features.detach(), reference).backward()
         optimizer.step()
-    told = adversary(features, reference)
-    assert told.item() < 0.5 * first
-    told.backward()
+    loss = adversary(features, reference)
+    assert loss.item() < 0.5 * first
+    loss.backward()
     assert features.grad is not None
     moved = features.detach() - 10 * features.grad
-    assert adversary(moved, reference).item() > told.item()
+    assert adversary(moved, reference).item() > loss.item()
 
 
-def test_no_comparison() -> None:
+def test_build_distribution_none_gives_none() -> None:
     assert build_distribution(8, DistributionConfig(kind="none")) is None

@@ -1,4 +1,4 @@
-"""Pixel level: frames out of stills, the convention of their flow, and learning how things move."""
+"""Tests of the pixel level: frames generated from stills, their flow, and learning of motion."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def alone(**alignment: Any) -> PixelAlignment:
 
 
 def shake(alignment: PixelAlignment) -> None:
-    """Let the generators generate: their fields start at 0."""
+    """Randomise the last layers of the generators, whose fields start at 0."""
     for generator in (alignment.mgm, alignment.cgm):
         if generator is not None:
             nn.init.normal_(generator.amounts.output.weight)
@@ -46,17 +46,17 @@ def shake(alignment: PixelAlignment) -> None:
 
 
 def batch(channels: int = 3, rank: int = 0, workers: int = 1) -> Batch:
-    """A worker's share of a batch."""
+    """Return a worker's share of a batch."""
     generator = torch.Generator().manual_seed(1)
     walks = torch.rand(4, 7, channels, 32, 24, generator=generator)
     stills = torch.rand(6, 3, 40, 20, generator=generator)
-    identities, people = torch.tensor([0, 3, 3, 0]), torch.tensor([0, 1, 4, 4, 1, 0])
+    identities, image_identities = torch.tensor([0, 3, 3, 0]), torch.tensor([0, 1, 4, 4, 1, 0])
     return Batch(
         sequences=walks.chunk(workers)[rank],
         sequence_identities=identities.chunk(workers)[rank],
         sequence_cameras=torch.zeros(4, dtype=torch.long).chunk(workers)[rank],
         images=stills.chunk(workers)[rank],
-        image_identities=people.chunk(workers)[rank],
+        image_identities=image_identities.chunk(workers)[rank],
     )
 
 
@@ -65,13 +65,13 @@ def supervise(alignment: PixelAlignment, frames: Tensor) -> dict[str, Any]:
 
 
 def texture(count: int, height: int, width: int, grain: int = 4) -> Tensor:
-    """Random images of smooth blots, ``[count, 3, height, width]`` in 0..1."""
+    """Return random images of smooth blots, ``[count, 3, height, width]`` in 0..1."""
     blots = torch.rand(count, 3, height // grain, width // grain)
     return functional.interpolate(blots, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def passing(count: int, time: int) -> Tensor:
-    """Walls of blots that pass 2 pixels to the right and 1 up a frame, and their flow.
+    """Return walls of blots that move 2 pixels right and 1 up per frame, and their flow.
 
     ``[sequence, time, 5, 64, 48]``.
     """
@@ -86,7 +86,7 @@ def passing(count: int, time: int) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 48), (37, 50)], ids=["usual", "odd"])
 @pytest.mark.parametrize("length", [3, 7])
-def test_frames_stand_around_the_untouched_image(length: int, size: tuple[int, int]) -> None:
+def test_generate_frames_surround_the_original_image(length: int, size: tuple[int, int]) -> None:
     alignment, images = alone(length=length), torch.rand(4, 3, *size)
     frames, flow = alignment.generate(images)
     assert frames.shape == (4, length, 3, *size) and flow.shape == (4, length, 2, *size)
@@ -106,7 +106,7 @@ def test_frames_stand_around_the_untouched_image(length: int, size: tuple[int, i
 @torch.no_grad()
 @pytest.mark.parametrize("encoder", ["mclaughlin2016", "residual"])
 @pytest.mark.parametrize("flow", ["none", "dis"])
-def test_the_shared_network_sees_ordinary_frames(encoder: str, flow: str) -> None:
+def test_pseudo_steps_encode_generated_frames(encoder: str, flow: str) -> None:
     method = make(encoder, flow, length=5, noise=0).eval()
     shake(method.alignment)
     images = torch.rand(3, 3, 32, 24)
@@ -121,24 +121,22 @@ def test_the_shared_network_sees_ordinary_frames(encoder: str, flow: str) -> Non
     assert (steps[:, 0] - steps[:, 4]).norm() > 0.01  # the sign of the offset matters
 
 
-def test_without_a_level_there_are_no_frames() -> None:
+def test_pseudo_frames_at_feature_level_are_none() -> None:
     assert make(level="feature").pseudo_frames(torch.rand(2, 3, 32, 24)) is None
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("zoom", [0.0, 0.5], ids=["shift", "zoom"])
-def test_flow_is_what_optical_flow_finds_between_the_frames(
-    zoom: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flow_agrees_with_optical_flow_between_frames(zoom: float, monkeypatch: pytest.MonkeyPatch) -> None:
     alignment = alone(length=5, cgm=False)
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 12), indexing="ij")
     velocity = torch.stack([0.3 + zoom * columns, -0.2 + zoom * rows]).clamp(-1, 1)
     monkeypatch.setattr(alignment.mgm, "draw", lambda _: velocity.expand(1, 4, -1, -1, -1))
     frames, flow = alignment.generate(texture(1, 128, 96, grain=8))
-    seen = (frames[0].movedim(1, -1) * 255).round().byte().numpy()
-    found = torch.from_numpy(optical_flow(seen)).movedim(-1, 1)
+    video = (frames[0].movedim(1, -1) * 255).round().byte().numpy()
+    measured = torch.from_numpy(optical_flow(video)).movedim(-1, 1)
     inside = np.s_[..., 32:-32, 24:-24]
-    error = (flow[0] - found)[inside].abs()
+    error = (flow[0] - measured)[inside].abs()
     assert flow[0][inside].abs().mean() > 2
     assert error.mean() < 0.15 and error.median() < 0.1
     if not zoom:
@@ -146,7 +144,7 @@ def test_flow_is_what_optical_flow_finds_between_the_frames(
         torch.testing.assert_close(flow[0], expected.expand_as(flow[0]), atol=1e-3, rtol=0)
 
 
-def test_step_flow_leads_to_the_same_place_of_the_image() -> None:
+def test_step_flow_leads_to_the_same_point_of_the_image() -> None:
     torch.manual_seed(0)
     offsets = torch.tensor([-2, -1, 1, 2]).view(1, 4, 1, 1, 1)
     paths = -0.03 * offsets * enlarge(torch.randn(2, 4, 2, 3, 3), (16, 12))
@@ -162,7 +160,7 @@ def test_step_flow_leads_to_the_same_place_of_the_image() -> None:
 
 
 @torch.no_grad()
-def test_the_image_is_moved_by_the_path() -> None:
+def test_warp_moves_the_image_by_the_path() -> None:
     image = texture(1, 40, 30)
     paths = torch.tensor([-3 / 30, 5 / 40]).view(1, 1, 2, 1, 1).expand(-1, -1, -1, 4, 4)
     [[moved]] = warp(image, paths)
@@ -173,17 +171,17 @@ def test_the_image_is_moved_by_the_path() -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 5])
-def test_a_motionless_guess_scores_1(channels: int) -> None:
+def test_supervise_motionless_guess_scores_1(channels: int) -> None:
     torch.manual_seed(0)
     terms = supervise(alone(), passing(3, 5)[:, :, :channels])
     torch.testing.assert_close(terms, {"motion": torch.tensor(1.0), "content": torch.tensor(1.0)})
     still = torch.cat([torch.full((3, 5, 3, 64, 48), 0.5), torch.zeros(3, 5, 2, 64, 48)], dim=2)
-    terms = supervise(alone(), still[:, :, :channels])  # real sequences that stand still
+    terms = supervise(alone(), still[:, :, :channels])  # real sequences are motionless
     torch.testing.assert_close(terms, {"motion": torch.tensor(0.0), "content": torch.tensor(0.0)})
 
 
 @pytest.mark.parametrize("channels", [3, 5], ids=["photometric", "flow"])
-def test_it_learns_how_things_move(channels: int) -> None:
+def test_alignment_learns_how_things_move(channels: int) -> None:
     torch.manual_seed(0)
     alignment = alone(length=3)
     optimizer = torch.optim.Adam(alignment.parameters(), 0.005)
@@ -197,7 +195,7 @@ def test_it_learns_how_things_move(channels: int) -> None:
         terms = supervise(alignment, real[:, :, :channels])
         frames, flow = alignment.generate(real[:, 1, :3])
     stills, real = real[:, 1:2, :3], real[:, :, :3]
-    inside = np.s_[..., 4:-4, 4:-4]  # what comes in at the border is nowhere in the still
+    inside = np.s_[..., 4:-4, 4:-4]  # pixels that enter at the border are not in the still
     error, motionless = (
         neighbours(shown - real)[inside].square().mean(dim=(0, 2, 3, 4)) for shown in (frames, stills)
     )
@@ -206,7 +204,7 @@ def test_it_learns_how_things_move(channels: int) -> None:
     torch.testing.assert_close(flow.mean(dim=(0, 1, 3, 4)), torch.tensor([2.0, -1.0]), atol=0.4, rtol=0)
 
 
-def test_it_learns_how_colours_change() -> None:
+def test_alignment_learns_how_colours_change() -> None:
     torch.manual_seed(0)
     alignment = alone(length=3, mgm=False)
     optimizer = torch.optim.Adam(alignment.parameters(), 0.005)
@@ -234,7 +232,7 @@ WEIGHTS = ("pseudo", "match", "motion", "content", "distribution")
     + [{"weights": dict.fromkeys(WEIGHTS, 0) | {only: 1}} for only in WEIGHTS],
     ids=str,
 )
-def test_every_parameter_is_used_and_what_is_off_leaves_no_term(switches: dict[str, Any], flow: str) -> None:
+def test_switches_leave_no_term_and_no_unused_parameter(switches: dict[str, Any], flow: str) -> None:
     method = make(flow=flow, **switches)
     terms = method(batch(5 if flow == "dis" else 3))
     expected = {name for name in WEIGHTS if getattr(method.weights, name) > 0}
@@ -260,7 +258,7 @@ def test_generators_learn_from_real_sequences_alone() -> None:
     assert all(parameter.grad is not None for parameter in method.embedder.parameters())
 
 
-def test_content_leaves_motion_alone() -> None:
+def test_content_term_gives_mgm_no_gradient() -> None:
     alignment = alone()
     shake(alignment)
     supervise(alignment, passing(2, 4))["content"].backward()
@@ -269,13 +267,13 @@ def test_content_leaves_motion_alone() -> None:
     assert all(parameter.grad is not None for parameter in alignment.cgm.parameters())
 
 
-def test_short_sequences_are_named() -> None:
+def test_supervise_short_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match=r"alignment.length is 9, but sequences have 7 frames \(batch"):
         make(length=9)(batch())
 
 
 @pytest.mark.parametrize("flow", ["none", "dis"])
-def test_reduced_precision_keeps_motion_and_losses_exact(flow: str) -> None:
+def test_reduced_precision_keeps_motion_and_losses_float32(flow: str) -> None:
     method = make("residual", flow)
     shake(method.alignment)
     method.to(memory_format=torch.channels_last)
@@ -289,7 +287,7 @@ def test_reduced_precision_keeps_motion_and_losses_exact(flow: str) -> None:
 
 
 def train(flow: str, rank: int, workers: int) -> dict[str, Any]:
-    """Losses and gradients of one step, without noise and dropout."""
+    """Return losses and gradients of one step, without noise and dropout."""
     method = make("residual", flow, noise=0)
     shake(method.alignment)
     model = DistributedDataParallel(method) if workers > 1 else method
@@ -307,10 +305,10 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_train_like_one(tmp_path: Path) -> None:
+def test_method_two_workers_train_like_one(tmp_path: Path) -> None:
     spawn(work, args=(str(tmp_path),), nprocs=WORKERS)  # type: ignore[no-untyped-call]
     for flow in ("none", "dis"):
         expected = train(flow, 0, 1)
         for rank in range(WORKERS):
-            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[flow]
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-3)
+            result = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[flow]
+            torch.testing.assert_close(result, expected, atol=2e-5, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Two gloo workers against one on the same global batch: batch norm, gather, every encoder's gradients."""
+"""Tests of two gloo workers against one on the same global batch."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def share(values: Tensor, rank: int, workers: int) -> Tensor:
 
 
 def normalise(rank: int, workers: int) -> dict[str, Tensor]:
-    """Gradient and output of batch norm, with a mean far from 0; uneven shares when there are two workers."""
+    """Return gradients and output of batch norm with a mean far from 0; two workers have uneven shares."""
     torch.manual_seed(0)
     norm = GlobalBatchNorm2d(3).double() if workers > 1 else nn.BatchNorm2d(3).double()
     nn.init.uniform_(norm.weight)
@@ -40,23 +40,23 @@ def normalise(rank: int, workers: int) -> dict[str, Tensor]:
     outputs = norm(inputs)
     (outputs - target[part]).pow(3).sum().backward()
     assert inputs.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
-    found = {"outputs": outputs, "inputs": inputs.grad, **dict(norm.named_buffers())}
-    return {**found, "weight": norm.weight.grad, "bias": norm.bias.grad}
+    result = {"outputs": outputs, "inputs": inputs.grad, **dict(norm.named_buffers())}
+    return {**result, "weight": norm.weight.grad, "bias": norm.bias.grad}
 
 
 def similarity(rank: int, workers: int) -> Tensor:
-    """Gradient of a loss over all pairs, as the mean over workers would have it."""
+    """Return the gradient of a loss over all pairs, as the mean over workers."""
     values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     inputs = share(values, rank, workers).clone().requires_grad_()
-    everything = gather(inputs)
-    torch.testing.assert_close(everything, values)
-    (everything @ everything.T).tril(-1).pow(2).sum().backward()
+    batch = gather(inputs)
+    torch.testing.assert_close(batch, values)
+    (batch @ batch.T).tril(-1).pow(2).sum().backward()
     assert inputs.grad is not None
     return inputs.grad / workers
 
 
 def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
-    """Losses, gradients and statistics of one step of everything at once, without dropout."""
+    """Losses, gradients and statistics of one step of batch at once, without dropout."""
     torch.manual_seed(0)
     network = {
         "encoder": {"name": encoder, "features": 16, "dropout": 0},
@@ -89,9 +89,9 @@ def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS)
-    found = {"norm": normalise(rank, WORKERS), "gather": similarity(rank, WORKERS)}
-    found |= {encoder: train(encoder, rank, WORKERS) for encoder in ENCODERS}
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    result = {"norm": normalise(rank, WORKERS), "gather": similarity(rank, WORKERS)}
+    result |= {encoder: train(encoder, rank, WORKERS) for encoder in ENCODERS}
+    torch.save(result, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -102,30 +102,30 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
-def test_batch_norm_is_that_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
+def test_batch_norm_two_workers_equal_the_global_batch(workers: list[dict[str, Any]]) -> None:
     expected = normalise(0, 1)
     for name in ("outputs", "inputs"):
-        torch.testing.assert_close(torch.cat([found["norm"][name] for found in workers]), expected[name])
+        torch.testing.assert_close(torch.cat([result["norm"][name] for result in workers]), expected[name])
     for name in ("weight", "bias"):
-        torch.testing.assert_close(sum(found["norm"][name] for found in workers), expected[name])
-    for found in workers:
+        torch.testing.assert_close(sum(result["norm"][name] for result in workers), expected[name])
+    for result in workers:
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            torch.testing.assert_close(found["norm"][name], expected[name])
+            torch.testing.assert_close(result["norm"][name], expected[name])
 
 
-def test_gather_has_the_gradient_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
-    torch.testing.assert_close(torch.cat([found["gather"] for found in workers]), similarity(0, 1))
+def test_gather_two_workers_has_the_global_gradient(workers: list[dict[str, Any]]) -> None:
+    torch.testing.assert_close(torch.cat([result["gather"] for result in workers]), similarity(0, 1))
 
 
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
-def test_two_workers_train_like_one(workers: list[dict[str, Any]], encoder: str) -> None:
+def test_method_two_workers_train_like_one(workers: list[dict[str, Any]], encoder: str) -> None:
     expected = train(encoder, 0, 1)
-    for found in workers:
-        torch.testing.assert_close(found[encoder], expected, atol=2e-5, rtol=1e-3)
+    for result in workers:
+        torch.testing.assert_close(result[encoder], expected, atol=2e-5, rtol=1e-3)
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Stands for timm's class of that name, which is known by it."""
+    """Stand-in for the class of this name in timm, which is recognised by name."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -136,7 +136,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return activated
 
 
-def test_batch_norm_with_an_activation_is_converted_with_it() -> None:
+def test_convert_batch_norm_keeps_the_activation() -> None:
     torch.manual_seed(0)
     module, values = nn.Sequential(BatchNormAct2d(3)), torch.randn(4, 3, 5, 2)
     before, expected = module[0], module(values)
@@ -145,7 +145,7 @@ def test_batch_norm_with_an_activation_is_converted_with_it() -> None:
     torch.testing.assert_close(module(values), expected)
 
 
-def test_conversion_keeps_values_and_names() -> None:
+def test_convert_batch_norm_keeps_values_and_names() -> None:
     inner = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     module = nn.Sequential(inner, nn.BatchNorm1d(4))
     inner(torch.rand(2, 3, 4, 4) + 1)

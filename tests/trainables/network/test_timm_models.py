@@ -1,7 +1,7 @@
-"""Models of timm as encoders.
+"""Tests of timm models as encoders.
 
-timm needs torchvision, of which no build fits the CPU build of PyTorch that is pinned: a stand-in of the few
-functions that are called takes its place, and the last test runs on the real one where there is one.
+timm needs torchvision, which has no build for the pinned CPU build of PyTorch. A fake module with the few
+functions in use replaces it; the last test uses the real timm if it is installed.
 """
 
 import importlib.util
@@ -41,8 +41,8 @@ class Tokens(Maps):
     num_prefix_tokens = 1
 
     def forward(self, frames: Tensor) -> Tensor:
-        places = super().forward(frames).flatten(2).transpose(1, 2)
-        return torch.cat([torch.full_like(places[:, :1], 99.0), places], dim=1)
+        tokens = super().forward(frames).flatten(2).transpose(1, 2)
+        return torch.cat([torch.full_like(tokens[:, :1], 99.0), tokens], dim=1)
 
 
 @pytest.fixture
@@ -51,23 +51,23 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module: Any = ModuleType("timm")
     module.list_models = lambda: list(kinds)
 
-    def create_model(name: str, **given: Any) -> nn.Module:
+    def create_model(name: str, **options: Any) -> nn.Module:
         size = {"img_size": (32, 16)} if name == "tokens" else {}
-        channels = given.pop("in_chans")
-        assert given == {"pretrained": False, "num_classes": 0, "global_pool": ""} | size
+        channels = options.pop("in_chans")
+        assert options == {"pretrained": False, "num_classes": 0, "global_pool": ""} | size
         return kinds[name](channels)
 
     published = {"maps": None, "tokens": SimpleNamespace(fixed_input_size=True)}
     module.create_model = create_model
     module.models = SimpleNamespace(get_pretrained_cfg=published.get)
     monkeypatch.setitem(sys.modules, "timm", module)
-    found: ModuleType = module
-    return found
+    fake: ModuleType = module
+    return fake
 
 
 @pytest.mark.parametrize("name", ["maps", "tokens"])
 @pytest.mark.parametrize("channels", [3, 5])
-def test_a_model_becomes_an_encoder(timm: ModuleType, name: str, channels: int) -> None:
+def test_timm_model_becomes_an_encoder(timm: ModuleType, name: str, channels: int) -> None:
     encoder = build_encoder(EncoderConfig(name=f"timm/{name}", features=16), channels, 32, 16).eval()
     frames = torch.rand(2, channels, 32, 16)
     maps = encoder.spatial(frames)
@@ -79,30 +79,30 @@ def test_a_model_becomes_an_encoder(timm: ModuleType, name: str, channels: int) 
     assert encoder.heads == ("head.",)
 
 
-def test_a_misspelt_model_has_a_neighbour(timm: ModuleType) -> None:
+def test_timm_name_misspelt_suggests_the_nearest(timm: ModuleType) -> None:
     with pytest.raises(ValidationError, match=r"timm has no model 'map'; did you mean 'timm/maps'\?"):
         EncoderConfig(name="timm/map")
 
 
-def test_frames_that_a_model_cannot_take_are_named_in_one_line(timm: ModuleType) -> None:
+def test_timm_model_unsuitable_size_gives_one_line_error(timm: ModuleType) -> None:
     config = EncoderConfig(name="timm/maps")
-    with pytest.raises(ValueError, match=r"timm/maps gives no map of frames of 16 x 8 .*: frames are too"):
+    with pytest.raises(ValueError, match=r"timm/maps outputs no map for frames of 16 x 8 .*: frames are too"):
         build_encoder(config, 3, 16, 8)
 
 
-def test_what_has_no_rows_is_no_map() -> None:
+def test_as_map_without_rows_raises() -> None:
     with pytest.raises(ValueError, match=r"its output \[2, 5\] has no rows and columns"):
         as_map(nn.Identity(), torch.zeros(2, 5))
 
 
-def test_without_timm_the_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValidationError, match="models of timm need that package"):
+    with pytest.raises(ValidationError, match="models of timm need the package timm; run: pip install timm"):
         EncoderConfig(name="timm/resnet18")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_a_real_model_becomes_an_encoder(name: str) -> None:
+def test_timm_installed_model_becomes_an_encoder(name: str) -> None:
     encoder = build_encoder(EncoderConfig(name=f"timm/{name}", features=16), 3, 64, 32).eval()
     assert encoder(torch.rand(2, 3, 64, 32)).shape == (2, 16)

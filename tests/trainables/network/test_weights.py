@@ -1,4 +1,4 @@
-"""Weights that a user names: which files fit, what a fault says, and that nothing is unpickled."""
+"""Tests of initial weights: suitable files, error messages, and that nothing is unpickled."""
 
 from pathlib import Path
 
@@ -22,13 +22,13 @@ def tensors(source: Encoder) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Weights as torchvision names them, with the classifier that its files hold."""
+    """A file of weights with torchvision's names, including a classifier."""
     path = tmp_path / "resnet18.safetensors"
     save_file(tensors(encoder(seed=1)) | {"fc.weight": torch.ones(5, 512), "fc.bias": torch.ones(5)}, path)
     return path
 
 
-def test_layers_are_filled_and_the_classifier_is_passed_over(file: Path) -> None:
+def test_load_weights_fills_layers_and_ignores_classifier(file: Path) -> None:
     target = encoder()
     neck = target.get_submodule("linear").state_dict()["weight"].clone()
     load_weights(target, file)
@@ -36,48 +36,48 @@ def test_layers_are_filled_and_the_classifier_is_passed_over(file: Path) -> None
     assert torch.equal(target.get_submodule("linear").state_dict()["weight"], neck)
 
 
-def test_weights_of_colours_leave_flow_at_zero(file: Path) -> None:
+def test_load_weights_of_rgb_leaves_flow_at_zero(file: Path) -> None:
     target = encoder(channels=5)
     load_weights(target, file)
     stem, expected = tensors(target)["conv1.weight"], tensors(encoder(seed=1))["conv1.weight"]
     assert torch.equal(stem[:, :3], expected) and not stem[:, 3:].any()
 
 
-def test_batches_need_not_be_counted(tmp_path: Path) -> None:
+def test_check_weights_without_batch_count_passes(tmp_path: Path) -> None:
     path = tmp_path / "old.safetensors"
-    counted = tensors(encoder())
-    save_file({name: value for name, value in counted.items() if "num_batches" not in name}, path)
+    weights = tensors(encoder())
+    save_file({name: value for name, value in weights.items() if "num_batches" not in name}, path)
     check_weights(encoder(), path)
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
-    held = tensors(encoder())
-    del held["bn1.weight"]
-    held["layer1.0.conv1.weight"] = torch.zeros(64, 64, 5, 5)
-    held["head.weight"] = torch.zeros(2)
+def test_load_weights_mismatch_names_every_tensor(tmp_path: Path) -> None:
+    weights = tensors(encoder())
+    del weights["bn1.weight"]
+    weights["layer1.0.conv1.weight"] = torch.zeros(64, 64, 5, 5)
+    weights["head.weight"] = torch.zeros(2)
     path = tmp_path / "wrong.safetensors"
-    save_file(held, path)
+    save_file(weights, path)
     with pytest.raises(ValueError, match="does not hold the tensors of the encoder") as caught:
         load_weights(encoder(), path)
     message = str(caught.value)
     assert "lacks bn1.weight [64]" in message
     assert "has layer1.0.conv1.weight [64, 64, 5, 5] instead of [64, 64, 3, 3]" in message
-    assert "has beside them head.weight [2]" in message
+    assert "has the unexpected head.weight [2]" in message
     assert "\n" not in message
 
 
-def test_a_missing_file_has_a_neighbour(file: Path) -> None:
+def test_check_weights_missing_file_suggests_the_nearest(file: Path) -> None:
     with pytest.raises(ValueError, match=r"no such file; did you mean 'resnet18.safetensors'\?"):
         check_weights(encoder(), file.with_name("resnet81.safetensors"))
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_check_weights_of_other_format_raises(tmp_path: Path) -> None:
     path = tmp_path / "text.safetensors"
     path.write_text("no tensors here")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         check_weights(encoder(), path)
 
 
-def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"is no \.safetensors file; convert one of PyTorch once"):
+def test_config_weights_as_pickle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"is not a \.safetensors file; convert a PyTorch file once"):
         EncoderConfig(name="resnet18", weights=tmp_path / "resnet18.pth")

@@ -1,4 +1,4 @@
-"""The loop: repeatable, resumable bit for bit, the same on two workers, and stopped by what is not finite."""
+"""Tests of the training loop: resume, equality of one and two workers, and values that are not finite."""
 
 import json
 from itertools import pairwise
@@ -18,7 +18,7 @@ from trainables.network.encoders import ENCODERS
 from trainables.training.trainer import WEIGHTS
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
-"""Losses of `tiny()` as it stands; after a change that means to alter them, write the new ones down."""
+"""Losses of `tiny()`; store new ones after an intended change of the losses."""
 
 VARIANTS = {
     "alignment-residual-adamw": {},
@@ -41,12 +41,12 @@ def fit(config, folder, **context):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resuming_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepared, tmp_path):
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepared, tmp_path):
     config = tiny(**VARIANTS[variant])
     whole = fit(config, tmp_path / "whole")
     with pytest.raises(InterruptedTrialError):
         fit(config, tmp_path / "parts", stop_after=1)
-    torch.manual_seed(99)  # whatever else the process did meanwhile
+    torch.manual_seed(99)  # the process may have drawn random numbers in between
     rest = fit(config, tmp_path / "parts")
     assert [report["epoch"] for report in whole.reports] == [1, 2, 3]
     assert rest.curve() == whole.curve()[1:]
@@ -55,18 +55,18 @@ def test_resuming_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepar
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
-def test_a_compiled_encoder_computes_the_same(tiny, prepared, tmp_path):
+def test_encoder_compiled_computes_the_same(tiny, prepared, tmp_path):
     small = {"epochs": 1, "encoder": {"name": "mclaughlin2016"}, "alignment": {"noise": 0}}
     layers = prepared.training(tiny(**small, compile=True), Recorder(tmp_path)).method.embedder.encoder.layers
     assert layers._compiled_call_impl is not None
     plain, compiled = (fit(tiny(**small, compile=on), tmp_path / str(on)).reports[0] for on in (False, True))
-    found, expected = (
+    losses, expected = (
         [value for name, value in report.items() if name.startswith("train/")] for report in (compiled, plain)
     )
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert losses == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_phase_starts_with_a_fresh_optimizer(tiny, prepared, tmp_path):
+def test_phase_start_resets_the_optimizer(tiny, prepared, tmp_path):
     training = prepared.training(tiny(epochs=2, pretrain_epochs=1), Recorder(tmp_path))
     training.train_epoch()
     steps = training.batches.per_epoch
@@ -75,24 +75,24 @@ def test_a_phase_starts_with_a_fresh_optimizer(tiny, prepared, tmp_path):
     assert {int(state["step"]) for state in training.optimizer.state.values()} == {steps}
 
 
-def test_the_loss_curve_is_the_one_written_down(tiny, prepared, tmp_path):
-    found = [
+def test_loss_curve_equals_the_stored_one(tiny, prepared, tmp_path):
+    curve = [
         {name: value for name, value in report.items() if name.startswith("train/")}
         for report in fit(tiny(), tmp_path / "run").reports
     ]
     expected = json.loads(GOLDEN.read_text())
-    assert len(found) == len(expected)
-    for report, golden in zip(found, expected, strict=True):
+    assert len(curve) == len(expected)
+    for report, golden in zip(curve, expected, strict=True):
         assert report == pytest.approx(golden, rel=0.02, abs=1e-4)
 
 
-def test_every_report_holds_what_the_trainable_promises(tiny, prepared, tmp_path):
+def test_report_has_all_metrics_of_the_trainable(tiny, prepared, tmp_path):
     reports = fit(tiny(epochs=1), tmp_path / "run").reports
     assert set(AlignmentTrainable.metrics) | {"epoch", "learning_rate", "train/pseudo"} <= set(reports[0])
     assert all(isinstance(value, int | float) for value in reports[0].values())
 
 
-def test_sequences_are_learnt(tiny, prepared, tmp_path):
+def test_sequence_method_learns_to_identify(tiny, prepared, tmp_path):
     config = tiny(
         epochs=6,
         method="sequence",
@@ -108,7 +108,7 @@ def test_sequences_are_learnt(tiny, prepared, tmp_path):
 
 
 def share_of_a_training(rank, workers, configs, folder):
-    """What each worker does: train every config, then one that breaks on the last worker alone."""
+    """Train every config on one worker, then one whose loss is NaN on the last worker only."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
     for number, config in enumerate(configs):
@@ -125,9 +125,9 @@ def share_of_a_training(rank, workers, configs, folder):
     try:
         training.run()
     except FloatingPointError as error:
-        kept = all(torch.equal(before[name], value) for name, value in training.method.named_parameters())
-        (folder / f"broken-{rank}.json").write_text(json.dumps([str(error), kept]))
-    # A group that ends while it is still in use, here or at the other end, may end the process with it.
+        equal = all(torch.equal(before[name], value) for name, value in training.method.named_parameters())
+        (folder / f"broken-{rank}.json").write_text(json.dumps([str(error), equal]))
+    # Destroying a group that either side still uses may end the process.
     del training
     dist.barrier()
     dist.destroy_process_group()
@@ -136,7 +136,7 @@ def share_of_a_training(rank, workers, configs, folder):
 @pytest.fixture(scope="module")
 def two_workers(tiny, prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    # AdamW would blow up rounding wherever a gradient is nearly 0.
+    # AdamW would amplify rounding errors of gradients near 0.
     optimizer = {"name": "sgd", "learning_rate": 1e-3}
     still = {"rnn": {"dropout": 0.0}, "alignment": {"noise": 0}, "optimizer": optimizer}
     configs = [tiny(epochs=2, encoder={"name": name, "dropout": 0.0}, **still) for name in ENCODERS]
@@ -156,21 +156,21 @@ def test_two_workers_equal_one_at_the_same_global_batch(number, two_workers, tmp
         assert report == pytest.approx(alone, rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_every_worker_before_the_update(two_workers):
+def test_loss_not_finite_stops_all_workers_before_the_update(two_workers):
     for rank in (0, 1):
-        message, kept = json.loads((two_workers[1] / f"broken-{rank}.json").read_text())
+        message, parameters_equal = json.loads((two_workers[1] / f"broken-{rank}.json").read_text())
         assert message.startswith("epoch 1, step 0: loss nan")
-        assert kept
+        assert parameters_equal
 
 
-def test_gradients_that_are_not_finite_stop_training(tiny, prepared, tmp_path):
+def test_gradient_not_finite_stops_training(tiny, prepared, tmp_path):
     training = AlignmentTrainable().training(tiny(), Recorder(tmp_path / "run"))
     next(iter(training.method.parameters())).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(FloatingPointError, match="gradient norm"):
         training.run()
 
 
-def test_batches_do_not_depend_on_the_processes_that_load_them(tiny, prepared, tmp_path):
+def test_loader_batches_are_equal_for_any_number_of_processes(tiny, prepared, tmp_path):
     batches = prepared.training(tiny(), Recorder(tmp_path)).batches
     one, two = (Loader(batches, torch.device("cpu"), processes) for processes in (0, 2))
     for epoch in (1, 2):
@@ -180,7 +180,7 @@ def test_batches_do_not_depend_on_the_processes_that_load_them(tiny, prepared, t
             assert torch.equal(ours.image_identities, theirs.image_identities)
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero(tiny):
+def test_learning_rate_warms_up_and_decays_to_zero(tiny):
     config = tiny(optimizer={"warmup_epochs": 2, "learning_rate": 1.0}).optimizer
     rates = [config.rate(step, 5, 6) for step in range(30)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)

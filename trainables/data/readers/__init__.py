@@ -1,119 +1,127 @@
-"""Readers of the published data sets, each from its original layout into one `DataSet`."""
+"""Readers of data sets: each reads one original layout into a `DataSet`."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from trainables import components
+from trainables.components import Options
 from trainables.data.readers import cuhk01, cuhk03, generic, ilids_vid, market1501, mars, prid2011
-from trainables.data.readers.folders import AnyLayout, Options
-from trainables.data.tracklet import DataError, DataSet
+from trainables.data.readers.reader import Reader
+from trainables.data.tracklet import DataSet
+from trainables.errors import DataError, nearest
 
-LAYOUTS: Mapping[str, AnyLayout] = {
-    layout.name: layout
-    for layout in (
-        prid2011.LAYOUT,
-        ilids_vid.LAYOUT,
-        mars.LAYOUT,
-        market1501.LAYOUT,
-        cuhk03.LAYOUT,
-        cuhk01.LAYOUT,
-        generic.IMAGES_LAYOUT,
-        generic.SEQUENCES_LAYOUT,
-    )
+__all__ = ["READERS", "Reader", "detect_layout", "find_reader", "read", "read_checked"]
+
+READERS: Mapping[str, type[Reader]] = {
+    "prid2011": prid2011.Prid2011Reader,
+    "ilids-vid": ilids_vid.IlidsVidReader,
+    "mars": mars.MarsReader,
+    "market1501": market1501.Market1501Reader,
+    "cuhk03": cuhk03.Cuhk03Reader,
+    "cuhk01": cuhk01.Cuhk01Reader,
+    "images": generic.ImagesReader,
+    "sequences": generic.SequencesReader,
 }
+"""Readers by the short name of their layout."""
 
 
 def read(layout: str, folder: str | Path, *, name: str, **options: Any) -> DataSet:
-    """Read the set in ``folder``, which has the original layout named ``layout``.
+    """Read the set in ``folder``, which has the given layout.
 
     Args:
-        layout: a key of `LAYOUTS`.
-        folder: the set's own folder, as unpacked.
-        name: the name that the set goes by from here on.
-        options: the fields of ``LAYOUTS[layout].options``.
+        layout: a key of `READERS`, or ``package.module:Class``.
+        folder: the folder of the set, as unpacked.
+        name: name of the returned set.
+        options: options of the reader.
 
     Returns:
-        Every usable tracklet, frames in name order, with the official splits. Where a set has none they are
-        drawn from a seed, or everything trains; ``notes`` says so, and names each count that differs from the
-        published one.
+        Every usable tracklet, frames sorted by name, with the official splits. If there are none, splits are
+        drawn from a seed, or all tracklets train; ``notes`` says so, and names each count that differs from
+        the published one.
 
     Raises:
-        DataError: the folder is missing, empty, half unpacked or of another layout, or an option is wrong.
+        DataError: the folder is missing, empty, incomplete or of another layout, or an option is not valid.
     """
-    known = find_layout(layout)
-    chosen = check_options(known, options)
-    root = check_folder(known, Path(folder).expanduser().absolute())
+    return read_checked(layout, folder, name, check_options(layout, options))
+
+
+def read_checked(layout: str, folder: str | Path, name: str, options: Options) -> DataSet:
+    """Read a set like `read`, with options from `check_options`."""
+    reader = find_reader(layout)()
+    root = check_folder(layout, reader, Path(folder).expanduser().absolute())
     try:
-        data_set: DataSet = known.read(root, name, chosen)
+        return reader.read(root, name, options)
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {known.expected}") from error
-    return data_set
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {reader.expected}") from error
 
 
-def find_layout(name: str) -> AnyLayout:
-    """The layout called ``name``; a DataError that lists the layouts, the nearest first."""
-    if name not in LAYOUTS:
-        nearest = difflib.get_close_matches(name, LAYOUTS, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise DataError(f"layout: no layout {name!r}; {hint}expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+def find_reader(layout: str) -> type[Reader]:
+    """Return the reader class of a layout.
 
-
-def check_options(layout: AnyLayout, options: Mapping[str, Any]) -> Options:
-    """The options as the layout's own model; a DataError that names the first wrong one."""
+    Raises:
+        DataError: there is no such layout; the message has the nearest name.
+    """
     try:
-        checked: Options = layout.options(**options)
+        return components.find("layout", layout, READERS, Reader)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def check_options(layout: str, options: Mapping[str, Any]) -> Options:
+    """Return the options of a layout as an instance of its reader's ``Options``.
+
+    Raises:
+        DataError: an option is not valid.
+    """
+    reader = find_reader(layout)
+    try:
+        return components.check_options(reader, options)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise DataError(f"layout {layout}, {first['ctx']['error']}") from error
         field = ".".join(str(part) for part in first["loc"])
-        there = ", ".join(layout.options.model_fields) or "none"
-        what = (
-            "no such option"
-            if first["type"] == "extra_forbidden"
-            else f"{first['msg']}, got {first['input']!r}"
-        )
-        nearest = difflib.get_close_matches(field, layout.options.model_fields, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest and nearest[0] != field else ""
+        expected = ", ".join(reader.Options.model_fields)
         raise DataError(
-            f"layout {layout.name}, option {field}: {what}; {hint}options of this layout: {there}"
+            f"layout {layout}, option {field}: {first['msg']}, got {first['input']!r}; options: {expected}"
         ) from error
-    return checked
 
 
-def check_folder(layout: AnyLayout, folder: Path) -> Path:
-    """``folder`` if it shows a mark of the layout; else a DataError with the nearest valid thing."""
+def check_folder(layout: str, reader: Reader, folder: Path) -> Path:
+    """Return ``folder`` if the reader recognises it.
+
+    Raises:
+        DataError: it does not; the message has the nearest valid folder.
+    """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
-        nearest = difflib.get_close_matches(folder.name, siblings(folder.parent), n=1)
-        hint = f"did you mean {folder.parent / nearest[0]}? " if nearest else ""
-        raise DataError(f"{folder}: {what}; {hint}{layout.expected}")
-    if layout.recognise(folder):
+        sibling = nearest(folder.name, siblings(folder.parent))
+        hint = f"did you mean {folder.parent / sibling}? " if sibling else ""
+        raise DataError(f"{folder}: {what}; {hint}{reader.expected}")
+    if reader.recognise(folder):
         return folder
-    inside = [child for child in siblings(folder) if layout.recognise(folder / child)]
+    inside = [child for child in siblings(folder) if reader.recognise(folder / child)]
     other = detect_layout(folder)
     if not any(folder.iterdir()):
         what = "the folder is empty"
     elif inside:
-        what = f"not the set's own folder: did you mean {folder / inside[0]}?"
+        what = f"not the folder of the set: did you mean {folder / inside[0]}?"
     elif other is not None:
-        what = f"not layout {layout.name}: it looks like {other!r}"
+        what = f"not layout {layout}: it looks like {other!r}"
     else:
-        what = f"not layout {layout.name}"
-    raise DataError(f"{folder}: {what}; {layout.expected}")
+        what = f"not layout {layout}"
+    raise DataError(f"{folder}: {what}; {reader.expected}")
 
 
 def siblings(folder: Path) -> list[str]:
-    """Names of the folders in ``folder``, none when it is not there."""
+    """Return the names of the folders in ``folder``; none if it does not exist."""
     return sorted(child.name for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
 
 
 def detect_layout(folder: str | Path) -> str | None:
-    """The layout that ``folder`` shows a mark of, or None. Cheap: looks at names, opens nothing."""
+    """Return the layout of `READERS` that ``folder`` has, judged by file names alone; None if unknown."""
     root = Path(folder).expanduser().absolute()
-    return next((name for name, layout in LAYOUTS.items() if layout.recognise(root)), None)
-
-
-__all__ = ["LAYOUTS", "detect_layout", "read"]
+    return next((layout for layout, reader in READERS.items() if reader().recognise(root)), None)

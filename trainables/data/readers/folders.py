@@ -1,19 +1,18 @@
-"""What every reader does with folders: list them in name order, complain in one line, compare the counts."""
+"""Functions of several readers: sorted listings, MATLAB files, comparison of counts, splits."""
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from trainables.data.tracklet import DataError, DataSet, Frame, Split, Tracklet
+from trainables.data.tracklet import Frame, Split, Tracklet
+from trainables.errors import DataError
 
-# What scipy's parser runs into in a file that was cut short: it has no check of its own.
+# Errors of scipy's parser for a truncated file: it has no check for one.
 DAMAGED_MATLAB_FILE = (
     ArithmeticError,
     EOFError,
@@ -30,44 +29,17 @@ DAMAGED_MATLAB_FILE = (
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 
 
-class Options(BaseModel):
-    """What a user may choose about one layout. The layouts without choices take this one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-SomeOptions = TypeVar("SomeOptions", bound=Options)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout(Generic[SomeOptions]):
-    """One way in which a published set lies on disk.
-
-    Attributes:
-        expected: the shape of the layout in words, the second half of every error line.
-        options: the typed choices of the layout.
-        recognise: whether a folder shows a mark of this layout; cheap, and true when it is half unpacked.
-        read: ``(folder, name, options) -> DataSet``, raising DataError for anything missing.
-    """
-
-    name: str
-    kind: Literal["sequence", "image"]
-    expected: str
-    options: type[SomeOptions]
-    recognise: Callable[[Path], bool]
-    read: Callable[[Path, str, SomeOptions], DataSet]
-
-
-AnyLayout = Layout[Any]
-
-
 def within(folder: Path, child: str) -> Path:
-    """``folder/child``, or ``folder`` itself when the user named the inner folder."""
+    """Return ``folder/child``, or ``folder`` itself if the user named the inner folder."""
     return folder if folder.name == child and not (folder / child).is_dir() else folder / child
 
 
 def subfolders(folder: Path, missing: str) -> list[str]:
-    """Names of the folders in ``folder``, sorted; a DataError ending in ``missing`` if there are none."""
+    """Return the names of the folders in ``folder``, sorted.
+
+    Raises:
+        DataError: there are none; the message ends with ``missing``.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {missing}")
     names = sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
@@ -77,7 +49,11 @@ def subfolders(folder: Path, missing: str) -> list[str]:
 
 
 def image_names(folder: Path, missing: str) -> list[str]:
-    """Names of the image files in ``folder``, sorted; a DataError ending in ``missing`` if there are none."""
+    """Return the names of the image files in ``folder``, sorted.
+
+    Raises:
+        DataError: there are none; the message ends with ``missing``.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {missing}")
     names = sorted(
@@ -91,71 +67,80 @@ def image_names(folder: Path, missing: str) -> list[str]:
 
 
 def sequence(identity: str, camera: str, folder: Path) -> Tracklet:
-    """The tracklet whose frames are the images of ``folder``, in name order."""
+    """Return the tracklet whose frames are the images of ``folder``, sorted by name."""
     names = image_names(folder, "expected one image per frame")
     return Tracklet(identity, camera, tuple(Frame(folder / name) for name in names))
 
 
 def still(identity: str, camera: str, path: Path, key: str | None = None) -> Tracklet:
-    """One image as a tracklet of length 1."""
+    """Return one image as a tracklet of length 1."""
     return Tracklet(identity, camera, (Frame(path, key),))
 
 
 def matlab_variable(path: Path, variable: str) -> NDArray[Any]:
-    """One variable of a MATLAB file older than v7.3; a DataError that names the file when it is not there."""
+    """Return one variable of a MATLAB file older than v7.3.
+
+    Raises:
+        DataError: the file is missing or damaged, or lacks the variable.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected the MATLAB file that comes with the set")
     try:
         content: dict[str, Any] = scipy.io.loadmat(path)
     except DAMAGED_MATLAB_FILE as error:
         raise DataError(
-            f"{path}: no readable MATLAB file ({error}); expected variable {variable!r}"
+            f"{path}: not a readable MATLAB file ({error}); expected variable {variable!r}"
         ) from error
     if variable not in content:
         present = ", ".join(repr(name) for name in content if not name.startswith("__")) or "nothing"
-        raise DataError(f"{path}: no variable {variable!r}; the file holds {present}")
+        raise DataError(f"{path}: no variable {variable!r}; the file has {present}")
     return np.asarray(content[variable])
 
 
 def matlab_integers(path: Path, variable: str) -> NDArray[np.int64]:
-    """One variable of whole numbers, which MATLAB often stores as floating point."""
+    """Return one variable of whole numbers, which MATLAB often stores as floating point.
+
+    Raises:
+        DataError: as in `matlab_variable`, or the values are not whole numbers.
+    """
     values = matlab_variable(path, variable)
     if values.dtype.kind not in "iuf" or not np.array_equal(values, np.trunc(values)):
-        raise DataError(f"{path}: {variable} is no array of whole numbers ({values.dtype})")
+        raise DataError(f"{path}: {variable} is not an array of whole numbers ({values.dtype})")
     return values.astype(np.int64)
 
 
 def some(names: Iterable[str]) -> str:
-    """A few names and how many there are: ``person_0001, person_0002, person_0003, ... (12)``."""
+    """Return up to three names and their number: ``person_0001, person_0002, person_0003, ... (12)``."""
     ordered = list(names)
     return ", ".join(ordered[:3]) + (f", ... ({len(ordered)})" if len(ordered) > 3 else "")
 
 
-def differences(found: Mapping[str, int], published: Mapping[str, int]) -> tuple[str, ...]:
-    """One note for each count that is not the published one."""
+def differences(counts: Mapping[str, int], published: Mapping[str, int]) -> tuple[str, ...]:
+    """Return one note for each count that differs from the published one."""
     return tuple(
-        f"{found[what]:,} {what}, published: {count:,}"
-        for what, count in published.items()
-        if found[what] != count
+        f"{counts[unit]:,} {unit}, published: {count:,}"
+        for unit, count in published.items()
+        if counts[unit] != count
     )
 
 
-def random_halves(people: Sequence[str], count: int, seed: int) -> list[tuple[list[str], list[str]]]:
-    """``count`` random ``(train, test)`` halves, the same for a seed; an odd person goes to test."""
-    half = len(people) // 2
-    orders = [np.random.default_rng([seed, number]).permutation(len(people)) for number in range(count)]
+def random_halves(identities: Sequence[str], count: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Return ``count`` random ``(train, test)`` halves drawn from ``seed``; an odd identity is in test."""
+    half = len(identities) // 2
+    orders = [np.random.default_rng([seed, number]).permutation(len(identities)) for number in range(count)]
     return [
-        (sorted(people[i] for i in order[:half]), sorted(people[i] for i in order[half:])) for order in orders
+        (sorted(identities[i] for i in order[:half]), sorted(identities[i] for i in order[half:]))
+        for order in orders
     ]
 
 
-def split_by_people(
+def split_by_identity(
     tracklets: Sequence[Tracklet],
     train: Iterable[str],
     test: Iterable[str],
     probe: Callable[[Tracklet], bool],
 ) -> Split:
-    """The split in which test people's tracklets query where ``probe`` holds, and are gallery elsewhere."""
+    """Return the split of these identities; tracklets of ``test`` are queries if ``probe``, else gallery."""
     train, test = set(train), set(test)
     tested = [(i, probe(tracklet)) for i, tracklet in enumerate(tracklets) if tracklet.identity in test]
     return Split(
@@ -166,5 +151,5 @@ def split_by_people(
 
 
 def train_on_all(tracklets: Sequence[Tracklet]) -> tuple[Split, ...]:
-    """The one split of a set without a protocol: everything trains, nothing is tested."""
+    """Return the only split of a set without a protocol: all tracklets train, none is tested."""
     return (Split(train=tuple(range(len(tracklets))), query=(), gallery=()),)

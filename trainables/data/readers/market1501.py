@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
-from trainables.data.readers.folders import Layout, Options, differences, image_names, still
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Split, Tracklet
+from trainables.components import Options
+from trainables.data.readers.folders import differences, image_names, still
+from trainables.data.readers.reader import Reader
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Split, Tracklet
+from trainables.errors import DataError
 
 EXPECTED = (
     "expected bounding_box_train/0002_c1s1_000451_03.jpg and the same under bounding_box_test and query"
@@ -16,18 +19,18 @@ PUBLISHED = {"training identities": 751, "training images": 12936, "queries": 33
 
 
 def recognise(folder: Path) -> bool:
-    """Whether a folder shows a mark of Market-1501."""
+    """Return whether a folder looks like Market-1501."""
     return any((folder / part).is_dir() for part in ("bounding_box_train", "bounding_box_test"))
 
 
 def read(folder: Path, name: str, options: Options) -> DataSet:
-    """Read the three parts; junk and distractors stay in the gallery under their own identities."""
+    """Read the three parts; junk and distractors stay in the gallery, as identities JUNK and DISTRACTOR."""
     train, query, gallery = (read_part(folder / part) for part in PARTS)
-    trained = {tracklet.identity for tracklet in train}
-    both = sorted(trained & {tracklet.identity for tracklet in query})
+    train_identities = {tracklet.identity for tracklet in train}
+    both = sorted(train_identities & {tracklet.identity for tracklet in query})
     if both:
         raise DataError(
-            f"{folder}: {both[0]} in both bounding_box_train and query; expected different people"
+            f"{folder}: {both[0]} in both bounding_box_train and query; expected different identities"
         )
     first_gallery = len(train) + len(query)
     split = Split(
@@ -35,27 +38,33 @@ def read(folder: Path, name: str, options: Options) -> DataSet:
         query=tuple(range(len(train), first_gallery)),
         gallery=tuple(range(first_gallery, first_gallery + len(gallery))),
     )
-    found = {
-        "training identities": len(trained),
+    counts = {
+        "training identities": len(train_identities),
         "training images": len(train),
         "queries": len(query),
         "gallery images": len(gallery),
     }
-    return DataSet(name, "image", (*train, *query, *gallery), (split,), differences(found, PUBLISHED))
+    return DataSet(name, "image", (*train, *query, *gallery), (split,), differences(counts, PUBLISHED))
 
 
 def read_part(folder: Path) -> list[Tracklet]:
-    """Every image of one part, in name order."""
+    """Read every image of one part, in order of name."""
     part = []
     for name in image_names(folder, EXPECTED):
         match = NAME.fullmatch(name)
         if match is None:
             raise DataError(
-                f"{folder / name}: no name of Market-1501; expected one as 0002_c1s1_000451_03.jpg"
+                f"{folder / name}: not a valid image name; expected one like 0002_c1s1_000451_03.jpg"
             )
         identity = SPECIAL.get(match["identity"], match["identity"])
         part.append(still(identity, match["camera"], folder / name))
     return part
 
 
-LAYOUT = Layout("market1501", "image", EXPECTED, Options, recognise, read)
+class Market1501Reader(Reader):
+    """Reader of Market-1501."""
+
+    kind = "image"
+    expected = EXPECTED
+    recognise = staticmethod(recognise)
+    read = staticmethod(read)

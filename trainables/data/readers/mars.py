@@ -1,11 +1,14 @@
-"""MARS (Zheng et al., ECCV 2016): six cameras, several tracklets each, cut by a detector and a tracker."""
+"""MARS (Zheng et al., ECCV 2016): six cameras, several tracklets per identity from detector and tracker."""
 
 import re
 from collections import defaultdict
 from pathlib import Path
 
-from trainables.data.readers.folders import Layout, Options, differences, matlab_integers, some
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataError, DataSet, Frame, Split, Tracklet
+from trainables.components import Options
+from trainables.data.readers.folders import differences, matlab_integers, some
+from trainables.data.readers.reader import Reader
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Frame, Split, Tracklet
+from trainables.errors import DataError
 
 EXPECTED = (
     "expected bbox_train/0001/0001C1T0001F001.jpg, the same under bbox_test, and info/ with train_name.txt,"
@@ -17,7 +20,7 @@ PUBLISHED = {"training identities": 625, "training tracklets": 8298, "test track
 
 
 def recognise(folder: Path) -> bool:
-    """Whether a folder shows a mark of MARS."""
+    """Return whether a folder looks like MARS."""
     marks = ("bbox_train", "bbox_test", "info/tracks_train_info.mat", "info/query_IDX.mat")
     return any((folder / mark).exists() for mark in marks)
 
@@ -25,19 +28,19 @@ def recognise(folder: Path) -> bool:
 def read(folder: Path, name: str, options: Options) -> DataSet:
     """Read every track of both parts.
 
-    The gallery of the one split is the official one: all test tracks, with queries, junk and distractors.
-    Both scoring conventions start from it, see `trainables.evaluation.scoring.score_by_protocol`.
+    The gallery of the only split is the official one: all test tracks, with queries, junk and distractors.
+    `trainables.evaluation.scoring.score_by_protocol` scores it by both conventions.
     """
     info = folder / "info"
-    for needed in ("bbox_train", "bbox_test", "info"):
-        if not (folder / needed).is_dir():
-            raise DataError(f"{folder}: no folder {needed}; {EXPECTED}")
+    for child in ("bbox_train", "bbox_test", "info"):
+        if not (folder / child).is_dir():
+            raise DataError(f"{folder}: no folder {child}; {EXPECTED}")
     train = read_part(folder / "bbox_train", info, "train")
     test = read_part(folder / "bbox_test", info, "test")
 
     rows = matlab_integers(info / "query_IDX.mat", "query_IDX").ravel()
     if not rows.size or rows.min() < 1 or rows.max() > len(test):
-        span = f"runs from {rows.min()} to {rows.max()}" if rows.size else "is empty"
+        span = f"ranges from {rows.min()} to {rows.max()}" if rows.size else "is empty"
         raise DataError(
             f"{info / 'query_IDX.mat'}: query_IDX {span}; expected 1 to {len(test)}, the test tracks"
         )
@@ -47,17 +50,17 @@ def read(folder: Path, name: str, options: Options) -> DataSet:
         query=queries,
         gallery=tuple(range(len(train), len(train) + len(test))),
     )
-    found = {
+    counts = {
         "training identities": len({tracklet.identity for tracklet in train}),
         "training tracklets": len(train),
         "test tracklets": len(test),
         "queries": len(queries),
     }
-    return DataSet(name, "sequence", (*train, *test), (split,), differences(found, PUBLISHED), "mars")
+    return DataSet(name, "sequence", (*train, *test), (split,), differences(counts, PUBLISHED), "mars")
 
 
 def read_part(boxes: Path, info: Path, part: str) -> list[Tracklet]:
-    """The tracks of ``part``: rows (first, last, identity, camera), 1-based inclusive in the names."""
+    """Read the tracks of ``part``: rows (first, last, identity, camera), 1-based and inclusive."""
     names_path = info / f"{part}_name.txt"
     if not names_path.is_file():
         raise DataError(f"{names_path}: no such file; {EXPECTED}")
@@ -77,7 +80,7 @@ def read_part(boxes: Path, info: Path, part: str) -> list[Tracklet]:
 
 
 def read_track(boxes: Path, names: list[str], row: list[int], where: str) -> Tracklet:
-    """One track, its frames in name order; the names must agree with the row."""
+    """Read one track with frames in order of name; the names must match identity and camera of ``row``."""
     first, last, identity, camera = row
     if not 1 <= first <= last <= len(names):
         raise DataError(
@@ -85,10 +88,10 @@ def read_track(boxes: Path, names: list[str], row: list[int], where: str) -> Tra
         )
     folder = "00-1" if identity == -1 else f"{identity:04d}"
     frames = sorted(names[first - 1 : last])
-    stranger = next((frame for frame in frames if not frame.startswith(f"{folder}C{camera}")), None)
-    if stranger is not None:
+    mismatch = next((frame for frame in frames if not frame.startswith(f"{folder}C{camera}")), None)
+    if mismatch is not None:
         raise DataError(
-            f"{where}: identity {identity}, camera {camera}, but frame {stranger}; expected the same"
+            f"{where}: identity {identity}, camera {camera}, but frame {mismatch}; expected the same"
         )
     return Tracklet(
         SPECIAL.get(folder, folder), str(camera), tuple(Frame(boxes / folder / frame) for frame in frames)
@@ -96,24 +99,35 @@ def read_track(boxes: Path, names: list[str], row: list[int], where: str) -> Tra
 
 
 def check_files(boxes: Path, names: list[str], names_path: Path) -> None:
-    """Refuse names that do not parse or have no file; one listing per identity: there are a million files."""
+    """Raise a DataError for invalid names and missing files.
+
+    Folders are listed once per identity, because a million single look-ups would be slow.
+    """
     by_folder: dict[str, list[str]] = defaultdict(list)
     for number, name in enumerate(names, start=1):
         match = NAME.fullmatch(name)
         if match is None:
-            raise DataError(f"{names_path}, line {number}: {name!r}; expected a name as 0001C1T0001F001.jpg")
+            raise DataError(
+                f"{names_path}, line {number}: {name!r}; expected a name like 0001C1T0001F001.jpg"
+            )
         by_folder[match["identity"]].append(name)
     if not names:
-        raise DataError(f"{names_path}: no name in it; {EXPECTED}")
-    absent: list[str] = []
-    for folder, listed in by_folder.items():
-        there = {child.name for child in (boxes / folder).iterdir()} if (boxes / folder).is_dir() else set()
-        absent += [f"{folder}/{name}" for name in listed if name not in there]
-    if absent:
+        raise DataError(f"{names_path}: the file is empty; {EXPECTED}")
+    missing: list[str] = []
+    for folder, folder_names in by_folder.items():
+        files = {child.name for child in (boxes / folder).iterdir()} if (boxes / folder).is_dir() else set()
+        missing += [f"{folder}/{name}" for name in folder_names if name not in files]
+    if missing:
         raise DataError(
-            f"{boxes}: {some(absent)} not there; expected all {len(names):,} frames of {names_path.name}"
-            " (half unpacked?)"
+            f"{boxes}: missing {some(missing)}; expected all {len(names):,} frames of {names_path.name}"
+            " (partly unpacked?)"
         )
 
 
-LAYOUT = Layout("mars", "sequence", EXPECTED, Options, recognise, read)
+class MarsReader(Reader):
+    """Reader of MARS."""
+
+    kind = "sequence"
+    expected = EXPECTED
+    recognise = staticmethod(recognise)
+    read = staticmethod(read)

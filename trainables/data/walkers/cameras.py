@@ -1,6 +1,6 @@
-"""Cameras that see walkers: each has its own scene, view angle, colour response, blur, noise and occluders.
+"""Cameras that film walkers, with individual scenes, angles, colour responses, blur, noise and occluders.
 
-Everything is drawn from a ``numpy`` generator that the caller seeds: equal seeds give equal pixels.
+All randomness comes from a ``numpy`` generator that the caller seeds: equal seeds give equal pixels.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trainables.data.walkers.drawing import Colour, Image, Walker, choose, draw_figure, draw_walker, fill
 
 HEIGHT, WIDTH = 128, 64
-"""Pixels of a finished frame."""
+"""Height and width of a frame in pixels."""
 
 _SUPERSAMPLING = 2
 _SCENE_WIDTH = 640
@@ -22,7 +22,7 @@ _NOISE_PATTERNS = 8
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera: where it looks from, its scene, and what it does to colours. Angles are radians."""
+    """One camera: its viewpoint, scene and colour response. Angles are in radians."""
 
     view: float
     """Mean walking direction: 0 towards the camera, pi/2 to the right, pi away from it."""
@@ -30,7 +30,7 @@ class Camera:
     pitch: float
     light: float
     scene: Image
-    """Background at drawing resolution, ``[row, column, 3]``; its left and right edges meet."""
+    """Background at drawing resolution, ``[row, column, 3]``, which wraps around horizontally."""
     response: NDArray[np.float64]
     """Affine colour response ``[3, 4]`` on RGB in 0..255."""
     gamma: float
@@ -43,7 +43,7 @@ class Camera:
 
 
 def draw_camera(rng: np.random.Generator, view: float, difficulty: float) -> Camera:
-    """A new camera near the walking direction ``view``; ``difficulty`` scales how far its colours are off."""
+    """Draw a random camera near the walking direction ``view``; ``difficulty`` scales its colour shift."""
     strength = 0.1 * difficulty
     fade = rng.uniform(0.05, 0.4) * min(1.0, difficulty)
     response = (1 - fade) * np.eye(3) + fade / 3 + rng.normal(0, 0.3 * strength, (3, 3))
@@ -70,10 +70,10 @@ def draw_camera(rng: np.random.Generator, view: float, difficulty: float) -> Cam
 def draw_tracklet(
     walker: Walker | None, camera: Camera, frames: int, rng: np.random.Generator, step: int = 1
 ) -> Image:
-    """Draw one pass of a walker before a camera; ``None`` draws a false detection.
+    """Draw a walker that passes a camera; ``None`` draws a false detection.
 
     Returns:
-        RGB frames ``[frames, 128, 64, 3]``, ``step`` moments apart.
+        RGB frames ``[frames, 128, 64, 3]``, ``step`` units of time apart.
     """
     turn = camera.view + rng.normal(0, camera.spread) + (np.pi if rng.random() < 0.2 else 0.0)
     drift = rng.normal(0, 0.02)
@@ -115,7 +115,7 @@ def draw_tracklet(
 
 @dataclass(frozen=True, slots=True)
 class _Occluder:
-    """Something that crosses the frame: a post, a bicycle, or another walker. Lengths are in pixels."""
+    """Post, bicycle or other walker that crosses the frame. Lengths are in pixels."""
 
     kind: Literal["post", "bicycle", "walker"]
     in_front: bool
@@ -148,7 +148,7 @@ def _occluder(rng: np.random.Generator) -> _Occluder:
     kind: Literal["post", "bicycle", "walker"] = choose(rng, ("post", "bicycle", "walker"), (0.3, 0.25, 0.45))
     columns = WIDTH * _SUPERSAMPLING
     side = rng.choice([-1, 1])
-    # Another walker keeps to one side of the box; a thing that stands still may cross its middle.
+    # Another walker stays on one side of the box; a post or bicycle may cover its middle.
     at = columns * (0.5 + side * (rng.uniform(0.34, 0.6) if kind == "walker" else rng.uniform(0.1, 0.7)))
     return _Occluder(
         kind=kind,
@@ -162,7 +162,7 @@ def _occluder(rng: np.random.Generator) -> _Occluder:
 
 
 def _scene(rng: np.random.Generator) -> Image:
-    """What stands behind the walkers: a far part (wall, trees, cars) and the ground."""
+    """Draw a random background: a distant part (wall, trees, cars) and the ground."""
     rows = HEIGHT * _SUPERSAMPLING
     horizon = int(rows * rng.uniform(0.25, 0.6))
     scene = np.empty((rows, _SCENE_WIDTH, 3), np.float32)
@@ -196,6 +196,6 @@ def _tone_curve(camera: Camera, brightness: float) -> Image:
 
 
 def _grey(rng: np.random.Generator, dark: float, bright: float, tint: float) -> Colour:
-    """A street colour: a grey between two levels with a little tint."""
+    """Draw a street colour: a grey between two levels with a slight tint."""
     red, green, blue = (rng.uniform(dark, bright) + rng.normal(0, tint, 3)).tolist()
     return red, green, blue

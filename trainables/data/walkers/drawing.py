@@ -1,8 +1,8 @@
 """Small articulated pedestrians, drawn with OpenCV.
 
-A walker is a jointed 3-D figure (feet, knees, hips, shoulders, elbows, hands) whose upper garment is a
-texture wrapped round the torso, so that a back print or a backpack is seen from behind only.
-Everything is drawn from a ``numpy`` generator that the caller seeds: equal seeds give equal pixels.
+A walker is a jointed 3-D figure (feet, knees, hips, shoulders, elbows, hands). Its upper garment is a texture
+wrapped around the torso, so that a back print or a backpack is visible only from behind. All randomness comes
+from a ``numpy`` generator that the caller seeds: equal seeds give equal pixels.
 """
 
 import functools
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 _TEXTURE_ROWS, _TEXTURE_COLUMNS = 48, 96
 
-# Few colours on purpose: many people share a shirt or a pair of trousers, as in the real sets.
+# There are few colours, so that many identities share a shirt or trousers, as in the real sets.
 _UPPER_COLOURS = (
     (30, 30, 34), (222, 220, 214), (122, 124, 128), (36, 46, 92), (160, 40, 44),
     (60, 98, 66), (182, 162, 128), (76, 118, 176), (206, 168, 66), (196, 128, 150),
@@ -43,7 +43,10 @@ _SKIN_COLOURS = ((232, 196, 170), (214, 170, 138), (170, 122, 90), (112, 78, 58)
 
 @dataclass(frozen=True, slots=True)
 class Walker:
-    """One identity: body, clothes, bag and gait. Lengths in tallest statures, angles in radians."""
+    """One identity: body, clothes, bag and gait.
+
+    Lengths are fractions of the tallest stature, angles are in radians.
+    """
 
     stature: float
     build: float
@@ -53,7 +56,7 @@ class Walker:
     hair: Literal["short", "long", "bun", "cap"]
     hair_colour: Colour
     garment: Image
-    """Upper garment, ``[row, angle, 3]``: row 0 is the neck, the middle column is the front."""
+    """Texture of the upper garment, ``[row, angle, 3]``: row 0 is the neck, the middle column the front."""
     hem: float
     sleeve: float
     sleeve_colour: Colour
@@ -71,7 +74,7 @@ class Walker:
 
 
 def draw_walker(rng: np.random.Generator) -> Walker:
-    """A new identity."""
+    """Draw a random identity."""
     garment, sleeve_colour = _garment(rng)
     lower: Literal["trousers", "shorts", "skirt"] = choose(
         rng, ("trousers", "shorts", "skirt"), (0.68, 0.2, 0.12)
@@ -112,11 +115,17 @@ def draw_figure(
     pitch: float = 0.1,
     light: float = 0.5,
 ) -> None:
-    """Draw a walker in place on RGB ``[row, column, 3]``.
+    """Draw a walker on the RGB image ``canvas [row, column, 3]``, in place.
 
-    ``phase`` is the point in the gait cycle, ``heading`` the walking direction (0 towards the camera, pi/2 to
-    the right), ``pitch`` the camera's angle of looking down and ``light`` where the light comes from, in
-    radians; ``feet`` is the ground point and ``scale`` the tallest stature, in pixels.
+    Args:
+        canvas: the image.
+        walker: the identity.
+        phase: phase of the gait cycle, radians.
+        heading: walking direction, radians; 0 is towards the camera, pi/2 to the right.
+        feet: point on the ground (column, row), pixels.
+        scale: tallest stature, pixels.
+        pitch: downward angle of the camera, radians.
+        light: direction of the light, radians.
     """
     joints = _pose(walker, phase)
     sin, cos = math.sin(heading), math.cos(heading)
@@ -158,7 +167,10 @@ def draw_figure(
 
 @dataclass(frozen=True, slots=True)
 class _Limb:
-    """A limb or its clothing: from one joint as far as ``reach`` towards another, ``lift`` above the skin."""
+    """Limb or its clothing, which covers the fraction ``reach`` of the way from joint ``start`` to ``end``.
+
+    ``lift`` is the distance above the skin, for the order of drawing.
+    """
 
     start: str
     end: str
@@ -190,13 +202,13 @@ def _limbs(walker: Walker) -> Iterator[_Limb]:
 
 def _shadow(canvas: Image, feet: tuple[float, float], scale: float) -> None:
     dark = canvas.copy()
-    place, size = (int(feet[0]), int(feet[1])), (int(0.17 * scale), int(0.03 * scale))
-    cv2.ellipse(dark, place, size, 0, 0, 360, (30.0, 30.0, 32.0), -1, cv2.LINE_AA)
+    centre, size = (int(feet[0]), int(feet[1])), (int(0.17 * scale), int(0.03 * scale))
+    cv2.ellipse(dark, centre, size, 0, 0, 360, (30.0, 30.0, 32.0), -1, cv2.LINE_AA)
     cv2.addWeighted(dark, 0.45, canvas, 0.55, 0, dst=canvas)
 
 
 def _pose(walker: Walker, phase: float) -> dict[str, Point]:
-    """Joint positions ``(left, up, forward)`` of a walking figure, its lower foot on the ground."""
+    """Return joint positions ``(left, up, forward)`` of a walking figure that stands on the ground."""
     size = walker.stature
     leg, wide = walker.leg * size, walker.build**0.8 * size
     thigh = shank = 0.47 * leg
@@ -235,7 +247,7 @@ def _torso(
     light: float,
     scale: float,
 ) -> None:
-    """Neck, skirt and upper garment; the silhouette of an elliptic cylinder depends on where it faces."""
+    """Draw neck, skirt and upper garment as elliptic cylinders, whose width depends on the heading."""
     sin, cos = facing
     top, bottom = at["neck"][0], at["pelvis"][0]
     size = scale * walker.stature
@@ -280,7 +292,10 @@ def _wrap(
     heading: float,
     light: float,
 ) -> None:
-    """Paint the visible half of a texture ``[row, angle, 3]`` on an upright tube of half-widths in pixels."""
+    """Paint the visible half of a texture ``[row, angle, 3]`` on an upright tube.
+
+    ``widths`` are the tube's half-widths in pixels at relative ``heights`` in 0..1.
+    """
     limit = max(widths) + 1
     first, last = max(0, int(top[1])), min(canvas.shape[0], int(bottom[1]) + 1)
     left = max(0, int(min(top[0], bottom[0]) - limit))
@@ -296,9 +311,9 @@ def _wrap(
         np.intp
     ) % texture.shape[1]
     row = (down * (texture.shape[0] - 1)).astype(np.intp)
-    lit = 0.68 + 0.36 * np.cos(angle - light)
-    painted = np.minimum(texture[row[:, None], column] * lit[..., None], 255).astype(np.uint8)
-    np.copyto(canvas[first:last, left:right], painted, where=(np.abs(across) <= 1)[..., None])
+    light_factor = 0.68 + 0.36 * np.cos(angle - light)
+    pixels = np.minimum(texture[row[:, None], column] * light_factor[..., None], 255).astype(np.uint8)
+    np.copyto(canvas[first:last, left:right], pixels, where=(np.abs(across) <= 1)[..., None])
 
 
 def _head(
@@ -335,7 +350,7 @@ def _head(
 
 
 def _bag_corners(walker: Walker, joints: dict[str, Point]) -> NDArray[np.float64]:
-    """The eight corners of the bag's box, ``[8, 3]``, in the figure's own axes."""
+    """Return the eight corners ``[8, 3]`` of the bag's box, in the figure's axes."""
     size = walker.stature
     if walker.bag == "backpack":
         centre, half = (joints["neck"] + joints["pelvis"]) / 2 + [0, 0.03, -0.115], (0.078, 0.11, 0.05)
@@ -366,7 +381,7 @@ def _bag(
 
 
 def _garment(rng: np.random.Generator) -> tuple[Image, Colour]:
-    """A texture for the upper body and the colour of its sleeves."""
+    """Draw a random texture of the upper body; return it with the colour of its sleeves."""
     base, other = _colour(rng, _UPPER_COLOURS), _colour(rng, _UPPER_COLOURS)
     texture = np.empty((_TEXTURE_ROWS, _TEXTURE_COLUMNS, 3), np.float32)
     texture[:] = base
@@ -403,15 +418,15 @@ def _garment(rng: np.random.Generator) -> tuple[Image, Colour]:
 def _capsule(
     canvas: Image, start: Point, stop: Point, radii: tuple[float, float], colour: Colour, light: float
 ) -> None:
-    """A rounded, tapered limb with a lighter stripe on the side of the light."""
+    """Draw a rounded, tapered limb with a lighter stripe on the side of the light."""
     (ax, ay), (bx, by) = start.tolist(), stop.tolist()
     length = math.hypot(bx - ax, by - ay) or 1.0
     nx, ny = (ay - by) / length, (bx - ax) / length
     dark = _shade(colour, 0.86)
     for at, radius in (((ax, ay), radii[0]), ((bx, by), radii[1])):
         cv2.circle(canvas, _pixel(at), int(radius * 8), dark, -1, cv2.LINE_AA, 3)
-    lit = math.copysign(0.3, nx) * light
-    for low, high, tint in ((-1.0, 1.0, dark), (lit - 0.6, lit + 0.6, _shade(colour, 1.06))):
+    middle = math.copysign(0.3, nx) * light
+    for low, high, tint in ((-1.0, 1.0, dark), (middle - 0.6, middle + 0.6, _shade(colour, 1.06))):
         corners = [
             (x + side * radius * nx, y + side * radius * ny)
             for x, y, radius, sides in ((ax, ay, radii[0], (low, high)), (bx, by, radii[1], (high, low)))
@@ -426,12 +441,12 @@ def _ellipse(canvas: Image, centre: Point, axes: tuple[float, float], colour: Co
 
 
 def fill(canvas: Image, corners: NDArray[Any], colour: Colour) -> None:
-    """Fill a convex polygon, ``[corner, 2]`` in pixels (column, row)."""
+    """Fill a convex polygon with ``corners [corner, 2]`` as (column, row) in pixels."""
     cv2.fillConvexPoly(canvas, np.round(corners * 8).astype(np.int32), colour, cv2.LINE_AA, 3)
 
 
 def _pixel(point: Point | tuple[float, float]) -> tuple[int, int]:
-    """Fixed-point coordinates with the three fractional bits that the drawing calls are told about."""
+    """Return fixed-point coordinates with three fractional bits, which OpenCV calls take as ``shift=3``."""
     return round(point[0] * 8), round(point[1] * 8)
 
 
@@ -440,12 +455,12 @@ def _shade(colour: Colour, factor: float) -> Colour:
 
 
 def _colour(rng: np.random.Generator, palette: tuple[tuple[int, int, int], ...]) -> Colour:
-    """One colour of a palette, slightly off: people who share it are near-duplicates, not copies."""
-    chosen = np.asarray(palette[rng.integers(len(palette))], np.float32)
-    red, green, blue = np.clip(chosen + rng.normal(0, 5, 3), 0, 255).tolist()
+    """Draw a colour of a palette with noise, so that identities of one colour are similar, not equal."""
+    colour = np.asarray(palette[rng.integers(len(palette))], np.float32)
+    red, green, blue = np.clip(colour + rng.normal(0, 5, 3), 0, 255).tolist()
     return red, green, blue
 
 
 def choose(rng: np.random.Generator, values: tuple[_T, ...], weights: tuple[float, ...]) -> _T:
-    """One of ``values``, drawn with these probabilities."""
+    """Draw one of ``values`` with probabilities ``weights``."""
     return values[rng.choice(len(values), p=weights)]

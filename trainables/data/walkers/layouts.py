@@ -1,12 +1,13 @@
-"""Generated walkers in the original layouts of the published sets: any job runs through the real readers.
+"""Generated walkers in the original layouts of the published sets, so that any job uses the real readers.
 
-People and cameras depend on the layout, the seed and their own number only: a larger set with the same seed
-holds the people of the smaller one, and two sets with different seeds share neither people nor cameras. MARS
-and Market-1501 of one seed are, as the published ones, the same people under the same numbers.
+Identities and cameras depend only on the layout, the seed and their number: a larger set with the same seed
+contains the identities of a smaller one, and sets with different seeds share neither identities nor cameras.
+As in the published sets, MARS and Market-1501 of one seed share identities under the same numbers.
 """
 
 import functools
 import json
+import logging
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,17 +21,17 @@ import numpy as np
 import scipy.io
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainables.data.tracklet import DataError
 from trainables.data.walkers.cameras import Camera, draw_camera, draw_tracklet
 from trainables.data.walkers.drawing import Image, Walker, draw_walker
+from trainables.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Raised whenever the same config gives other files, so that cached sets are generated anew."""
+"""Version of the generator. Increase it if a config gives different files, so that sets are regenerated."""
 
 MARKER = "walkers.json"
-"""Written last: a folder without it is half written."""
-
-Say = Callable[[str], None]
+"""File that is written last: a folder without it is incomplete."""
 
 _VIEWS = (1.45, 0.5, -1.4, 2.7, 2.1, -0.6)
 _SPLITS = 10
@@ -42,100 +43,112 @@ _CUHK03_LARGEST_TESTSET = 100
 
 
 class GenerateConfig(BaseModel):
-    """What to generate; a field that a layout cannot follow is refused by ``check``."""
+    """Config of a generated set; `check` refuses fields that do not apply to a layout."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    identities: int = Field(60, ge=4, le=9000, description="people of the set, train and test together")
+    identities: int = Field(60, ge=4, le=9000, description="number of identities, for training and testing")
     frames: int = Field(
         12,
         ge=2,
         le=900,
-        description="frames of a tracklet; iLIDS-VID and MARS have half as many to all of them",
+        description="frames of a tracklet; in iLIDS-VID and MARS a random number from half of it",
     )
-    images: int = Field(2, ge=1, le=5, description="stills of one person in one view (image layouts)")
+    images: int = Field(2, ge=1, le=5, description="images of an identity in each view (image layouts)")
     cameras: int | None = Field(
         None,
         ge=2,
         le=6,
-        description="cameras of MARS and Market-1501 (6); the other layouts have their own number",
+        description="cameras of MARS and Market-1501 (default 6); fixed in the other layouts",
     )
-    seed: int = Field(0, ge=0, description="other seeds give other people and other cameras")
+    seed: int = Field(0, ge=0, description="seed of identities and cameras")
     difficulty: float = Field(1.0, ge=0, le=2, description="scales colour shift, blur, noise and occlusion")
-    hdf5: bool = Field(False, description="CUHK03 only: write cuhk-03.mat in place of image files")
+    hdf5: bool = Field(False, description="CUHK03 only: write cuhk-03.mat instead of image files")
 
 
 def description(layout: str, config: GenerateConfig) -> str:
-    """Everything the generated files depend on, as one line of JSON."""
+    """Return everything that the generated files depend on, as one line of JSON."""
     return json.dumps({"version": VERSION, "layout": layout, **config.model_dump()}, sort_keys=True)
 
 
 def check(layout: str, config: GenerateConfig) -> None:
-    """Raise DataError where ``layout`` cannot be generated or cannot follow ``config``."""
+    """Check that ``layout`` can be generated from ``config``.
+
+    Raises:
+        DataError: it cannot.
+    """
     if layout not in LAYOUTS:
-        raise DataError(f"layout {layout!r} cannot be generated; these can: {', '.join(sorted(LAYOUTS))}")
+        names = ", ".join(sorted(LAYOUTS))
+        raise DataError(f"layout {layout!r} cannot be generated; expected one of {names}")
     if config.cameras is not None and layout not in ("mars", "market1501"):
-        raise DataError(f"cameras: {layout} has its own number of cameras; leave the field out")
+        raise DataError(f"cameras: {layout} has a fixed number of cameras; remove the field")
     if config.hdf5 and layout != "cuhk03":
-        raise DataError(f"hdf5: {layout} has no HDF5 form, only cuhk03; leave the field out")
+        raise DataError(f"hdf5: {layout} has no HDF5 form, only cuhk03 has one; remove the field")
     if layout == "cuhk01" and config.images != 2:
-        raise DataError(f"images is {config.images}: cuhk01 has 2 stills of a person in each view; write 2")
+        raise DataError(f"images is {config.images}; cuhk01 has 2 images of an identity in each view")
 
 
 def extent(layout: str, config: GenerateConfig) -> tuple[int, int, int]:
-    """What the reader will find in a generated set: (splits, training identities, test identities)."""
-    people = config.identities
+    """Return the numbers of splits, training identities and test identities of a generated set."""
+    identities = config.identities
     if layout == "cuhk03":
-        # The folder form has no test sets: everybody trains.
-        test = min(_CUHK03_LARGEST_TESTSET, people // 2) if config.hdf5 else 0
-        return (_CUHK03_TESTSETS if config.hdf5 else 1), people - test, test
+        # The folder form has no testsets: all identities train.
+        test = min(_CUHK03_LARGEST_TESTSET, identities // 2) if config.hdf5 else 0
+        return (_CUHK03_TESTSETS if config.hdf5 else 1), identities - test, test
     splits = 1 if layout in ("mars", "market1501") else _SPLITS
-    train = (people + 1) // 2 if layout == "ilids-vid" else people // 2
-    return splits, train, people - train
+    train = (identities + 1) // 2 if layout == "ilids-vid" else identities // 2
+    return splits, train, identities - train
 
 
-def people(layout: str, config: GenerateConfig) -> tuple[frozenset[str], frozenset[str]]:
-    """Identities that train and those that test in generated MARS or Market-1501."""
+def split_identities(layout: str, config: GenerateConfig) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the training and test identities of a generated MARS or Market-1501."""
     train, test = _Cast(layout, config).halves(_SPLIT_OF[layout])
     return frozenset(map(_pid, train)), frozenset(map(_pid, test))
 
 
-def write(layout: str, folder: Path, config: GenerateConfig, say: Say) -> None:
-    """Generate a set into ``folder``; return at once when that very set is there already.
+def write(layout: str, folder: Path, config: GenerateConfig, name: str | None = None) -> None:
+    """Generate a set in ``folder``, unless the folder already contains that set.
 
-    The set is written next to ``folder`` and renamed when complete.
+    The set is written next to ``folder`` and renamed once it is complete. Log messages start with ``name``.
 
     Raises:
-        DataError: the layout cannot follow the config, or the folder is taken or cannot be written.
+        DataError: the config does not fit the layout, or the folder has other content or is not writable.
     """
     check(layout, config)
-    wanted = description(layout, config)
+    content = description(layout, config)
+    label = f"{name}: {folder}" if name else str(folder)
     marker = folder / MARKER
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         if marker.is_file():
-            if marker.read_text() == wanted:
-                say(f"{folder}: reused, {config.identities} walkers in the layout of {layout}")
+            if marker.read_text() == content:
+                _log.info("%s: reused %d walkers in the layout of %s", label, config.identities, layout)
                 return
-            raise DataError(f"{folder}: holds other generated walkers (see {MARKER}); name another folder")
-        if folder.exists() and any(folder.iterdir()):
             raise DataError(
-                f"{folder}: not empty and not complete walkers (no {MARKER}); name another folder"
+                f"{folder}: contains other generated walkers (see {MARKER}); choose another folder"
             )
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder}: not empty and without {MARKER}; choose another folder")
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         cast = _Cast(layout, config)
         LAYOUTS[layout](partial, cast)
-        (partial / MARKER).write_text(wanted)
+        (partial / MARKER).write_text(content)
         partial.rename(folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}); name a writable folder") from error
-    say(f"{folder}: generated {config.identities} walkers in the layout of {layout}, {cast.written:,} frames")
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    _log.info(
+        "%s: generated %d walkers in the layout of %s, %s frames",
+        label,
+        config.identities,
+        layout,
+        f"{cast.written:,}",
+    )
 
 
 class _Cast:
-    """The people and cameras of one set, and the pen that writes their frames."""
+    """Identities and cameras of one set, and the generator of their frames."""
 
     def __init__(self, layout: str, config: GenerateConfig) -> None:
         self.config = config
@@ -155,79 +168,78 @@ class _Cast:
         return draw_camera(rng, _VIEWS[number % len(_VIEWS)], self.config.difficulty)
 
     def frames(self, number: int | None, camera: int, count: int, take: int = 0, step: int = 1) -> Image:
-        """Frames ``[count, 128, 64, 3]`` of one person (``None``: a false detection) passing one camera."""
+        """Draw frames ``[count, 128, 64, 3]`` of an identity, or of a false detection (``None``)."""
         rng = self.rng("tracklet", 0 if number is None else number + 1, camera, take)
         walker = None if number is None else self.walker(number)
         self.written += count
         return draw_tracklet(walker, self.camera(camera), count, rng, step)
 
     def length(self, *numbers: int) -> int:
-        """Frames of a tracklet in the layouts whose tracklets differ in length."""
+        """Draw the number of frames of a tracklet, for layouts whose tracklets differ in length."""
         longest = self.config.frames
         return int(self.rng("length", *numbers).integers((longest + 1) // 2, longest + 1))
 
     def halves(self, number: int = 0) -> tuple[list[int], list[int]]:
-        """A random half/half split of the people."""
+        """Draw a half/half split of the identities."""
         order = self.rng("split", number).permutation(self.config.identities).tolist()
         half = len(order) // 2
         return sorted(order[:half]), sorted(order[half:])
 
-    def cameras_of(self, person: int) -> list[int]:
-        """Two to four of the set's cameras, in order, that a person is seen by."""
-        available = self.config.cameras or len(_VIEWS)
-        rng = self.rng("seen by", person)
-        count = int(rng.integers(2, min(4, available) + 1))
-        return sorted(rng.choice(available, count, replace=False).tolist())
+    def cameras_of(self, identity: int) -> list[int]:
+        """Draw two to four of the set's cameras, in order, that see an identity."""
+        cameras = self.config.cameras or len(_VIEWS)
+        rng = self.rng("seen by", identity)
+        count = int(rng.integers(2, min(4, cameras) + 1))
+        return sorted(rng.choice(cameras, count, replace=False).tolist())
 
     @property
     def strays(self) -> range:
-        """Numbers for distractors and junk: a few, and beyond those of the people."""
+        """A few numbers for distractors and junk, above those of the identities."""
         first = self.config.identities
         return range(first, first + max(2, first // 8))
 
 
-def _pid(person: int) -> str:
-    """How MARS and Market-1501 number a person."""
-    return f"{person + 1:04}"
+def _pid(identity: int) -> str:
+    """Return an identity's number as in MARS and Market-1501."""
+    return f"{identity + 1:04}"
 
 
 def _save(path: Path, frame: Image) -> None:
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
-    done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
-    if not done:
+    success, content = cv2.imencode(path.suffix, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), options)
+    if not success:
         raise DataError(f"{path}: OpenCV cannot encode {path.suffix} images")
-    path.write_bytes(encoded.tobytes())
+    path.write_bytes(content.tobytes())
 
 
 def _prid2011(root: Path, cast: _Cast) -> None:
     for camera, name in enumerate(("cam_a", "cam_b")):
-        for person in range(cast.config.identities):
-            folder = root / "multi_shot" / name / f"person_{person + 1:04}"
+        for identity in range(cast.config.identities):
+            folder = root / "multi_shot" / name / f"person_{identity + 1:04}"
             folder.mkdir(parents=True)
-            for t, frame in enumerate(cast.frames(person, camera, cast.config.frames)):
+            for t, frame in enumerate(cast.frames(identity, camera, cast.config.frames)):
                 _save(folder / f"{t + 1:04}.png", frame)
     splits = []
     for number in range(_SPLITS):
-        train, test = ([f"person_{person + 1:04}" for person in half] for half in cast.halves(number))
+        train, test = ([f"person_{identity + 1:04}" for identity in half] for half in cast.halves(number))
         splits.append({"train": train, "test": test})
     (root / "splits_prid2011.json").write_text(json.dumps(splits))
 
 
 def _ilids_vid(root: Path, cast: _Cast) -> None:
-    people = cast.config.identities
     for camera in range(2):
-        for person in range(people):
-            # The published numbers have gaps (300 people, numbered to 319).
-            name = f"person{person + person // 15 + 1:03}"
+        for identity in range(cast.config.identities):
+            # The published numbers have gaps (300 identities, with numbers up to 319).
+            name = f"person{identity + identity // 15 + 1:03}"
             folder = root / "i-LIDS-VID" / "sequences" / f"cam{camera + 1}" / name
             folder.mkdir(parents=True)
-            start = int(cast.rng("start", person, camera).integers(1, 20000))
-            for t, frame in enumerate(cast.frames(person, camera, cast.length(person, camera))):
+            start = int(cast.rng("start", identity, camera).integers(1, 20000))
+            for t, frame in enumerate(cast.frames(identity, camera, cast.length(identity, camera))):
                 _save(folder / f"cam{camera + 1}_{name}_{start + t:05}.png", frame)
     rows = []
     for number in range(_SPLITS):
         test, train = cast.halves(number)
-        rows.append([person + 1 for person in (*test, *train)])
+        rows.append([identity + 1 for identity in (*test, *train)])
     folder = root / "train-test people splits"
     folder.mkdir()
     scipy.io.savemat(folder / "train_test_splits_ilidsvid.mat", {"ls_set": np.array(rows, np.uint16)})
@@ -237,12 +249,12 @@ def _mars(root: Path, cast: _Cast) -> None:
     info = root / "info"
     info.mkdir()
     train, test = cast.halves(_SPLIT_OF["mars"])
-    people = [(_pid(person), person) for person in test]
+    test_identities = [(_pid(identity), identity) for identity in test]
     strays = list(cast.strays)
     junk: list[tuple[str, int | None]] = [("00-1", None)]
     distractors: list[tuple[str, int | None]] = [("0000", stray) for stray in strays]
-    _mars_part(root, cast, "train", [(_pid(person), person) for person in train])
-    tracks = _mars_part(root, cast, "test", [*junk, *distractors, *people])
+    _mars_part(root, cast, "train", [(_pid(identity), identity) for identity in train])
+    tracks = _mars_part(root, cast, "test", [*junk, *distractors, *test_identities])
     queries: dict[tuple[int, int], int] = {}
     for row, (_, _, pid, camera) in enumerate(tracks):
         if pid > 0:
@@ -251,22 +263,22 @@ def _mars(root: Path, cast: _Cast) -> None:
 
 
 def _mars_part(
-    root: Path, cast: _Cast, part: str, people: Sequence[tuple[str, int | None]]
+    root: Path, cast: _Cast, part: str, identities: Sequence[tuple[str, int | None]]
 ) -> list[tuple[int, int, int, int]]:
     """Write ``bbox_<part>`` and its info files; return its rows: start, end, pid, camera (1-based)."""
     names: list[str] = []
     tracks: list[tuple[int, int, int, int]] = []
     tracklets: dict[str, int] = {}
-    for name, person in people:
+    for name, identity in identities:
         folder = root / f"bbox_{part}" / name
         folder.mkdir(parents=True, exist_ok=True)
-        known = person is not None and person < cast.config.identities
-        cameras = cast.cameras_of(0 if person is None else person)
+        is_identity = identity is not None and identity < cast.config.identities
+        cameras = cast.cameras_of(0 if identity is None else identity)
         for camera in cameras:
-            takes = int(cast.rng("takes", person or 0, camera).integers(1, 4)) if known else 1
+            takes = int(cast.rng("takes", identity or 0, camera).integers(1, 4)) if is_identity else 1
             for take in range(takes):
                 tracklets[name] = tracklets.get(name, 0) + 1
-                frames = cast.frames(person, camera, cast.length(person or 0, camera, take), take)
+                frames = cast.frames(identity, camera, cast.length(identity or 0, camera, take), take)
                 first = len(names) + 1
                 for t, frame in enumerate(frames):
                     names.append(f"{name}C{camera + 1}T{tracklets[name]:04}F{t + 1:03}.jpg")
@@ -296,13 +308,13 @@ def _market1501(root: Path, cast: _Cast) -> None:
         for t, frame in enumerate(frames):
             _save(folder / f"{pid}_c{camera + 1}s1_{_STILL_STEP * t + 1:06}_{box:02}.jpg", frame)
 
-    for person in range(cast.config.identities):
-        pid = _pid(person)
-        queried = person in test
-        for camera in cast.cameras_of(person):
-            frames = cast.frames(person, camera, images + queried, step=_STILL_STEP)
+    for identity in range(cast.config.identities):
+        pid = _pid(identity)
+        is_test = identity in test
+        for camera in cast.cameras_of(identity):
+            frames = cast.frames(identity, camera, images + is_test, step=_STILL_STEP)
             save(
-                parts["bounding_box_test" if queried else "bounding_box_train"], pid, camera, frames[:images]
+                parts["bounding_box_test" if is_test else "bounding_box_train"], pid, camera, frames[:images]
             )
             save(parts["query"], pid, camera, frames[images:], box=0)
     for stray in cast.strays:
@@ -314,10 +326,10 @@ def _market1501(root: Path, cast: _Cast) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """One camera pair of CUHK03 and the people it saw."""
+    """Camera pair of CUHK03 and the identities that it sees."""
 
     number: int
-    people: range
+    identities: range
 
 
 def _cuhk03_pairs(identities: int) -> list[_Pair]:
@@ -333,21 +345,21 @@ def _cuhk03(root: Path, cast: _Cast) -> None:
     folder = root / "images_labeled"
     folder.mkdir()
     for pair in pairs:
-        for position, person in enumerate(pair.people):
+        for position, identity in enumerate(pair.identities):
             for view in range(2):
-                frames = cast.frames(person, 2 * pair.number + view, cast.config.images, step=_STILL_STEP)
+                frames = cast.frames(identity, 2 * pair.number + view, cast.config.images, step=_STILL_STEP)
                 for t, frame in enumerate(frames):
                     name = f"{pair.number + 1}_{position + 1:03}_{view + 1}_{5 * view + t + 1:02}.png"
                     _save(folder / name, frame)
 
 
 def _cuhk03_file(path: Path, cast: _Cast, pairs: Sequence[_Pair]) -> None:
-    """MATLAB v7.3 is HDF5 with reversed axes; cells are references, an empty cell holds its own shape."""
+    """Write a MATLAB v7.3 file: HDF5 with reversed axes and cells as references; empty cells hold a shape."""
     with h5py.File(path, "w") as file:
-        stored = file.create_group("#refs#")
+        group = file.create_group("#refs#")
 
         def reference(data: Any, dtype: Any = None) -> h5py.Reference:
-            return stored.create_dataset(str(len(stored)), data=data, dtype=dtype).ref
+            return group.create_dataset(str(len(group)), data=data, dtype=dtype).ref
 
         def cell(rows: list[list[h5py.Reference]]) -> h5py.Reference:
             return reference(np.array(rows, object).T, h5py.ref_dtype)
@@ -356,23 +368,25 @@ def _cuhk03_file(path: Path, cast: _Cast, pairs: Sequence[_Pair]) -> None:
         detected: list[h5py.Reference] = []
         labeled: list[h5py.Reference] = []
         for pair in pairs:
-            people = []
-            for person in pair.people:
+            rows = []
+            for identity in pair.identities:
                 row = [empty] * 10
                 for view in range(2):
-                    frames = cast.frames(person, 2 * pair.number + view, cast.config.images, step=_STILL_STEP)
+                    frames = cast.frames(
+                        identity, 2 * pair.number + view, cast.config.images, step=_STILL_STEP
+                    )
                     for t, frame in enumerate(frames):
                         row[5 * view + t] = reference(frame.transpose(2, 1, 0))
-                people.append(row)
+                rows.append(row)
             for cells in (detected, labeled):
-                cells.append(cell(people) if people else empty)
-        everyone = np.array([(pair.number + 1, i + 1) for pair in pairs for i in range(len(pair.people))])
+                cells.append(cell(rows) if rows else empty)
+        all_rows = np.array([(pair.number + 1, i + 1) for pair in pairs for i in range(len(pair.identities))])
         testsets = []
         for number in range(_CUHK03_TESTSETS):
-            order = cast.rng("testset", number).permutation(len(everyone))
+            order = cast.rng("testset", number).permutation(len(all_rows))
             testsets.append(
                 reference(
-                    everyone[np.sort(order[: min(_CUHK03_LARGEST_TESTSET, len(order) // 2)])].T.astype(float)
+                    all_rows[np.sort(order[: min(_CUHK03_LARGEST_TESTSET, len(order) // 2)])].T.astype(float)
                 )
             )
         for name, cells in (("detected", detected), ("labeled", labeled), ("testsets", testsets)):
@@ -382,11 +396,11 @@ def _cuhk03_file(path: Path, cast: _Cast, pairs: Sequence[_Pair]) -> None:
 def _cuhk01(root: Path, cast: _Cast) -> None:
     folder = root / "campus"
     folder.mkdir()
-    for person in range(cast.config.identities):
+    for identity in range(cast.config.identities):
         for view in range(2):
-            for t, frame in enumerate(cast.frames(person, view, 2, step=_STILL_STEP)):
+            for t, frame in enumerate(cast.frames(identity, view, 2, step=_STILL_STEP)):
                 wide = cv2.resize(frame, (60, 160), interpolation=cv2.INTER_LINEAR)
-                _save(folder / f"{person + 1:04}{2 * view + t + 1:03}.png", wide.astype(np.uint8))
+                _save(folder / f"{identity + 1:04}{2 * view + t + 1:03}.png", wide.astype(np.uint8))
 
 
 LAYOUTS: dict[str, Callable[[Path, _Cast], None]] = {
@@ -397,4 +411,4 @@ LAYOUTS: dict[str, Callable[[Path, _Cast], None]] = {
     "cuhk03": _cuhk03,
     "cuhk01": _cuhk01,
 }
-"""The layouts that can be generated."""
+"""Writers of the layouts that can be generated."""

@@ -1,0 +1,75 @@
+"""Components that a file names: a short name of a built-in one, or ``package.module:Class``."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+from orchestrator.errors import InputError, nearest, quote
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_Base = TypeVar("_Base")
+
+
+def find(kind: str, name: str, known: Mapping[str, type[_Base]], base: type[_Base]) -> type[_Base]:
+    """Return the class of a component.
+
+    Args:
+        kind: what the user calls such a component, for messages.
+        name: a short name, or ``package.module:Class``.
+        known: the built-in classes by short name.
+        base: what a class from elsewhere has to be a subclass of.
+
+    Raises:
+        InputError: there is no such component, or it is not a subclass of ``base``.
+    """
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise InputError(f"unknown {kind} {quote(name)}{nearest(name, known)}")
+
+    def is_suitable(value: object) -> bool:
+        return isinstance(value, type) and issubclass(value, base)
+
+    component = resolve(name, is_suitable)
+    if not is_suitable(component):
+        raise InputError(f"{name!r} is not a subclass of {base.__module__.split('.')[0]}'s {base.__name__}")
+    return cast(type[_Base], component)
+
+
+def resolve(dotted: str, is_suitable: Callable[[Any], bool] = inspect.isclass) -> Any:
+    """Import what ``package.module:name`` names.
+
+    Args:
+        dotted: the module and the name in it.
+        is_suitable: which objects of the module to suggest when it has none of this name.
+
+    Raises:
+        InputError: the text is not of this form, the module cannot be imported or lacks the name.
+    """
+    if not _DOTTED.fullmatch(dotted):
+        raise InputError(f"invalid name {quote(dotted)}; expected package.module:Class")
+    module_name, _, name = dotted.partition(":")
+    try:
+        return pkgutil.resolve_name(dotted)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(f"there is no module {error.name!r}{_nearest_module(error.name)}") from error
+        raise InputError(f"module {module_name!r} needs {error.name!r}, which is not installed") from error
+    except (ImportError, SyntaxError, AttributeError) as error:
+        module = sys.modules.get(module_name)
+        if module is None or not isinstance(error, AttributeError):
+            raise InputError(f"module {module_name!r} cannot be imported: {error}") from error
+        names = [key for key, value in vars(module).items() if is_suitable(value)]
+        raise InputError(f"module {module_name!r} has no {name!r}{nearest(name, names)}") from error
+
+
+def _nearest_module(missing: str) -> str:
+    """Return the end of a line that suggests a module beside the missing one."""
+    package, _, name = missing.rpartition(".")
+    folders = importlib.import_module(package).__path__ if package else None
+    names = [module.name for module in pkgutil.iter_modules(folders)]
+    return nearest(name, names) if package else nearest(name, names, listed=False)

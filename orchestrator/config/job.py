@@ -1,0 +1,183 @@
+"""The sections that the files of all commands share, and the reading of a file."""
+
+import json
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
+
+from orchestrator import trainable
+from orchestrator.config.document import Document, Override, flatten
+from orchestrator.config.sections import JOB_NAME, Resources, Section, Tracking, storage_address
+from orchestrator.config.validation import first_fault
+from orchestrator.errors import Fault, FieldError, InputError, quote
+from orchestrator.trainable import Trainable
+
+
+class Job(Section):
+    """A job as its file describes it: the trainable, its config, and where records are kept."""
+
+    kind: ClassVar[str]
+    """What the user calls it."""
+    path_sections: ClassVar[Mapping[str, int]]
+    """Sections whose keys are paths of the config, and how many keys precede such a path."""
+
+    name: str = Field(description="name of the job and of its folder")
+    trainable: str = Field(description="package.module:Class")
+    config: dict[str, Any] = Field(default={}, description="fixed values of the trainable's config")
+    resources: Resources = Resources()
+    storage: str = Field("~/reid-sweeps", validate_default=True)
+    study: str = Field("", description="database of the study; default: beside the checkpoints")
+    tracking: Tracking = Tracking()
+    _implementation: Trainable = PrivateAttr()
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(JOB_NAME, value):
+            raise ValueError(
+                f"invalid name {quote(value)}; expected at most 63 of a-z, 0-9, '-', '_' and '.'"
+            )
+        return value
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _folder_or_bucket(cls, value: Any) -> Any:
+        return storage_address(value, cls.kind)
+
+    @field_validator("study", mode="before")
+    @classmethod
+    def _database(cls, value: Any) -> Any:
+        if value in (None, ""):
+            return ""
+        if not isinstance(value, str) or not re.match(r"postgresql\+psycopg2://[^/]*/\w", value):
+            raise ValueError(
+                f"invalid database {quote(value)}; expected postgresql+psycopg2://user@host:5432/name"
+            )
+        if urlsplit(value).password:
+            raise ValueError("the address must not contain a password; set PGPASSWORD or use ~/.pgpass")
+        return value
+
+    @property
+    def implementation(self) -> Trainable:
+        """The trainable."""
+        return self._implementation
+
+    @abstractmethod
+    def configs_to_check(self) -> Iterator[BaseModel]:
+        """Yield the configs that the trainable has to accept before anything starts."""
+
+    @abstractmethod
+    def required_metrics(self) -> list[str]:
+        """Return the metrics of the trainable that every epoch has to report."""
+
+    @abstractmethod
+    def configs_to_prepare(self) -> Iterator[BaseModel]:
+        """Yield configs that together use all the data."""
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """Return all settings, defaults included, as plain JSON values."""
+
+    @abstractmethod
+    def record(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the settings that the folder keeps to notice changes; ``before`` are those it has."""
+
+    @abstractmethod
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """Return one line for each setting that differs from the ``record`` in the folder and must not.
+
+        A key that the record lacks has its present default: the record may be of an earlier version.
+        """
+
+
+_Job = TypeVar("_Job", bound=Job)
+
+
+def read_job(
+    model: type[_Job],
+    check: Callable[[dict[str, Any], Mapping[str, str], Sequence[Override]], _Job],
+    path: Path | str,
+    overrides: Sequence[Override],
+    environment: Mapping[str, str] | None,
+) -> _Job:
+    """Read the file of a job, apply the overrides, and check the result.
+
+    Args:
+        model: the kind of job.
+        check: makes the job of the values of the file, the environment and the overrides; raises FieldError.
+        path: the YAML file.
+        overrides: values that replace those of the file.
+        environment: fills ``${NAME}`` and gives MLFLOW_TRACKING_URI; default: that of the process.
+
+    Raises:
+        InputError: one line that begins with the file and line at fault, or with the override.
+    """
+    environment = os.environ if environment is None else environment
+    document = Document.read(Path(path), model.kind, model.path_sections)
+    for override in overrides:
+        document.set(override)
+    try:
+        document.fill(environment)
+        return check(document.tree, environment, overrides)
+    except FieldError as error:
+        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+
+
+def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:
+    """Return the job of the values of its file, with its trainable and its tracking; raises FieldError."""
+    try:
+        job = model.model_validate(tree)
+    except ValidationError as error:
+        raise FieldError(first_fault(error, model, tree)) from error
+    try:
+        implementation = trainable.load(job.trainable)
+    except InputError as error:
+        raise FieldError(Fault(("trainable",), str(error))) from error
+    uri = job.tracking.uri or environment.get("MLFLOW_TRACKING_URI") or ""
+    if not uri and job.storage.startswith("s3://"):
+        reason = "a bucket needs an MLflow server; give tracking.uri or set MLFLOW_TRACKING_URI"
+        raise FieldError(Fault(("storage",), reason))
+    tracking = Tracking(
+        uri=uri or f"sqlite:///{job.storage}/mlflow.db",
+        experiment=job.tracking.experiment or job.name,
+    )
+    job = job.model_copy(update={"tracking": tracking})
+    job._implementation = implementation
+    return job
+
+
+def refuse_ineffective(overrides: Sequence[Override], varied: Mapping[str, str]) -> None:
+    """Raise FieldError for an override of a varied value, which would have no effect.
+
+    ``varied`` holds for each path of the config why that is so, and what to write instead.
+    """
+    for override in overrides:
+        path = override.path.removeprefix("config.")
+        if path != override.path and path in varied:
+            raise FieldError(Fault(("config", *path.split(".")), f"{path} {varied[path]}"))
+
+
+def flat_texts(mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values of nested mappings as text, by dotted path."""
+    return {path: value_text(value) for path, value in flatten(mapping).items()}
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Return one line for each path whose texts differ."""
+    keys = [*before, *(key for key in after if key not in before)]
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def value_text(value: Any) -> str:
+    """Return a plain value as JSON, and text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

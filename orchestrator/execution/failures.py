@@ -1,0 +1,141 @@
+"""What a failure of a trial means, and whether the trial is tried again."""
+
+import re
+from collections.abc import Mapping
+from enum import Enum, auto
+
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.errors import StorageError, TrialError, one_line
+
+MAX_HANGS = 2
+"""How often a trial may hang before it fails."""
+
+MAX_ATTEMPTS = 5
+"""How often in a row a trial may lose its workers without a new checkpoint before it fails."""
+
+_REASON_CHARACTERS = 500
+
+
+class WorkersLostError(Exception):
+    """A trial lost its workers by a fault of a machine or of the storage.
+
+    ``unlimited``: the cause is outside of the cluster, so that any number of attempts is justified.
+    """
+
+    def __init__(self, reason: str, log: str, unlimited: bool) -> None:
+        super().__init__(reason)
+        self.reason, self.log, self.unlimited = reason, log, unlimited
+
+
+class Decision(Enum):
+    """What follows from a failure."""
+
+    RETRY = auto()
+    """The trial resumes from its last checkpoint."""
+
+    FAIL = auto()
+    """The trial has failed; the job continues."""
+
+    HALT = auto()
+    """No trial can continue."""
+
+
+class FailurePolicy:
+    """Decides what follows from the failures of one trial, in order.
+
+    A trial fails by an exception of its own, by its second hang, or by losing its workers five times in a row
+    without progress. Progress is a new checkpoint. A full storage halts all trials.
+    """
+
+    def __init__(self, checkpoint: str, hangs: int) -> None:
+        """Start with the last checkpoint of the trial, and the number of times it hung before."""
+        self._checkpoint = checkpoint
+        self._hangs = min(hangs, MAX_HANGS - 1)  # rerunning the command gives one more attempt
+        self._attempts = 0
+        self.reason = ""
+        """Why the trial has failed, once it has."""
+
+    @property
+    def has_hung(self) -> bool:
+        """Whether the trial has failed because it hung."""
+        return self._hangs >= MAX_HANGS
+
+    def decide(self, error: Exception, *, checkpoint: str, hung: bool) -> Decision:
+        """Return what follows from a failure.
+
+        Args:
+            error: what an attempt raised.
+            checkpoint: the last checkpoint now, in any form that changes with it.
+            hung: whether a worker was ended because it hung.
+        """
+        if isinstance(error, StorageError):
+            self.reason = str(error)
+            return Decision.HALT
+        if not isinstance(error, WorkersLostError):
+            self.reason = str(error)
+            return Decision.FAIL
+        if error.unlimited:
+            return Decision.RETRY
+        self._hangs += hung
+        self._attempts = 1 if checkpoint != self._checkpoint else self._attempts + 1
+        self._checkpoint = checkpoint
+        if self._hangs >= MAX_HANGS:
+            self.reason = f"it hung {MAX_HANGS} times"
+            return Decision.FAIL
+        if self._attempts >= MAX_ATTEMPTS:
+            self.reason = f"{error.reason}, {MAX_ATTEMPTS} times without progress"
+            return Decision.FAIL
+        return Decision.RETRY
+
+
+def classify_worker_failures(failures: Mapping[int, BaseException], log: str) -> Exception:
+    """Return the cause of the failures of a worker group, by rank, as the error of this package.
+
+    When a machine fails, the workers on other machines fail with it; its failure is the cause.
+    """
+    errors = list(failures.values())
+    storage = [error for error in errors if isinstance(error, StorageError)]
+    for error in storage:
+        if error.full:
+            return error
+    for error in storage:
+        return WorkersLostError(str(error), log, unlimited=not error.missing)
+    machine = next((error for error in errors if _is_machine_failure(error)), None)
+    if machine is None:
+        return TrialError(explain(failures[min(failures)]), log)
+    if "running low on memory" in log:  # Ray kills the worker that takes too much
+        usage = re.search(r"running low on memory.* was (\S+ used / \S+ limit)", log)
+        return TrialError(f"out of memory: its node ran low{', ' + usage[1] if usage else ''}", log)
+    return WorkersLostError(explain(machine), log, unlimited=False)
+
+
+def classify_controller_failure(error: BaseException) -> WorkersLostError:
+    """Return the error of this package for a failure of Ray Train's controller, or for a preemption."""
+    reason = explain(getattr(error, "controller_failure", error))
+    # The controller runs no code of a trainable. One that dies at its start leaves only Arrow's text.
+    by_storage = isinstance(_root_cause(error), OSError) or "AWS Error" in str(error)
+    return WorkersLostError(f"storage: {reason}" if by_storage else reason, str(error), unlimited=by_storage)
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for what was raised inside a Ray task or actor."""
+    error = _root_cause(error)
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
+    line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
+    return one_line(line.partition(" Some common causes")[0], _REASON_CHARACTERS)
+
+
+def _is_machine_failure(error: BaseException) -> bool:
+    if isinstance(error, RayTaskError):  # raised by code of the trainable
+        return False
+    # Ray Train has no public names for what the health checks of its workers report.
+    return isinstance(error, RayError) or type(error).__name__.startswith("WorkerHealthCheck")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return what was raised first: Ray wraps what its tasks raise, and Ray Train what ended a worker."""
+    for attribute in ("cause", "health_check_failure", "controller_failure"):
+        if isinstance(inner := getattr(error, attribute, None), BaseException):
+            return _root_cause(inner)
+    return error

@@ -1,0 +1,195 @@
+"""Publishes what the trials do: to the log, to MLflow, to Ray's metrics and to the driver's record."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Callback
+
+from orchestrator.config.job import Job
+from orchestrator.console.tables import format_duration, format_values
+from orchestrator.errors import TrackingError
+from orchestrator.execution.metrics import SweepMetrics
+from orchestrator.execution.tune_adapters import NotSnapshotted
+from orchestrator.storage.lease import HEARTBEAT_SECONDS, Lease
+from orchestrator.study import attributes
+from orchestrator.study.base import Study
+from orchestrator.study.trial_report import EpochEnded, Started, WorkersLost, decode, trial_name
+from orchestrator.tracking.tracker import State, Tracker
+
+_log = logging.getLogger(__name__)
+
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "COMPLETE",
+    TrialState.PRUNED: "PRUNED",
+    TrialState.FAIL: "FAIL",
+}
+_WORDS = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "stopped",
+}
+
+_TRAINING = "training"
+_WAITING = "waiting for "
+
+
+class TrialMonitor(NotSnapshotted, Callback):
+    """A callback of Ray Tune that publishes every report of every trial."""
+
+    def __init__(self, job: Job, study: Study, lease: Lease, tracker: Tracker) -> None:
+        self._job, self._study, self._lease, self._tracker = job, study, lease, tracker
+        self._start = time.monotonic()
+        self._ended_before = self._ended()
+        self._epochs: dict[int, int] = {}
+        self._activity: dict[int, str] = {}
+        self._rates: dict[int, float] = {}
+        self._metrics = SweepMetrics(job)
+        self._last_update = -HEARTBEAT_SECONDS
+
+    def catch_up(self) -> None:
+        """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
+        try:
+            recorded = self._tracker.recorded_trials()
+        except TrackingError as error:
+            _log.warning("%s", error)
+            return
+        for trial in self._study.started_trials:
+            run = recorded.get(trial.number)
+            if run is not None and trial.state in _STATES and run.state == _STATES[trial.state]:
+                continue
+            if run is None:
+                self._track_start(trial.number, self._study.values(trial))
+            for epoch, metrics in attributes.epochs(trial).items():
+                if run is None or epoch > run.epoch:
+                    self._track_epoch(trial.number, epoch, metrics)
+            self._track_end(trial)
+
+    def on_heartbeat(self, seconds: float) -> dict[str, Any]:
+        """Account for the seconds since the last heartbeat; return the activity for the driver's record."""
+        activity = dict(self._activity)
+        resources = self._job.resources
+        training = sum(text == _TRAINING for text in activity.values())
+        self._lease.record.used.gpu_seconds += seconds * training * resources.workers * resources.gpus
+        self._tracker.deliver()
+        return {
+            "trials": {
+                trial_name(number): f"{text}, epoch {self._epochs.get(number, 0)}"
+                for number, text in activity.items()
+            },
+            "undelivered": self._tracker.delivery_problem(),
+        }
+
+    def status_line(self) -> str:
+        """Return trials by state, the headline of the study, epochs, time elapsed and time remaining."""
+        counts = ", ".join(
+            f"{count} {state.replace('complete', 'done')}" for state, count in self._study.count().items()
+        )
+        total, ended = self._study.total, self._ended()
+        elapsed = time.monotonic() - self._start
+        epochs = sum(self._epochs.values())
+        line = f"trials: {counts} of {total} | {self._study.headline()} | {epochs} epochs"
+        line += f" | {format_duration(elapsed)} elapsed"
+        ended_here = ended - self._ended_before
+        if ended_here:
+            line += f", about {format_duration(elapsed / ended_here * (total - ended))} remaining"
+        return line
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Update the metrics every few seconds."""
+        if time.monotonic() - self._last_update >= HEARTBEAT_SECONDS:
+            self._last_update = time.monotonic()
+            self._update_metrics()
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Leave the final metrics."""
+        self._update_metrics()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log a trial that starts, and open its MLflow run."""
+        number, values = trial.config["number"], trial.config["values"]
+        self._track_start(number, values)
+        again = " again" if number in self._activity else ""
+        self._activity[number] = f"{_WAITING}its workers"
+        _log.info("%s starts%s: %s", trial_name(number), again, format_values(values))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Publish one report of a trial."""
+        number = trial.config["number"]
+        self._metrics.note_report()
+        match decode(result):
+            case Started():
+                self._activity[number] = _TRAINING
+            case WorkersLost(reason):
+                self._activity[number] = f"{_WAITING}its workers"
+                _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
+            case EpochEnded(epoch):
+                # As the study has it: a repeated epoch keeps its first metrics and its time.
+                metrics = attributes.epochs(self._study.trials[number])[epoch]
+                self._track_epoch(number, epoch, metrics)
+                self._epochs[number] = epoch
+                if self._job.implementation.throughput:
+                    self._rates[number] = metrics.get(self._job.implementation.throughput, 0.0)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Publish the end of a trial."""
+        self.publish_end(trial.config["number"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Publish the end of a trial whose process died too often."""
+        self.publish_end(trial.config["number"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Log that the process of a trial died."""
+        number = trial.config["number"]
+        self._activity[number] = f"{_WAITING}a process"
+        _log.warning("%s resumes from its last checkpoint: its process died", trial_name(number))
+
+    def publish_end(self, number: int) -> None:
+        """Publish the end of one trial as the study has it."""
+        trial = self._study.trials[number]
+        self._rates.pop(number, None)
+        self._activity.pop(number, None)
+        self._track_end(trial)
+        _log.info("%s %s: %s", trial_name(number), _WORDS[trial.state], self._study.describe(trial))
+
+    def _track_start(self, number: int, values: Mapping[str, Any]) -> None:
+        short = {path.rpartition(".")[2]: value for path, value in values.items()}
+        label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
+        point = self._study.trials[number].user_attrs.get(attributes.POINT, "")
+        self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values))
+
+    def _track_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        values = {metric: value for metric, value in metrics.items() if metric != "time"}
+        self._tracker.log_epoch(number, epoch, values, int(metrics["time"]))
+
+    def _track_end(self, trial: FrozenTrial) -> None:
+        if trial.state in _STATES and trial.datetime_complete is not None:
+            self._tracker.end_trial(
+                trial.number,
+                _STATES[trial.state],
+                int(trial.datetime_complete.timestamp() * 1000),
+                value=self._study.objective(trial),
+                scores=self._study.scores(trial),
+                reason=trial.user_attrs.get(attributes.REASON, ""),
+                log_tail=trial.user_attrs.get(attributes.LOG, ""),
+            )
+
+    def _update_metrics(self) -> None:
+        waiting = [text.removeprefix(_WAITING) for text in self._activity.values() if text != _TRAINING]
+        self._metrics.update(
+            self._study,
+            self._lease.record.used,
+            waiting,
+            sum(self._rates.values()),
+            self._tracker.undelivered(),
+        )
+
+    def _ended(self) -> int:
+        counts = self._study.count()
+        return sum(counts.values()) - counts["running"]

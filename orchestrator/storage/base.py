@@ -1,0 +1,125 @@
+"""What every store offers: named files, compare-and-swap, locks and the study of a job."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar
+
+import optuna
+import pyarrow.fs
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+class Store(ABC):
+    """The files of all jobs of one storage, by names such as ``alignment/sweep.json``.
+
+    A file has a version, which changes with its content. `compare_and_swap` lets several processes write the
+    same file without losing a write: each says which version it has seen.
+    """
+
+    heartbeat_only: ClassVar[bool]
+    """Whether a driver that died shows only by its missing heartbeat, because the store has no locks."""
+
+    path: str
+    """The root, as its file system names it."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    @property
+    @abstractmethod
+    def filesystem(self) -> pyarrow.fs.FileSystem | None:
+        """The file system through which Ray reads and writes checkpoints; None for local paths."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that the store can be reached and written, without writing anything.
+
+        Raises:
+            InputError: it cannot.
+        """
+
+    @abstractmethod
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """Return the content of a file and its version, or None when there is no such file.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file completely or not at all.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+
+    @abstractmethod
+    def compare_and_swap(self, name: str, content: bytes, seen: str | None) -> str | None:
+        """Write a file unless its version differs from ``seen`` (None: the file does not exist).
+
+        Returns the new version, or None when another process wrote the file in the meantime.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+
+    @abstractmethod
+    def list_files(self, prefix: str) -> list[str]:
+        """Return the names of all files that begin with ``prefix``, sorted.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+
+    @abstractmethod
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Keep other drivers of a job out while the context lasts; a no-op where `heartbeat_only`.
+
+        Raises:
+            LockedError: another process holds the lock.
+        """
+
+    @abstractmethod
+    def is_locked(self, name: str) -> bool | None:
+        """Return whether a process holds the lock, or None where that cannot be known."""
+
+    @abstractmethod
+    def rename(self, name: str, other: str) -> None:
+        """Rename the folder ``name`` with all its files to ``other``.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+
+    @abstractmethod
+    def workspace(self, name: str) -> AbstractContextManager[Path]:
+        """Provide a local folder for the files of a job, until they are published."""
+
+    @abstractmethod
+    def publish(self, file: Path, name: str) -> None:
+        """Keep a file of the workspace under ``name``.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+
+    @abstractmethod
+    def study_storage(self, job: str) -> optuna.storages.BaseStorage:
+        """Open the study of a job for its driver.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+
+    @abstractmethod
+    def study_file(self, job: str) -> Path | None:
+        """Return the SQLite file of the study of a job; None where it is not one."""
+
+    def locate(self, name: str) -> str:
+        """Return the address under which a user finds a file."""
+        return f"{self.uri}/{name}"

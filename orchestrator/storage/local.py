@@ -1,0 +1,162 @@
+"""A store in a local folder, or in one that several hosts share."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+
+from orchestrator.errors import InputError, StorageError, is_full
+from orchestrator.storage.base import LockedError, Store
+
+_LOCK_FILE = re.compile(r"\..*\.(lock|swap)")
+"""Files that carry the locks of `LocalStore.lock` and `LocalStore.compare_and_swap`."""
+
+
+class LocalStore(Store):
+    """A folder; a version is the hash of the content."""
+
+    heartbeat_only = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self._folder = folder
+        self.path = str(folder)
+
+    @property
+    def filesystem(self) -> None:
+        """None: Ray opens local paths by itself."""
+
+    def check(self) -> None:
+        """Check that the folder, or the closest one above it that exists, can be written."""
+        existing = next(each for each in (self._folder, *self._folder.parents) if each.exists())
+        if not existing.is_dir():
+            raise InputError(f"storage: {existing} is a file, not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"storage: {existing} cannot be written")
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """Read a file."""
+        try:
+            content = (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error(error) from error
+        return content, _version(content)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write to a temporary file, flush it to the disk, and rename it."""
+        file = self._folder / name
+        temporary = file.with_name(f"{file.name}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def compare_and_swap(self, name: str, content: bytes, seen: str | None) -> str | None:
+        """Compare and write under a lock of the operating system."""
+        file = self._folder / name
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_name(f".{file.name.lstrip('.')}.swap")):
+                current = self.read(name)
+                if (None if current is None else current[1]) != seen:
+                    return None
+                self.write(name, content)
+        except OSError as error:
+            raise self._error(error) from error
+        return _version(content)
+
+    def list_files(self, prefix: str) -> list[str]:
+        """Walk the folder that holds all files with this prefix."""
+        folder, _, start = prefix.rpartition("/")
+        root = self._folder / folder
+        try:
+            found = [
+                file.relative_to(self._folder).as_posix()
+                for top in (root.iterdir() if root.is_dir() else ())
+                if top.name.startswith(start)
+                for file in (top.rglob("*") if top.is_dir() else (top,))
+                if file.is_file() and not _LOCK_FILE.fullmatch(file.name)
+            ]
+        except OSError as error:
+            raise self._error(error) from error
+        return sorted(found)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold a lock of the operating system, which ends with its process."""
+        # A command that only looks at a job shares its lock for a moment; a driver keeps it.
+        lock = FileLock(self._folder / f".{name}.lock", timeout=1)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise LockedError from error
+        except OSError as error:
+            raise InputError(f"storage: {self._folder} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self, name: str) -> bool | None:
+        """Try to share the lock, which needs no permission to write."""
+        try:
+            with (self._folder / f".{name}.lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+
+    def rename(self, name: str, other: str) -> None:
+        """Rename the folder."""
+        try:
+            (self._folder / name).rename(self._folder / other)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._error(error) from error
+
+    @contextlib.contextmanager
+    def workspace(self, name: str) -> Iterator[Path]:
+        """Provide the folder of the job itself."""
+        folder = self._folder / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._error(error) from error
+        yield folder
+
+    def publish(self, file: Path, name: str) -> None:
+        """Do nothing: the file is in its place already."""
+
+    def study_storage(self, job: str) -> optuna.storages.BaseStorage:
+        """Open the SQLite database in the folder of the job."""
+        return optuna.storages.RDBStorage(f"sqlite:///{self.study_file(job)}")
+
+    def study_file(self, job: str) -> Path:
+        """Return the database in the folder of the job."""
+        return self._folder / job / "study.db"
+
+    def _error(self, error: OSError) -> StorageError:
+        return StorageError(f"storage: {error.filename or self.uri}: {error.strerror}", full=is_full(error))
+
+
+def _version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

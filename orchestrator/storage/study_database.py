@@ -1,0 +1,137 @@
+"""The study of a job: opened by its driver, or read by a command without disturbing the driver."""
+
+import logging
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+
+from orchestrator.errors import StorageError, is_full, one_line
+from orchestrator.storage.base import Store
+
+# Optuna logs an error of a database, with its SQL, before it raises it.
+logging.getLogger("optuna.storages").setLevel(logging.ERROR)
+
+
+def study_storage(store: Store, job: str, database: str = "") -> optuna.storages.BaseStorage:
+    """Open the storage of a job's study: a ``database`` address, or beside the job's other files."""
+    if database:
+        return optuna.storages.RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
+    return store.study_storage(job)
+
+
+def read_trials(store: Store, name: str, resolved: Mapping[str, Any]) -> list[FrozenTrial]:
+    """Return all trials of a job's study; none where its driver has not created it yet.
+
+    ``resolved`` is the recorded file of the job. Nothing is written, not even to a database whose driver died
+    while it wrote.
+
+    Raises:
+        StorageError: the study cannot be read.
+    """
+    study, database = resolved.get("name", name), resolved.get("study", "")
+    file = store.study_file(name)
+    if not database and file is None:
+        return _load(store.study_storage(name), study)
+    try:
+        if database or file is None:
+            return _load_database(database, study)
+        return _load_sqlite(file, study) if file.exists() else []
+    except (DBAPIError, StorageInternalError, ImportError, OSError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = one_line(getattr(cause, "orig", cause), 200)
+        raise StorageError(f"study: {database or file} cannot be read: {reason}") from error
+
+
+def _load_sqlite(file: Path, study: str) -> list[FrozenTrial]:
+    try:
+        return _load_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", study)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_READONLY_ROLLBACK":
+            raise
+    # A driver died while it wrote. A copy is rolled back here; the next driver rolls back the file itself.
+    with tempfile.TemporaryDirectory() as folder:
+        for part in file.parent.glob(f"{file.name}*"):
+            shutil.copy(part, folder)
+        return _load_database(f"sqlite:///{folder}/{file.name}", study)
+
+
+def _load_database(url: str, study: str) -> list[FrozenTrial]:
+    with ExitStack() as stack:
+        engine = sqlalchemy.create_engine(url)
+        stack.callback(engine.dispose)
+        with engine.connect() as connection:  # Optuna creates its tables one by one, and fills this one last
+            last_table = "alembic_version"
+            if not sqlalchemy.inspect(connection).has_table(last_table):
+                return []
+            if not connection.scalar(sqlalchemy.text(f"SELECT count(*) FROM {last_table}")):
+                return []
+        storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+        stack.callback(storage.engine.dispose)
+        return _load(storage, study)
+
+
+def _load(storage: optuna.storages.BaseStorage, study: str) -> list[FrozenTrial]:
+    try:
+        trials: list[FrozenTrial] = optuna.load_study(study_name=study, storage=storage).get_trials(
+            deepcopy=False
+        )
+    except KeyError:
+        return []
+    return trials
+
+
+class Problem(Enum):
+    """What is wrong with the database of a study."""
+
+    DAMAGED = auto()
+    FULL = auto()
+    UNREACHABLE = auto()
+
+
+class DatabaseProblem(NamedTuple):
+    """A problem and what the database said, in one line."""
+
+    problem: Problem
+    message: str
+
+
+_FULL_TEXTS = ("disk is full", "No space left")
+"""SQLite 3 and PostgreSQL 18; both libraries have no code for it that SQLAlchemy passes on."""
+
+_DAMAGED_TEXTS = ("malformed", "not a database", "no such table", "no such column", "disk I/O error")
+"""SQLite 3, where it has no class of error for damage."""
+
+_DAMAGED_CODES = ("XX", "58P01", "42P01", "42703")
+"""PostgreSQL 18, SQLSTATE: internal error and corruption, and files, tables or columns that are missing."""
+
+
+def database_problem(error: BaseException | None) -> DatabaseProblem | None:
+    """Return what an error, or one of its causes, says about a database; None where it says nothing."""
+    while error is not None:
+        message = one_line(getattr(error, "orig", error), 200)
+        if is_full(error) or any(text in str(error) for text in _FULL_TEXTS):
+            return DatabaseProblem(Problem.FULL, message)
+        if isinstance(error, DatabaseError):
+            code = str(getattr(error.orig, "pgcode", None) or "")
+            # SQLite has no subclass for a damaged file. With psycopg2 the plain class is a broken connection.
+            damaged = isinstance(error.orig, sqlite3.Error) and (
+                type(error) is DatabaseError or any(text in message for text in _DAMAGED_TEXTS)
+            )
+            if damaged or code.startswith(_DAMAGED_CODES):
+                return DatabaseProblem(Problem.DAMAGED, message)
+            if isinstance(error, OperationalError) or type(error) is DatabaseError:
+                return DatabaseProblem(Problem.UNREACHABLE, message)
+        error = error.__cause__
+    return None

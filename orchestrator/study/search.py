@@ -1,0 +1,235 @@
+"""The study of a sweep: suggests trials with an Optuna sampler and stops them with an Optuna pruner."""
+
+import copy
+import math
+from collections.abc import Iterable
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.config.sweep import Sweep
+from orchestrator.console.tables import format_number
+from orchestrator.errors import InputError
+from orchestrator.storage.directory import JobDirectory
+from orchestrator.study import attributes
+from orchestrator.study.base import Study, Suggestion
+from orchestrator.study.selection import best_trial
+from orchestrator.study.trial_report import EpochEnded, TrialReport, trial_name
+from orchestrator.study.warm_start import TransferredTrial
+
+_RUNG = "completed_rung_"
+"""Prefix of the system attributes in which Optuna's successive halving keeps its rungs."""
+
+
+class SearchStudy(Study):
+    """The search of a sweep."""
+
+    def __init__(self, sweep: Sweep, directory: JobDirectory) -> None:
+        self.sweep = sweep
+        self.wall, self.gpu_hours = sweep.budget.wall, sweep.budget.gpu_hours
+        self.max_failures = sweep.budget.failures
+        super().__init__(
+            sweep,
+            directory,
+            directions=[objective.direction for objective in sweep.objective],
+            pruner=sweep.scheduler.build(sweep.epochs),
+        )
+
+    @property
+    def started_trials(self) -> list[FrozenTrial]:
+        """All trials but enqueued ones that wait, and transferred ones."""
+        return [
+            trial
+            for trial in self.trials
+            if trial.state != TrialState.WAITING and attributes.SOURCE not in trial.user_attrs
+        ]
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether the enqueued points and the trials of earlier sweeps are all in it."""
+        return attributes.SEEDED in self.study.user_attrs
+
+    def seed(self, transferred: Iterable[TransferredTrial]) -> None:
+        """Add the enqueued points and the trials of earlier sweeps that are not in the study yet."""
+        present = [trial.user_attrs for trial in self.trials]
+        points = {attrs.get(attributes.POINT) for attrs in present}
+        for point, values in self.sweep.enqueue.items():
+            if point not in points:
+                self.study.enqueue_trial(values, user_attrs={attributes.POINT: point})
+        sources = {(attrs.get(attributes.SOURCE), attrs.get(attributes.SOURCE_NUMBER)) for attrs in present}
+        for trial in transferred:
+            if (trial.source, trial.number) not in sources:
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        values=trial.values,
+                        user_attrs={
+                            attributes.SOURCE: trial.source,
+                            attributes.SOURCE_NUMBER: trial.number,
+                        },
+                    )
+                )
+        self.study.set_user_attr(attributes.SEEDED, True)
+        self._cached_trials = None
+
+    @property
+    def total(self) -> int:
+        """The number of trials in the budget."""
+        return self.sweep.budget.trials
+
+    def count(self) -> dict[str, int]:
+        """Return the number of trials by state: running, complete, pruned, failed."""
+        names = {
+            TrialState.RUNNING: "running",
+            TrialState.COMPLETE: "complete",
+            TrialState.PRUNED: "pruned",
+            TrialState.FAIL: "failed",
+        }
+        counts = dict.fromkeys(names.values(), 0)
+        for trial in self.started_trials:
+            counts[names[trial.state]] += 1
+        return counts
+
+    def remaining(self) -> int:
+        """Return how many trials have not ended: running, interrupted and not yet suggested."""
+        return self.count()["running"] + max(0, self.total - len(self.started_trials))
+
+    def is_finished(self) -> bool:
+        """Return whether the budget is spent, in trials or in trials without gain."""
+        return self.remaining() == 0 or (self.has_stagnated() and self.count()["running"] == 0)
+
+    def best(self) -> FrozenTrial | None:
+        """Return the best complete trial, or None when none is complete."""
+        return best_trial(self.started_trials, self.sweep.objective[0].mode)
+
+    def objective(self, trial: FrozenTrial) -> float | None:
+        """Return the value of the first objective of a complete trial."""
+        return float(trial.values[0]) if trial.state == TrialState.COMPLETE else None
+
+    def best_objective(self) -> dict[str, float]:
+        """Return the best value of the first objective."""
+        best = self.best()
+        return {} if best is None else {self.sweep.objective[0].metric: best.values[0]}
+
+    def headline(self) -> str:
+        """Return the best trial so far."""
+        best = self.best()
+        if best is None:
+            return "best none yet"
+        return f"best {self._format(best.values[0])} ({trial_name(best.number)})"
+
+    def describe(self, trial: FrozenTrial) -> str:
+        """Return the objectives of a complete trial, else why it ended."""
+        if trial.state == TrialState.COMPLETE:
+            values = zip(self.sweep.objective, trial.values, strict=True)
+            return ", ".join(f"{objective.metric} {format_number(value)}" for objective, value in values)
+        reason = trial.user_attrs.get(attributes.REASON, "it resumes when the command is rerun")
+        if trial.last_step is not None:
+            return f"{reason}, {self._format(trial.intermediate_values[trial.last_step])}"
+        return str(reason)
+
+    def has_stagnated(self) -> bool:
+        """Return whether the last ``budget.no_gain_for`` ended trials did not improve the first objective."""
+        patience, best = self.sweep.budget.no_gain_for, self.best()
+        if patience is None or best is None:
+            return False
+        order = attributes.ORDER
+        since = int(best.user_attrs.get(order, 0))
+        later = sum(int(trial.user_attrs.get(order, 0)) > since for trial in self.started_trials)
+        return later >= patience
+
+    def ask(self) -> Suggestion | None:
+        """Return the next trial, interrupted ones first, or None when the budget is spent."""
+        while self._interrupted:
+            number = self._interrupted.pop(0)
+            self.study.sampler = self.sweep.sampler.build(offset=number)
+            # A driver may have died between two values of a suggestion. The recorded values stay, and the
+            # sampler suggests the others as it would have.
+            if (suggestion := self._suggest(self._trial(number))) is not None:
+                return suggestion
+        while len(self.started_trials) < self.total and not self.has_stagnated():
+            # A new sampler for each trial makes a suggestion a function of the study alone, so a resumed
+            # sweep suggests what an undisturbed one would have.
+            waiting = (trial.number for trial in self.trials if trial.state == TrialState.WAITING)
+            self.study.sampler = self.sweep.sampler.build(offset=next(waiting, len(self.trials)))
+            trial = self.study.ask()
+            self._live[trial.number] = trial
+            if (suggestion := self._suggest(trial)) is not None:
+                return suggestion
+        return None
+
+    def should_stop(self, number: int, report: EpochEnded) -> bool:
+        """Report one epoch to the pruner; return whether the trial has to stop now."""
+        epoch, trial = report.epoch, self._trial(number)
+        values = []
+        for objective in self.sweep.objective:
+            value = report.metrics.get(objective.metric)
+            if value is None or not math.isfinite(value):
+                fault = "missing" if value is None else "not finite"
+                self._verdicts[number] = (TrialState.FAIL, f"{objective.metric} is {fault} in epoch {epoch}")
+                return True
+            values.append(float(value))
+        if len(values) > 1:
+            return False  # Optuna keeps no intermediate values for several objectives
+        if epoch > (self.trials[number].last_step or 0):
+            trial.report(values[0], step=epoch)
+            self._cached_trials = None
+        if self._last_judged(number) < epoch < self._epochs(number):
+            # The verdict is recorded before the trial is told, so that it survives this driver.
+            if self.study.pruner.prune(self.study, self._before_verdict(number, epoch)):
+                self._set(number, attributes.PRUNED, f"stopped early, after epoch {epoch}")
+            self._set(number, attributes.JUDGED, epoch)
+        reason = self.trials[number].user_attrs.get(attributes.PRUNED)
+        if reason is not None:
+            self._verdicts[number] = (TrialState.PRUNED, reason)
+        return reason is not None
+
+    def record_completion(self, number: int, last: TrialReport | None) -> str | None:
+        """Record the last values of the objectives, or return what the trial lacks."""
+        if not isinstance(last, EpochEnded):
+            return "it ended without a report"
+        if last.checkpoint is None:
+            return "it ended without a checkpoint"
+        self.record_checkpoint(number, last.checkpoint)
+        self._tell(number, values=[float(last.metrics[each.metric]) for each in self.sweep.objective])
+        return None
+
+    def _suggest(self, trial: optuna.Trial) -> Suggestion | None:
+        """Suggest the values of a trial; one whose values are invalid together fails, and gives None."""
+        values = self.sweep.space.suggest(trial)
+        self._cached_trials = None
+        try:
+            config = self.sweep.trial_config(values)
+        except InputError as error:
+            self._finish(trial.number, TrialState.FAIL, str(error))
+            return None
+        return Suggestion(trial.number, values, config.model_dump(mode="json"))
+
+    def _last_judged(self, number: int) -> int:
+        """Return the last epoch that the pruner judged; without a pruner, the last one there is."""
+        if self.sweep.scheduler.name == "none":
+            return self.sweep.epochs
+        return int(self.trials[number].user_attrs.get(attributes.JUDGED, 0))
+
+    def _before_verdict(self, number: int, epoch: int) -> FrozenTrial:
+        """Return a trial as the pruner has to see it at an epoch.
+
+        A driver may die after the pruner recorded its rung and before the verdict was recorded. What the
+        pruner recorded at this epoch is hidden, so that it judges again.
+        """
+        trial = copy.copy(self.trials[number])
+        before = sum(rung < epoch for rung in self.sweep.scheduler.rungs(self.sweep.epochs))
+        trial.system_attrs = {
+            key: value
+            for key, value in trial.system_attrs.items()
+            if not key.startswith(_RUNG) or int(key.removeprefix(_RUNG)) < before
+        }
+        return trial
+
+    def _format(self, value: float) -> str:
+        return f"{self.sweep.objective[0].metric} {format_number(value)}"
+
+    def _epochs(self, number: int) -> int:
+        config = self.sweep.trial_config(self.trials[number].params)
+        return int(config.epochs)  # type: ignore[attr-defined]  # checked when the trainable was loaded

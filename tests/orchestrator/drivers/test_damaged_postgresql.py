@@ -1,0 +1,93 @@
+"""A driver whose study lies in a real PostgreSQL that is damaged answers with one line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from orchestrator.config.sweep import Sweep
+from orchestrator.interrupt import Interrupt
+from orchestrator.storage.directory import JobDirectory
+from orchestrator.storage.lookup import recorded_job
+from orchestrator.storage.study_database import read_trials
+from orchestrator.study.search import SearchStudy
+from tests.support.command_line import refused
+from tests.support.servers import Postgres
+from tests.support.studies import run_trial
+from tests.support.sweep_files import load_sweep
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[Postgres]:
+    with Postgres(tmp_path / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, postgres: Postgres) -> Sweep:
+    """A sweep with one complete trial in PostgreSQL."""
+    sweep = load_sweep(tmp_path, study=postgres.uri)
+    directory = JobDirectory(sweep)
+    with directory.open(False, Interrupt()):
+        run_trial(SearchStudy(sweep, directory), [0.5])
+    return sweep
+
+
+def execute(postgres: Postgres, statement: str) -> str:
+    """Execute a statement; return the first value of its answer."""
+    connection = psycopg2.connect(postgres.uri.replace("+psycopg2", ""))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return str(cursor.fetchone()[0]) if cursor.description else ""
+    finally:
+        connection.close()
+
+
+def overwrite(postgres: Postgres, table: str) -> None:
+    """Overwrite the file of a table while the server is down."""
+    execute(postgres, "CHECKPOINT")
+    file = postgres.folder / "data" / execute(postgres, f"SELECT pg_relation_filepath('{table}')")
+    postgres.kill()
+    with file.open("r+b") as content:
+        content.write(b"\xff" * 4096)
+    postgres.start()
+
+
+def damage(postgres: Postgres, kind: str) -> str:
+    """Damage the study; return what PostgreSQL says."""
+    if kind == "column":
+        execute(postgres, "ALTER TABLE trial_values DROP COLUMN value")
+        return "column trial_values.value does not exist"
+    overwrite(postgres, "trials")
+    return "invalid page in block 0 of relation"
+
+
+@pytest.mark.parametrize("kind", ["column", "page"])
+def test_driver_with_a_damaged_postgresql_answers_one_line(
+    sweep: Sweep, postgres: Postgres, tmp_path: Path, kind: str
+) -> None:
+    expected = damage(postgres, kind)
+    line = refused("sweep", tmp_path / "parabola.yaml", "--storage", sweep.storage)
+    assert line.startswith(f"error: study: {postgres.uri} is damaged ({expected}")
+    assert line.endswith("; restore a copy of it, or start over with --fresh")
+
+
+@pytest.mark.parametrize("kind", ["column", "page"])
+def test_status_with_a_damaged_postgresql_answers_one_line(
+    sweep: Sweep, postgres: Postgres, tmp_path: Path, kind: str
+) -> None:
+    expected = damage(postgres, kind)
+    line = refused("status", Path(sweep.storage) / "parabola")
+    assert line.startswith(f"error: study: {postgres.uri} cannot be read: {expected}")
+
+
+def test_trials_in_a_sound_postgresql_are_read(sweep: Sweep) -> None:
+    store = JobDirectory(sweep).store
+    job = recorded_job(store, "parabola")
+    assert job is not None
+    assert [trial.values for trial in read_trials(store, "parabola", job[1])] == [[0.5]]

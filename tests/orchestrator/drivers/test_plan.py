@@ -1,0 +1,41 @@
+"""The plan of a sweep, as the command prints it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config.document import Override
+from orchestrator.config.sweep import read_sweep
+from orchestrator.drivers.plan import sweep_plan
+from orchestrator.execution.cluster import Cluster
+from tests.support.sweep_files import write_sweep
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    search = {"x": {"uniform": [-5, 5]}, "steps": {"int": [1, 8]}}
+    return write_sweep(tmp_path, search=search, sampler=None, scheduler=None)
+
+
+def plan_of(file: Path, *overrides: str) -> str:
+    """Return the plan of a sweep as text."""
+    console = Console(width=120)
+    sweep = read_sweep(file, [Override.parse(text) for text in overrides], environment={})
+    with console.capture() as capture:
+        console.print(sweep_plan(sweep, Cluster("here", None, None, ({"CPU": 2.0},))))
+    return capture.get()
+
+
+def test_plan_enqueued_points_are_tried_first(file: Path) -> None:
+    text = plan_of(file, "enqueue={paper: {x: 1}, larger: {steps: 8}}")
+    assert re.search(r"enqueued +paper, larger", text)
+
+
+def test_plan_warm_start_names_its_sources(file: Path) -> None:
+    assert re.search(r"warm start +earlier, mlflow:b", plan_of(file, "warm_start=[earlier, mlflow:b]"))
+
+
+def test_plan_without_points_omits_them(file: Path) -> None:
+    assert "tried first" not in plan_of(file)

@@ -1,0 +1,215 @@
+"""What a failure of a trial means, and whether the trial is tried again; without Ray running."""
+
+import errno
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+
+from orchestrator.errors import StorageError, TrialError
+from orchestrator.execution.failures import (
+    MAX_ATTEMPTS,
+    MAX_HANGS,
+    Decision,
+    FailurePolicy,
+    WorkersLostError,
+    classify_controller_failure,
+    classify_worker_failures,
+    explain,
+)
+
+LOST = WorkersLostError("its node died", "log", unlimited=False)
+OUTSIDE = WorkersLostError("storage: no answer", "log", unlimited=True)
+
+
+class WorkerHealthCheckFailedError(Exception):
+    """Stands for Ray Train's error of this name."""
+
+    def __init__(self, message: str, failure: BaseException) -> None:
+        super().__init__(message)
+        self.health_check_failure = failure
+
+
+class ControllerError(Exception):
+    """Stands for Ray Train's error of a run whose controller failed."""
+
+    def __init__(self, failure: BaseException) -> None:
+        super().__init__(f"Training failed due to controller error:\n{failure}")
+        self.controller_failure = failure
+
+
+def policy(checkpoint: str = "", hangs: int = 0) -> FailurePolicy:
+    return FailurePolicy(checkpoint, hangs)
+
+
+def decide(
+    policy: FailurePolicy, error: Exception = LOST, checkpoint: str = "", hung: bool = False
+) -> Decision:
+    return policy.decide(error, checkpoint=checkpoint, hung=hung)
+
+
+def task_error(cause: BaseException) -> RayTaskError:
+    return RayTaskError("fit", "the traceback", cause)
+
+
+def test_policy_on_a_full_storage_halts() -> None:
+    subject = policy()
+    assert decide(subject, StorageError("storage: no space left", full=True)) is Decision.HALT
+    assert subject.reason == "storage: no space left"
+
+
+def test_policy_on_an_error_of_the_trial_fails() -> None:
+    subject = policy()
+    assert decide(subject, TrialError("RuntimeError: no", "log")) is Decision.FAIL
+    assert subject.reason == "RuntimeError: no"
+
+
+def test_policy_on_lost_workers_retries() -> None:
+    subject = policy()
+    assert decide(subject) is Decision.RETRY
+    assert subject.reason == ""
+
+
+def test_policy_on_losses_without_progress_fails() -> None:
+    subject = policy()
+    decisions = [decide(subject) for _ in range(MAX_ATTEMPTS)]
+    assert decisions == [Decision.RETRY] * (MAX_ATTEMPTS - 1) + [Decision.FAIL]
+    assert subject.reason == f"its node died, {MAX_ATTEMPTS} times without progress"
+    assert not subject.has_hung
+
+
+def test_policy_on_progress_counts_losses_anew() -> None:
+    subject = policy()
+    for epoch in range(4):
+        for _ in range(MAX_ATTEMPTS - 1):
+            assert decide(subject, checkpoint=f"checkpoint_{epoch}") is Decision.RETRY
+    assert decide(subject, checkpoint="checkpoint_3") is Decision.FAIL
+
+
+def test_policy_on_the_checkpoint_it_began_with_sees_none() -> None:
+    subject = policy(checkpoint="checkpoint_1")
+    decisions = [decide(subject, checkpoint="checkpoint_1") for _ in range(MAX_ATTEMPTS)]
+    assert decisions[-1] is Decision.FAIL and decisions.count(Decision.FAIL) == 1
+
+
+def test_policy_on_causes_outside_of_the_cluster_retries() -> None:
+    subject = policy()
+    assert {decide(subject, OUTSIDE) for _ in range(20 * MAX_ATTEMPTS)} == {Decision.RETRY}
+
+
+def test_policy_on_outside_causes_keeps_the_count_of_losses() -> None:
+    subject = policy()
+    for _ in range(MAX_ATTEMPTS - 1):
+        decide(subject)
+        decide(subject, OUTSIDE)
+    assert decide(subject) is Decision.FAIL
+
+
+def test_policy_on_the_second_hang_fails() -> None:
+    subject = policy()
+    assert decide(subject, hung=True) is Decision.RETRY
+    assert not subject.has_hung
+    assert decide(subject, checkpoint="checkpoint_1", hung=True) is Decision.FAIL
+    assert subject.has_hung
+    assert subject.reason == f"it hung {MAX_HANGS} times"
+
+
+@pytest.mark.parametrize("hangs", [1, 2, 9])
+def test_policy_on_earlier_hangs_gives_one_more_attempt(hangs: int) -> None:
+    subject = policy(hangs=hangs)
+    assert not subject.has_hung
+    assert decide(subject) is Decision.RETRY
+    assert decide(subject, hung=True) is Decision.FAIL
+
+
+def test_worker_failure_of_a_full_storage_is_that_error() -> None:
+    full = StorageError("storage: no space left", full=True)
+    failures = {0: ActorDiedError(), 1: StorageError("storage: no answer"), 2: full}
+    assert classify_worker_failures(failures, "log") is full
+
+
+@pytest.mark.parametrize(("missing", "unlimited"), [(False, True), (True, False)])
+def test_worker_failure_of_the_storage_is_lost_workers(missing: bool, unlimited: bool) -> None:
+    failures = {0: RuntimeError("of the trainable"), 1: StorageError("storage: no answer", missing=missing)}
+    error = classify_worker_failures(failures, "log")
+    assert isinstance(error, WorkersLostError)
+    assert (error.reason, error.log, error.unlimited) == ("storage: no answer", "log", unlimited)
+
+
+def test_worker_failure_of_a_machine_precedes_others() -> None:
+    failures = {0: task_error(ConnectionError("peer closed")), 1: NodeDiedError("its node died")}
+    error = classify_worker_failures(failures, "log")
+    assert isinstance(error, WorkersLostError)
+    assert (error.reason, error.unlimited) == ("its node died", False)
+
+
+def test_worker_failure_of_a_health_check_is_lost_workers() -> None:
+    failure = WorkerHealthCheckFailedError("worker 0", NodeDiedError("its node died"))
+    error = classify_worker_failures({0: failure}, "log")
+    assert isinstance(error, WorkersLostError)
+    assert error.reason == "its node died"
+
+
+def test_worker_failure_of_the_trainable_fails_the_trial() -> None:
+    failures = {1: RuntimeError("second"), 0: ValueError("first\nmore")}
+    error = classify_worker_failures(failures, "log")
+    assert isinstance(error, TrialError)
+    assert (error.reason, error.log) == ("ValueError: first", "log")
+
+
+def test_worker_failure_in_a_ray_task_fails_the_trial() -> None:
+    error = classify_worker_failures({0: task_error(ValueError("no"))}, "log")
+    assert isinstance(error, TrialError)
+    assert error.reason == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (
+            "Memory on the node was running low on memory, which was 7.6GB used / 8.0GB limit (95%)",
+            "out of memory: its node ran low, 7.6GB used / 8.0GB limit",
+        ),
+        ("the node is running low on memory", "out of memory: its node ran low"),
+    ],
+)
+def test_worker_failure_of_memory_fails_the_trial(log: str, reason: str) -> None:
+    error = classify_worker_failures({0: OutOfMemoryError("killed")}, log)
+    assert isinstance(error, TrialError)
+    assert error.reason == reason
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.EIO, "input/output error"), RuntimeError("AWS Error NETWORK_CONNECTION")]
+)
+def test_controller_failure_of_the_storage_is_unlimited(failure: BaseException) -> None:
+    error = classify_controller_failure(ControllerError(failure))
+    assert error.unlimited
+    assert error.reason.startswith("storage: ")
+
+
+def test_controller_failure_of_its_process_is_limited() -> None:
+    error = classify_controller_failure(ControllerError(ActorDiedError()))
+    assert not error.unlimited
+    assert error.reason == "The actor died unexpectedly before finishing this task."
+
+
+def test_controller_failure_in_a_task_is_told_from_its_cause() -> None:
+    error = classify_controller_failure(task_error(PermissionError(errno.EACCES, "refused")))
+    assert error.unlimited
+    assert error.reason == "storage: PermissionError: [Errno 13] refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("first\nsecond"), "ValueError: first"),
+        (ValueError(""), "ValueError: no message"),
+        (ValueError("x" * 1000), "ValueError: " + "x" * 485 + "..."),
+        (NodeDiedError("many\nlines\nits node died"), "its node died"),
+        (NodeDiedError("it died. Some common causes are: (1) ..."), "it died."),
+        (task_error(KeyError("name")), "KeyError: 'name'"),
+    ],
+)
+def test_explanation_of_an_error_is_one_short_line(error: Any, line: str) -> None:
+    assert explain(error) == line

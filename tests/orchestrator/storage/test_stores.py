@@ -1,0 +1,169 @@
+"""All stores keep one contract, and the check of it finds the stores that do not."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from orchestrator.errors import InputError, StorageError
+from orchestrator.storage.directory import open_store
+from orchestrator.storage.local import LocalStore
+from orchestrator.storage.s3 import S3Store
+from orchestrator.storage.s3_journal import S3Journal
+from orchestrator.testing import check_store
+from tests.support.servers import Seaweed
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+
+
+def s3_store(server: Seaweed, prefix: str) -> S3Store:
+    store = S3Store(f"s3://{server.bucket}/{prefix}")
+    store.check()
+    return store
+
+
+def test_local_store_keeps_the_contract(tmp_path: Path) -> None:
+    check_store(LocalStore(tmp_path / "not" / "yet"))
+
+
+@pytest.mark.parametrize("prefix", ["sweeps/team", ""])
+def test_s3_store_keeps_the_contract(seaweed: Seaweed, prefix: str) -> None:
+    check_store(s3_store(seaweed, prefix))
+
+
+class BlindStore(LocalStore):
+    """Ignores the version that a writer has seen."""
+
+    def compare_and_swap(self, name: str, content: bytes, seen: str | None) -> str | None:
+        self.write(name, content)
+        file = self.read(name)
+        return None if file is None else file[1]
+
+
+class UnsortedStore(LocalStore):
+    """Lists files in the wrong order."""
+
+    def list_files(self, prefix: str) -> list[str]:
+        return super().list_files(prefix)[::-1]
+
+
+class GreedyStore(LocalStore):
+    """Lists files of other jobs too."""
+
+    def list_files(self, prefix: str) -> list[str]:
+        return super().list_files(prefix.rstrip("/"))
+
+
+class CopyingStore(LocalStore):
+    """Leaves the old files when it renames a folder."""
+
+    def rename(self, name: str, other: str) -> None:
+        for file in self.list_files(f"{name}/"):
+            content = self.read(file)
+            assert content is not None
+            self.write(other + file.removeprefix(name), content[0])
+
+
+class OpenStore(LocalStore):
+    """Has no locks, and does not say so."""
+
+    def is_locked(self, name: str) -> bool | None:
+        return None
+
+
+class ForgetfulStore(LocalStore):
+    """Does not keep what is published."""
+
+    def publish(self, file: Path, name: str) -> None:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("store_type", "line"),
+    [
+        (BlindStore, "a version of a missing file is wrong"),
+        (UnsortedStore, "list_files returns all files, sorted"),
+        (GreedyStore, "list_files returns all files, sorted"),
+        (CopyingStore, "rename leaves no file"),
+        (OpenStore, "is_locked sees a lock"),
+        (ForgetfulStore, "report.html exists"),
+    ],
+)
+def test_check_store_finds_a_broken_store(store_type: type[LocalStore], line: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=line):
+        check_store(store_type(tmp_path))
+
+
+def test_local_store_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"^storage: {tmp_path}/file is a file, not a folder$"):
+        LocalStore(tmp_path / "file" / "folder").check()
+
+
+def test_local_store_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file"):
+        LocalStore(tmp_path / "file").write("name", b"")
+
+
+def test_local_store_write_leaves_no_temporary_file(tmp_path: Path) -> None:
+    LocalStore(tmp_path).write("job/file", b"content")
+    assert os.listdir(tmp_path / "job") == ["file"]
+
+
+def test_s3_store_without_its_bucket_is_refused(seaweed: Seaweed) -> None:
+    with pytest.raises(InputError, match=r"^storage: s3://none/x: there is no such bucket \(404\)$"):
+        S3Store("s3://none/x").check()
+
+
+@pytest.fixture
+def new_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let boto3 read the environment again."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@pytest.mark.usefixtures("new_session")
+def test_s3_store_with_a_wrong_key_is_refused(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match=r": the secret key is wrong \(403\)$"):
+        S3Store(f"s3://{seaweed.bucket}").check()
+
+
+@pytest.mark.usefixtures("new_session")
+def test_s3_store_without_credentials_says_what_to_set(
+    seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    with pytest.raises(InputError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        S3Store(f"s3://{seaweed.bucket}").check()
+
+
+def test_s3_store_before_its_check_does_not_wait(seaweed: Seaweed) -> None:
+    with pytest.raises(StorageError, match="there is no such bucket"):
+        S3Store("s3://none/x").write("name", b"")
+
+
+def test_s3_journal_with_a_second_writer_ends_the_first(seaweed: Seaweed) -> None:
+    store = s3_store(seaweed, "journal")
+    first = S3Journal(store, "job/study")
+    first.append_logs([{"operation": 1}])
+    second = S3Journal(store, "job/study")
+    second.append_logs([{"operation": 2}])
+    with pytest.raises(StorageError, match="another process writes to s3://sweeps/journal/job/study"):
+        first.append_logs([{"operation": 3}])
+    assert S3Journal(store, "job/study").read_logs(0) == [{"operation": 1}, {"operation": 2}]
+
+
+def test_store_of_a_malformed_bucket_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^storage: s3://a b/x: "):
+        open_store("s3://a b/x").check()
