@@ -11,7 +11,6 @@ from types import FrameType
 
 _log = logging.getLogger(__name__)
 
-
 _WAKE = signal.SIGUSR2
 """Wakes the main thread for a request that came from another thread."""
 
@@ -30,6 +29,7 @@ class Interrupt:
         self._lock = threading.Lock()
         self._installed = False
         self._polled = False
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     @property
     def requested(self) -> bool:
@@ -70,14 +70,25 @@ class Interrupt:
 
     def force_exit(self) -> None:
         """End the process at once; what was written is kept."""
-        print("stopped at once; rerun the command to resume", file=sys.stderr, flush=True)
-        os._exit(130)
+        try:
+            print("stopped at once; rerun the command to resume", file=sys.stderr, flush=True)
+        finally:  # the terminal may have been closed
+            os._exit(130)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._discard_output_of_closed_terminals()
         if self.reason:
             self.force_exit()
         self.reason = signal.Signals(number).name
         self._raise()
+
+    def _discard_output_of_closed_terminals(self) -> None:
+        """Discard output that can no longer be written, because each line would raise an OSError."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                with open(os.devnull, "wb") as discarded:
+                    os.dup2(discarded.fileno(), stream)
 
     def _raise(self) -> None:
         if not self._polled:

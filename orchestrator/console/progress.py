@@ -30,10 +30,10 @@ class Progress:
     def print(self, text: str = "") -> None:
         """Print one line that stays."""
         self._last = time.monotonic()
-        if self._lines is not None:
-            if text in self._lines:
+        if (lines := self._lines) is not None:
+            if text in lines:
                 return
-            self._lines.add(text)
+            lines.add(text)
         self._console.print(Text(text), soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:

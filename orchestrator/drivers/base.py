@@ -276,18 +276,18 @@ class Driver(ABC, Generic[OutcomeType]):
         except self._job.implementation.InputError as error:
             raise InputError(f"config.{error}") from error
         except (OSError, SQLAlchemyError, StorageInternalError) as error:
-            found = database_problem(error)
-            if found is None:
+            problem = database_problem(error)
+            if problem is None:
                 raise
-            if found.problem is Problem.DAMAGED:
+            if problem.kind is Problem.DAMAGED:
                 location = self._job.study or self._directory.locate("study.db")
                 raise InputError(
-                    f"study: {location} is damaged ({found.message}); "
+                    f"study: {location} is damaged ({problem.message}); "
                     "restore a copy of it, or start over with --fresh"
                 ) from error
-            if found.problem is Problem.FULL:
-                raise SweepError(f"no space is left: {found.message}") from error
-            raise SweepError(f"the study's database does not answer: {found.message}") from error
+            if problem.kind is Problem.FULL:
+                raise SweepError(f"no space is left: {problem.message}") from error
+            raise SweepError(f"the study's database does not answer: {problem.message}") from error
 
 
 def run_ids(study: Study, tracker: Tracker) -> dict[int, str]:

@@ -103,7 +103,7 @@ def _train(suggestion: Mapping[str, Any], spec: TrialSpec) -> str | None:
                 checkpoint = _attempt(suggestion, spec, folder)
             except (WorkersLostError, TrialError, StorageError) as error:
                 registered, before = "", hangs
-                if isinstance(error, WorkersLostError):
+                if isinstance(error, WorkersLostError) and not error.unlimited:
                     registered = storage(folder.registered)
                     hangs = set(storage(folder.list_names, HANG_PREFIX))
                 decision = policy.decide(error, checkpoint=registered, hung=bool(hangs - before))

@@ -162,7 +162,7 @@ def write_report(
         summary=summary,
         explanation=explain_table(comparison, rows),
         counts={state: sum(row.state == state for row in rows) for state in ("complete", "failed")},
-        leader=_leader(comparison, columns),
+        leader=_leader(columns),
         settings={name: _settings(settings) for name, settings in comparison.variants.items()},
         paths=list(rows[0].grid_point),
         chart=data_uri(summary["chart"].read_bytes()) if summary["chart"] else None,
@@ -175,7 +175,7 @@ def write_report(
     path.write_text(html, encoding="utf-8")
 
 
-def _leader(comparison: Comparison, columns: Sequence[Column]) -> dict[str, str]:
+def _leader(columns: Sequence[Column]) -> dict[str, str]:
     """Return the value and the text of the card that shows the best mean of the first metric."""
     for column in columns[:1]:
         for name, summary in column.variants.items():

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.console.tables import format_duration, format_number
 from orchestrator.report.charts import draw_charts
 from orchestrator.report.style import template
+from orchestrator.study.attributes import REASON
 
 _ROWS = 1000
 """Most trials in the table; of more trials it has those nearest to the best, then those without a value."""
@@ -124,7 +125,7 @@ def _row(trial: FrozenTrial, best: FrozenTrial | None, runs: Mapping[int, str]) 
         "epochs": _epochs(trial) or "",
         "duration": _optional_duration(trial.duration.total_seconds() if trial.duration else None),
         "parameters": {name: format_number(value) for name, value in trial.params.items()},
-        "reason": trial.user_attrs.get("reason", ""),
+        "reason": trial.user_attrs.get(REASON, ""),
         "run": runs.get(trial.number, ""),
     }
 

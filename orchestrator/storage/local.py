@@ -34,7 +34,7 @@ class LocalStore(Store):
 
     def check(self) -> None:
         """Check that the folder, or the closest one above it that exists, can be written."""
-        existing = next(each for each in (self._folder, *self._folder.parents) if each.exists())
+        existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         if not existing.is_dir():
             raise InputError(f"storage: {existing} is a file, not a folder")
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -83,7 +83,7 @@ class LocalStore(Store):
         folder, _, start = prefix.rpartition("/")
         root = self._folder / folder
         try:
-            found = [
+            names = [
                 file.relative_to(self._folder).as_posix()
                 for top in (root.iterdir() if root.is_dir() else ())
                 if top.name.startswith(start)
@@ -92,7 +92,7 @@ class LocalStore(Store):
             ]
         except OSError as error:
             raise self._error(error) from error
-        return sorted(found)
+        return sorted(names)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -103,7 +103,7 @@ class Problem(Enum):
 class DatabaseProblem(NamedTuple):
     """A problem and what the database said, in one line."""
 
-    problem: Problem
+    kind: Problem
     message: str
 
 

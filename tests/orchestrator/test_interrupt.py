@@ -1,10 +1,14 @@
 """What Ctrl-C, SIGTERM, SIGHUP and a request of another thread do to a process."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +138,39 @@ def test_installing_twice_keeps_an_ignored_signal_ignored() -> None:
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.5)
+
+
+CLOSED_TERMINAL = """
+import pathlib
+from orchestrator.console.progress import Progress
+progress = Progress()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    with progress.activity("delivering"):
+        progress.print("interrupted")
+    print("done", file=sys.stderr, flush=True)
+    pathlib.Path(sys.argv[1]).write_text(interrupt.reason)
+"""
+
+
+def test_closed_terminal_interrupts_a_process_that_prints(tmp_path: Path) -> None:
+    terminal, stream = os.openpty()
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(stream, termios.TIOCSCTTY, 0)
+
+    command = [sys.executable, "-c", START + CLOSED_TERMINAL, str(tmp_path / "reason")]
+    with subprocess.Popen(
+        command, stdin=stream, stdout=stream, stderr=stream, preexec_fn=take_terminal, pass_fds=[stream]
+    ) as process:
+        os.close(stream)
+        assert os.read(terminal, 100).strip() == b"ready"
+        os.close(terminal)
+        assert process.wait(timeout=30) == 0
+    assert (tmp_path / "reason").read_text() == "SIGHUP"
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])

@@ -96,7 +96,7 @@ def test_problem_of_a_locked_sqlite_file_is_unreachable() -> None:
 )
 def test_problem_of_a_full_disk_is_full(error: BaseException) -> None:
     problem = database_problem(error)
-    assert problem is not None and problem.problem is Problem.FULL
+    assert problem is not None and problem.kind is Problem.FULL
 
 
 def test_problem_behind_an_error_of_optuna_is_seen() -> None:
