@@ -152,7 +152,8 @@ class RayNodes:
         end(psutil.Process(self._process.pid))
         for process in self._session():
             _kill(process)
-        self._process.wait()
+        with self._process:  # closes its pipes, and waits for it
+            pass
 
     def _tell(self, line: str) -> None:
         assert self._process is not None and self._process.stdin is not None
