@@ -54,19 +54,23 @@ class Interrupt:
             if self.reason:
                 return False
             self.reason = reason
-        _log.warning("%s", reason)
-        if self._installed:  # a signal, because the main thread may be blocked in a call
-            signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+            _log.warning("%s", reason)
+            if self._installed and not self._polled:
+                # A signal, because the main thread may be blocked in a call.
+                signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
         return True
 
     @contextmanager
     def polled(self) -> Iterator[None]:
-        """Raise nothing while the block runs: it polls `requested` and ends by itself."""
-        self._polled = True
+        """Raise nothing while the block runs: it polls `requested`, and so does the code after it."""
+        with self._lock:
+            self._polled = True
         try:
             yield
         finally:
-            self._polled = False
+            # A request that the block has seen may still have to decide whether to send its signal.
+            with self._lock:
+                self._polled = False
 
     def force_exit(self) -> None:
         """End the process at once; what was written is kept."""
