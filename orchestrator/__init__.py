@@ -14,7 +14,7 @@ __all__ = ["InputError", "Trainable", "__version__", "load"]
 
 __version__ = version("multi-shot-reid")
 
-# Read by MLflow when it is imported, by whichever module comes first; a value the user has set wins.
+# MLflow reads these when it is first imported. A value that the user has set is kept.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -14,22 +14,22 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _Base = TypeVar("_Base")
 
 
-def find(kind: str, name: str, known: Mapping[str, type[_Base]], base: type[_Base]) -> type[_Base]:
+def find(kind: str, name: str, builtin: Mapping[str, type[_Base]], base: type[_Base]) -> type[_Base]:
     """Return the class of a component.
 
     Args:
-        kind: what the user calls such a component, for messages.
+        kind: name of this kind of component in messages.
         name: a short name, or ``package.module:Class``.
-        known: the built-in classes by short name.
-        base: what a class from elsewhere has to be a subclass of.
+        builtin: the built-in classes by short name.
+        base: base class of classes that are not built in.
 
     Raises:
         InputError: there is no such component, or it is not a subclass of ``base``.
     """
-    if name in known:
-        return known[name]
+    if name in builtin:
+        return builtin[name]
     if ":" not in name:
-        raise InputError(f"unknown {kind} {quote(name)}{nearest(name, known)}")
+        raise InputError(f"unknown {kind} {quote(name)}{nearest(name, builtin)}")
 
     def is_suitable(value: object) -> bool:
         return isinstance(value, type) and issubclass(value, base)

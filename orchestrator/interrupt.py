@@ -73,7 +73,7 @@ class Interrupt:
                 self._polled = False
 
     def force_exit(self) -> None:
-        """End the process at once; what was written is kept."""
+        """End the process at once; written files are kept."""
         try:
             print("stopped at once; rerun the command to resume", file=sys.stderr, flush=True)
         finally:  # the terminal may have been closed

@@ -7,8 +7,8 @@ for a comparison the last attempt at each), ``budget`` (``{trials: [used, limit]
 [...]}``), ``best`` (trial, objectives, parameters), ``activity`` (what each unfinished trial is doing),
 ``failures`` (reason, trials), ``undelivered`` (records that wait for MLflow), ``model`` and ``report``.
 
-The states: ``running``; ``stopped``; ``died``: the driver ended without saying so; ``silent``: a driver in a
-bucket without a heartbeat; ``finished``.
+The states: ``running``; ``stopped``; ``died``: the driver ended without recording it; ``silent``: a driver in
+a bucket without a heartbeat; ``finished``.
 """
 
 import json

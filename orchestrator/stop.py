@@ -82,7 +82,7 @@ def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) 
                 if record.heartbeat != heartbeat:
                     heartbeat, changed = record.heartbeat, time.monotonic()
                 elif state == "silent" and time.monotonic() - changed > lookup.SILENT_SECONDS:
-                    # It stops if it is alive; whether it is cannot be known from here.
+                    # It stops if it is alive, which cannot be determined from here.
                     return False, f"{uri}: no heartbeat from its driver; rerun the command to take over"
             except StorageError as error:  # the storage answered before, and may answer again
                 trouble = f"; {error}"

@@ -163,7 +163,7 @@ def contract_violation(candidate: type) -> str | None:
     for name in _METHODS:
         if not callable(getattr(candidate, name)):
             return f"its {name!r} is not a method"
-    config: object = getattr(candidate, "Config")  # noqa: B009 - the class is not known to have it
+    config: object = getattr(candidate, "Config")  # noqa: B009 - a type checker cannot tell that the class has it
     if not (isinstance(config, type) and issubclass(config, BaseModel)):
         return "its 'Config' is not a pydantic model"
     for name in ("epochs", "seed"):

@@ -1,1 +1,1 @@
-"""The data plane: readers, networks, methods and training in plain PyTorch; knows nothing of Ray."""
+"""The data plane: readers, networks, methods and training in plain PyTorch, without Ray."""

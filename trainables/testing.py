@@ -175,7 +175,7 @@ def check_sampler(name: str, options: Mapping[str, Any] | None = None) -> None:
 
 
 def check_augmentation(name: str, options: Mapping[str, Any] | None = None) -> None:
-    """Check an augmentation: shapes and types, repeatability by seed and number, arguments left alone.
+    """Check an augmentation: shapes and types, repeatability by seed and number, unchanged arguments.
 
     Args:
         name: as ``augmentation.name`` in a config.
@@ -196,7 +196,7 @@ def check_augmentation(name: str, options: Mapping[str, Any] | None = None) -> N
         assert changed_flow is not None and changed_flow.shape == flow.shape, "flow changes shape"
         assert changed_flow.dtype == flow.dtype, "flow changes type"
         again, none = build_augmentation(config, (0, 1))(frames, None, number)
-        assert none is None, "frames without flow get some"
+        assert none is None, "the augmentation adds flow to frames without flow"
         assert np.array_equal(changed, again), "the result depends on more than seed and number"
 
 
@@ -255,7 +255,7 @@ def _check_split(data_set: DataSet, split: Split) -> None:
     tracklets = data_set.tracklets
     trained = {tracklets[i].identity for i in split.train}
     assert trained, "a split has no train part"
-    assert not trained & {JUNK, DISTRACTOR}, "junk or distractors train"
+    assert not trained & {JUNK, DISTRACTOR}, "junk or distractors are in the train part"
     both = trained & {tracklets[i].identity for i in (*split.query, *split.gallery)}
     assert not both, f"{sorted(both)[0]!r} is in both train and test part of a split"
     for i in split.query:

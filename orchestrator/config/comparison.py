@@ -92,7 +92,7 @@ class Comparison(Job):
 
     @property
     def cells(self) -> list[Cell]:
-        """Every trial in the order of running: all variants on one split and seed, then on the next."""
+        """Every trial in running order: all variants on one split and seed, then on the next."""
         return [Cell(variant, grid_point) for grid_point in self.grid_points for variant in self.variants]
 
     def mode(self, metric: str) -> Literal["max", "min"]:
@@ -143,7 +143,7 @@ class Comparison(Job):
         return [metric for metric in self.metrics if metric in self.implementation.metrics]
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
-        """Yield the config of every variant on the first split: whole data sets are prepared."""
+        """Yield the config of every variant on the first split, which suffices to prepare whole data sets."""
         return map(self.cell_config, self._first_cells)
 
     def resolved(self) -> dict[str, Any]:

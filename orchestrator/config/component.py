@@ -33,12 +33,12 @@ class Component(Section):
     """
 
     kind: ClassVar[str]
-    """What the user calls it."""
+    """Name of this kind of component in messages."""
     example: ClassVar[str]
-    known: ClassVar[Mapping[str, type[Any]]]
+    builtin: ClassVar[Mapping[str, type[Any]]]
     """The built-in classes by short name."""
     base: ClassVar[type[Any]]
-    """Base class of those that are not built in."""
+    """Base class of classes that are not built in."""
 
     name: str
     arguments: dict[str, Any] = Field(default={})
@@ -47,7 +47,7 @@ class Component(Section):
     @classmethod
     def _by_name(cls, data: Any) -> Any:
         name, arguments = _name_and_arguments(data, cls.example)
-        model = _arguments_model(components.find(cls.kind, name, cls.known, cls.base))
+        model = _arguments_model(components.find(cls.kind, name, cls.builtin, cls.base))
         try:
             config = model.model_validate(arguments)
         except ValidationError as error:
@@ -65,12 +65,12 @@ class Component(Section):
         return {self.name: self.arguments}
 
     def _construct(self, seed_offset: int = 0) -> Any:
-        """Return a new instance of the class, with its seed (where there is one) moved by an offset.
+        """Return a new instance of the class, with ``seed_offset`` added to its seed, if it has one.
 
         Raises:
             InputError: the class refuses the arguments.
         """
-        component = components.find(self.kind, self.name, self.known, self.base)
+        component = components.find(self.kind, self.name, self.builtin, self.base)
         model = _arguments_model(component)
         config = model.model_validate(self.arguments)
         names = config.model_fields_set if issubclass(model, _Signature) else model.model_fields

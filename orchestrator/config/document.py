@@ -1,7 +1,7 @@
 """A YAML file as plain values, with the location at which the user wrote each of them.
 
 PyYAML rather than ruamel.yaml 0.19, which reads ``1_000``, ``0x1F``, ``2001-01-01`` and ``<<`` as more than
-text, and would need the same composer to refuse aliases, tags, deep nesting and keys that are not words.
+text, and would need the same composer to refuse aliases, tags, deep nesting and keys that are not text.
 """
 
 import re
@@ -67,11 +67,11 @@ class Document:
 
         Aliases (they expand without bound), tags (they may run code), duplicate keys, several documents in a
         file, deep nesting, large files and undecodable bytes are refused. Plain scalars follow YAML 1.2:
-        ``1e-3`` is a number, ``no`` is a word.
+        ``1e-3`` is a number, ``no`` is text.
 
         Args:
             path: the file.
-            kind: what the user calls such a file, for messages.
+            kind: name of this kind of file in messages.
             path_sections: sections whose keys are dotted paths, and how many keys precede such a path:
                 1 for ``search.PATH``, 2 for ``enqueue.NAME.PATH``.
 
@@ -293,7 +293,7 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, locations: dict[erro
             location = _location(origin, key_node.start_mark)
             key = _value(key_node, (*path, "?"), origin, {})
             if not isinstance(key, str):
-                raise InputError(f"{location}: the key {quote(key)} is not a word; write it in quotes")
+                raise InputError(f"{location}: the key {quote(key)} is not text; write it in quotes")
             if key in mapping:
                 dotted = errors.dotted((*path, key))
                 raise InputError(f"{location}: {dotted} is given twice; keep one of them")
@@ -313,9 +313,7 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, locations: dict[erro
     if kind == "float":
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(
-            f"{_location(origin, node.start_mark)}: {quote(text)} contains a character that is not text"
-        )
+        raise InputError(f"{_location(origin, node.start_mark)}: {quote(text)} contains an invalid character")
     return text
 
 

@@ -23,7 +23,7 @@ class Job(Section):
     """A job as its file describes it: the trainable, its config, and where records are kept."""
 
     kind: ClassVar[str]
-    """What the user calls it."""
+    """Name of this kind of job in messages."""
     path_sections: ClassVar[Mapping[str, int]]
     """Sections whose keys are paths of the config, and how many keys precede such a path."""
 
@@ -86,7 +86,7 @@ class Job(Section):
 
     @abstractmethod
     def record(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the settings that the folder keeps to notice changes; ``before`` are those it has."""
+        """Return the settings that the folder records to detect changes; ``before`` are the recorded ones."""
 
     @abstractmethod
     def differences(self, before: Mapping[str, Any]) -> list[str]:
@@ -110,7 +110,8 @@ def read_job(
 
     Args:
         model: the kind of job.
-        check: makes the job of the values of the file, the environment and the overrides; raises FieldError.
+        check: builds the job from the values of the file, the environment and the overrides, or raises
+            FieldError.
         path: the YAML file.
         overrides: values that replace those of the file.
         environment: fills ``${NAME}`` and gives MLFLOW_TRACKING_URI; default: that of the process.
@@ -130,7 +131,7 @@ def read_job(
 
 
 def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:
-    """Return the job of the values of its file, with its trainable and its tracking; raises FieldError."""
+    """Build the job from the values of its file, with its trainable and its tracking; raises FieldError."""
     try:
         job = model.model_validate(tree)
     except ValidationError as error:
@@ -155,7 +156,7 @@ def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[st
 def refuse_ineffective(overrides: Sequence[Override], varied: Mapping[str, str]) -> None:
     """Raise FieldError for an override of a varied value, which would have no effect.
 
-    ``varied`` holds for each path of the config why that is so, and what to write instead.
+    ``varied`` maps each varied path of the config to the reason, and what to write instead.
     """
     for override in overrides:
         path = override.path.removeprefix("config.")

@@ -18,7 +18,7 @@ class Sampler(Component):
     kind: ClassVar[str] = "sampler"
     example: ClassVar[str] = "tpe: {seed: 0}"
     base: ClassVar[type[Any]] = optuna.samplers.BaseSampler
-    known: ClassVar[dict[str, type[Any]]] = {
+    builtin: ClassVar[dict[str, type[Any]]] = {
         "tpe": optuna.samplers.TPESampler,
         "random": optuna.samplers.RandomSampler,
         "cmaes": optuna.samplers.CmaEsSampler,
@@ -39,7 +39,7 @@ class Sampler(Component):
         return data
 
     def build(self, offset: int = 0) -> optuna.samplers.BaseSampler:
-        """Return a new sampler whose ``seed``, where it has one, is moved by ``offset``.
+        """Return a new sampler with ``offset`` added to its ``seed``, if it has one.
 
         Raises:
             InputError: the sampler refuses its arguments, or needs a package that is not installed.

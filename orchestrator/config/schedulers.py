@@ -35,7 +35,7 @@ class _Never(_BuiltIn):
 class _Halving(_BuiltIn):
     """Successive halving: only the best ``1 / reduction`` of the trials continue after each rung."""
 
-    grace: Annotated[Integer, Field(ge=1)] = Field(1, description="epochs that no trial is stopped before")
+    grace: Annotated[Integer, Field(ge=1)] = Field(1, description="epochs before which no trial is stopped")
     reduction: Annotated[Integer, Field(ge=2)] = Field(3, description="factor between rungs")
 
     def pruner(self, epochs: int) -> optuna.pruners.BasePruner:
@@ -53,7 +53,7 @@ class _Halving(_BuiltIn):
 
 
 class _Hyperband(_Halving):
-    """Several brackets of successive halving, each with other rungs."""
+    """Several brackets of successive halving with different rungs."""
 
     def pruner(self, epochs: int) -> optuna.pruners.BasePruner:
         return optuna.pruners.HyperbandPruner(
@@ -66,7 +66,7 @@ class _Hyperband(_Halving):
 class _Median(_BuiltIn):
     """Stop a trial whose best value is worse than the median of the others at the same epoch."""
 
-    warmup: Annotated[Integer, Field(ge=0)] = Field(1, description="epochs that no trial is stopped before")
+    warmup: Annotated[Integer, Field(ge=0)] = Field(1, description="epochs before which no trial is stopped")
     startup: Annotated[Integer, Field(ge=1)] = Field(
         5, description="finished trials before the first trial is stopped"
     )
@@ -84,7 +84,7 @@ class Scheduler(Component):
     kind: ClassVar[str] = "scheduler"
     example: ClassVar[str] = "asha: {grace: 2}"
     base: ClassVar[type[Any]] = optuna.pruners.BasePruner
-    known: ClassVar[dict[str, type[Any]]] = {
+    builtin: ClassVar[dict[str, type[Any]]] = {
         "asha": _Halving,
         "hyperband": _Hyperband,
         "median": _Median,

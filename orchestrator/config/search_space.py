@@ -72,7 +72,7 @@ class Space:
         return space
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """Yield the values to check before a sweep: none, then each edge with its parents."""
+        """Yield the values to check before a sweep: first no value, then each edge with its parents."""
         yield {}
         for path, parameter in self.parameters.items():
             for value in parameter.edges:

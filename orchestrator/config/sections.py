@@ -132,7 +132,7 @@ class Objective(Section):
 
     metric: str = Field(description="one of the trainable's metrics")
     mode: Literal["max", "min"] = Field(
-        "max", description="whether higher or lower is better; default: as the trainable says"
+        "max", description="whether higher or lower is better; default: that of the metric"
     )
 
     @property
@@ -203,10 +203,10 @@ class Resources(Section):
 
 
 class Registry(Section):
-    """The registered model of which the best model becomes a version."""
+    """The registered model that gets the best model as a new version."""
 
     model: str = Field(description="name of the registered model")
-    alias: str = Field("champion", description="alias of the best version")
+    alias: str = Field("champion", description="alias that moves to the new version")
 
     @field_validator("model", "alias")
     @classmethod

@@ -79,7 +79,7 @@ class Sweep(Job):
     @model_validator(mode="before")
     @classmethod
     def _default_scheduler(cls, data: Any) -> Any:
-        """Use ASHA, but with several objectives none: Optuna keeps no intermediate values for those."""
+        """Use ASHA, or ``none`` with several objectives, for which Optuna keeps no intermediate values."""
         if isinstance(data, Mapping) and "scheduler" not in data:
             several = isinstance(data.get("objective"), list) and len(data["objective"]) > 1
             return {**data, "scheduler": "none" if several else "asha"}

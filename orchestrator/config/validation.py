@@ -24,7 +24,7 @@ WHOLE_NUMBER = frozenset(kind for kind, expected in _EXPECTED.items() if expecte
 
 
 def faults(error: ValidationError, model: type[BaseModel], data: object) -> list[Fault]:
-    """Return what pydantic found in ``data`` as readable faults, the most telling first.
+    """Return the faults that pydantic reports in ``data`` in readable form, the most specific first.
 
     A misspelt key shows in pydantic as an unknown key beside a missing one: unknown keys come first. A
     validator that raises FieldError says where the fault is below the field that it validates.
@@ -34,7 +34,7 @@ def faults(error: ValidationError, model: type[BaseModel], data: object) -> list
 
 
 def first_fault(error: ValidationError, model: type[BaseModel], data: object, *prefix: str | int) -> Fault:
-    """Return the most telling fault, its path behind ``prefix``, with the number of the others."""
+    """Return the most specific fault, its path behind ``prefix``, with the number of the others."""
     first, *others = faults(error, model, data)
     count = len({fault.path for fault in others} - {first.path})
     more = f" (and {count} more at fault)" if count else ""
@@ -134,13 +134,13 @@ def _reason(kind: str, detail: dict[str, Any], model: type[BaseModel], path: Pat
     if kind == "extra_forbidden":
         fields = _fields_beside(model, path)
         if path[-1] in fields:  # of another alternative of a union
-            return "does not go with the other keys beside it"
+            return "cannot be combined with the other keys"
         return f"unknown key{nearest(path[-1], fields)}"
     if kind == "missing":
         field = _fields_beside(model, path).get(str(path[-1]))
         return f"missing; {field.description}" if field and field.description else "missing"
     if kind == "union_tag_not_found":
-        return f"give {detail['ctx']['discriminator']} as well, which decides what goes with it"
+        return f"give {detail['ctx']['discriminator']} as well, which decides the other keys"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     if kind == "literal_error":

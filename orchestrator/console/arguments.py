@@ -49,13 +49,17 @@ def job_file_parser(kind: str, prog: str, description: str, examples: str) -> Pa
 
 
 def existing_job_parser(prog: str, description: str, examples: str) -> Parser:
-    """Return the parser of a command that takes a job which was started before."""
+    """Return the parser of a command that takes an existing job."""
     parser = Parser(prog, description, examples)
     parser.add_argument("sweep", help="file of the sweep, its folder or s3:// address, or its name")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", help="as given with the file"
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override of the file",
     )
-    parser.add_argument("--storage", metavar="PLACE", help="where it is kept (default: that of the file)")
+    parser.add_argument("--storage", metavar="FOLDER", help="storage of the job (default: that of the file)")
     parser.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
     return parser
 

@@ -1,4 +1,7 @@
-"""What a command shows while it works: log lines that stay, and its current activity."""
+"""The terminal output of a running command: log lines that stay, and a live line with its current activity.
+
+`orchestrator.execution.monitor` supplies the live line of a job.
+"""
 
 import logging
 import threading

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """What is recorded of a finished job."""
+    """The record of a finished job."""
 
     tracking: str
     """Address of the tracking store."""
@@ -89,7 +89,7 @@ class Driver(ABC, Generic[OutcomeType]):
                     return DONE
                 return self._run(joined, fresh)
         except SweepError as error:
-            _log.error("%s; what was done is kept, rerun the command to resume", error)
+            _log.error("%s; finished work is kept, rerun the command to resume", error)
             return FAILED
 
     def check(self, new: bool) -> None:
@@ -111,11 +111,11 @@ class Driver(ABC, Generic[OutcomeType]):
 
     @abstractmethod
     def is_final(self, outcome: OutcomeType) -> bool:
-        """Return whether an outcome is the one that the file asks for, so that nothing is left to do."""
+        """Return whether an outcome is that of the present file, so that nothing is left to do."""
 
     @abstractmethod
     def plan(self, joined: Cluster) -> RenderableType:
-        """Return what is going to happen, for the terminal."""
+        """Return the plan, for the terminal."""
 
     @abstractmethod
     def columns(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Driver(ABC, Generic[OutcomeType]):
         activity = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
         with self._progress.activity(activity):
             joined = cluster.start(address)
-        self._interrupt.install()  # Ray has set a handler that would end the process without a word
+        self._interrupt.install()  # Ray has set a handler that would end the process silently
         self._progress.show(self.plan(joined))
         return joined
 

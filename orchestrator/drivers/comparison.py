@@ -36,10 +36,10 @@ class ComparisonOutcome(Outcome):
     """The settings of the file that determine the outcome."""
 
     rows: list[dict[str, Any]]
-    """One row a trial; see `orchestrator.study.statistics.Row`."""
+    """One row per trial; see `orchestrator.study.statistics.Row`."""
 
     trouble: list[str]
-    """What failed, one line each."""
+    """The failures, one line each."""
 
 
 class ComparisonDriver(Driver[ComparisonOutcome]):
@@ -132,7 +132,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
         )
 
     def metrics(self, outcome: ComparisonOutcome) -> dict[str, float]:
-        """Return the mean of each variant and its mean difference to the baseline, for each metric."""
+        """Return the mean of each variant and its mean difference from the baseline, for each metric."""
         metrics: dict[str, float] = {}
         for column in self._summary(_rows(outcome)):
             for name, summary in column.variants.items():
@@ -171,18 +171,18 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
 
     def _summary(self, rows: Sequence[Row]) -> list[Column]:
         """The metrics of the file, or all when one of them is not among the scores."""
-        comparison, known = self._comparison, statistics.metrics_of(rows)
-        shown = known if self._unknown(rows) else list(comparison.metrics) or known
-        modes = {metric: comparison.mode(metric) for metric in shown}
+        comparison, scores = self._comparison, statistics.metrics_of(rows)
+        columns = scores if self._unknown(rows) else list(comparison.metrics) or scores
+        modes = {metric: comparison.mode(metric) for metric in columns}
         return statistics.summarise(rows, list(comparison.variants), comparison.baseline, modes)
 
     def _unknown(self, rows: Sequence[Row]) -> list[str]:
         """Metrics of the file that no trial was scored on, one line each."""
-        known = statistics.metrics_of(rows)
+        scores = statistics.metrics_of(rows)
         return [
-            f"metrics: no trial has the score {metric!r}{nearest(metric, known)} (the table shows them all)"
+            f"metrics: no trial has the score {metric!r}{nearest(metric, scores)} (the table shows them all)"
             for metric in self._comparison.metrics
-            if metric not in known
+            if metric not in scores
         ]
 
     def _failures(self, rows: Sequence[Row]) -> list[str]:

@@ -27,7 +27,7 @@ def launch(
     """Run a job, or submit it; return the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
     Args:
-        kind: what the user calls the job.
+        kind: name of this kind of job in messages.
         parsed: the command line.
         make_driver: reads the file.
         arguments: the command line as given; default: that of the process.

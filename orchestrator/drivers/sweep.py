@@ -179,7 +179,7 @@ class SweepDriver(Driver[SweepOutcome]):
         data_sets: Sequence[DataSetRecord],
         tracker: Tracker,
     ) -> RegisteredModel | None:
-        """Register the model of a trial, where the file asks for that; raises TrackingError."""
+        """Register the model of a trial, if the file has a registry; raises TrackingError."""
         sweep = self._sweep
         if sweep.registry is None:
             return None

@@ -1,4 +1,4 @@
-"""What a failure of a trial means, and whether the trial is tried again."""
+"""The cause of a trial's failure, and whether the trial is retried."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class WorkersLostError(Exception):
 
 
 class Decision(Enum):
-    """What follows from a failure."""
+    """The consequence of a failure."""
 
     RETRY = auto()
     """The trial resumes from its last checkpoint."""
@@ -42,10 +42,10 @@ class Decision(Enum):
 
 
 class FailurePolicy:
-    """Decides what follows from the failures of one trial, in order.
+    """Decides the consequences of the failures of one trial, in order.
 
-    A trial fails by an exception of its own, by its second hang, or by losing its workers five times in a row
-    without progress. Progress is a new checkpoint. A full storage halts all trials.
+    A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
+    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials.
     """
 
     def __init__(self, checkpoint: str, hangs: int) -> None:
@@ -62,7 +62,7 @@ class FailurePolicy:
         return self._hangs >= MAX_HANGS
 
     def decide(self, error: Exception, *, checkpoint: str, hung: bool) -> Decision:
-        """Return what follows from a failure.
+        """Return the consequence of a failure.
 
         Args:
             error: what an attempt raised.

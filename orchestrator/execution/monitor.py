@@ -1,4 +1,4 @@
-"""Publishes what the trials do: to the log, to MLflow, to Ray's metrics and to the driver's record."""
+"""Publishes the progress of the trials: terminal, log, MLflow, Ray's metrics and the driver's record."""
 
 import logging
 import time

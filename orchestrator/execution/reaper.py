@@ -1,10 +1,10 @@
-"""Removes resources on the Ray cluster that no process will use any more, and watches the driver's node.
+"""Removes abandoned resources from the Ray cluster, and watches the driver's node.
 
 Ray removes a placement group once it knows that both the actor and the job that created it are dead, if the
 group existed before it knew. For each run, Ray Train keeps an actor that removes the group of a dead
 controller, if the controller had the time to register it. When a process is killed between these steps, the
 group would keep CPUs and GPUs for the lifetime of the cluster, and the actor a process. A driver whose raylet
-dies is not told, and would wait forever.
+dies is not notified, and would wait forever.
 """
 
 import logging
@@ -55,7 +55,7 @@ class ResourceReaper:
         Args:
             jobs: Ray jobs of earlier drivers; the job of this driver is added.
             bundles: resources of each worker of a worker group.
-            interrupt: told when the node of this driver died.
+            interrupt: gets a request when the node of this driver has died.
             interval: seconds between two checks.
         """
         context = ray.get_runtime_context()

@@ -48,10 +48,10 @@ def submit(
     Args:
         command: such as ``python -m orchestrator.sweep FILE``.
         file: the file of the job, in the working directory.
-        overrides: laid over its values.
+        overrides: values that replace those of the file.
         address: Ray dashboard, such as ``http://head:8265``.
         progress: shows every step.
-        interrupt: ends the following; the job continues.
+        interrupt: stops following the job, which continues.
 
     Raises:
         InputError: nothing can be submitted there, and nothing was.
@@ -107,7 +107,7 @@ def _client(address: str) -> JobSubmissionClient:
     except AuthenticationError as error:
         raise InputError(
             f"--submit {address}: it does not accept the token; RAY_AUTH_TOKEN_PATH names the file with "
-            "the cluster's (default: ~/.ray/auth_token), RAY_AUTH_MODE=token has it sent"
+            "the cluster's token (default: ~/.ray/auth_token), and RAY_AUTH_MODE=token sends it"
         ) from error
     except (*_UNREACHABLE, requests.RequestException) as error:
         raise InputError(

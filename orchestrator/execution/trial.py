@@ -1,4 +1,4 @@
-"""One trial: a Ray Tune function that trains on a group of Ray Train workers, again where it lost them."""
+"""One trial: a Ray Tune function that trains on a group of Ray Train workers and retries if it loses them."""
 
 import contextlib
 import threading
@@ -48,7 +48,7 @@ _WAITS = wait_random_exponential(min=0.5, max=30)
 
 
 def run_trial(suggestion: Mapping[str, Any], spec: TrialSpec) -> None:
-    """Train one suggestion from its last checkpoint on, and score it where the job asks for that.
+    """Train one suggestion from its last checkpoint on, and score it if the job scores every trial.
 
     Args:
         suggestion: the fields of `orchestrator.study.base.Suggestion`.

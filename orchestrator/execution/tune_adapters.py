@@ -11,7 +11,7 @@ from orchestrator.study.trial_report import EpochEnded, Scored, Trained, decode
 
 
 class NotSnapshotted:
-    """A part of Tune without state of its own: Tune pickles its parts into snapshots that are never read."""
+    """A stateless part of Tune: Tune pickles its parts into snapshots that are never read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -25,7 +25,7 @@ HANG_PREFIX = "hung"
 
 _REPORTS_FILE = "reported.json"
 _SCHEMA = 2
-"""Of the file with the reports in a checkpoint: a version 1 was the bare list."""
+"""Version of the file with the reports in a checkpoint; version 1 was a plain list."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,10 +39,10 @@ _SLICES = 4
 """Parameters among the slices."""
 
 _VECTOR_POINTS = 5000
-"""Points up to which the marks of a chart are vectors; more are smaller as pixels."""
+"""Most marks that a chart draws as vectors; more take less space as pixels."""
 
 _ABSENT = -0.14
-"""Height of trials without the parameter, below the axis of a parameter, which has the length 1."""
+"""Position of trials without a parameter, below its axis, which ranges from 0 to 1."""
 
 _LABEL = 14
 """Characters of a choice in a chart."""
@@ -84,7 +84,7 @@ class _Search:
         ]
         self.maximise = study.direction is optuna.study.StudyDirection.MAXIMIZE
         self.goodness = self.values if self.maximise else -self.values
-        """Of every complete trial, larger is better."""
+        """Value of every complete trial, with the sign that makes larger better."""
 
     @cached_property
     def values(self) -> NDArray[np.float64]:
@@ -153,7 +153,7 @@ class _Dimension:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The least and the largest position."""
+        """The smallest and the largest position."""
         if self.choices:
             return 0, len(self.choices) - 1
         return float(np.nanmin(self.positions)), float(np.nanmax(self.positions))

@@ -1,4 +1,4 @@
-"""What a comparison shows: tables on the terminal, one chart, and one HTML file without other files."""
+"""The report of a comparison: tables on the terminal, one chart, and one self-contained HTML file."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -23,21 +23,21 @@ _CHART_METRICS = 8
 
 
 def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """Return sentences that say what the table shows and what it does not show."""
+    """Return sentences that explain the table and its limits."""
     splits = len(next(iter(comparison.splits.values()), ()))
     runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
     pairs = len(comparison.grid_points)
     lines = [
         f"Mean ± standard deviation over {runs}; the best mean is marked.",
-        f"Differences are to {comparison.baseline}, on the same split and seed ({pairs} "
+        f"Differences are from {comparison.baseline}, on the same split and seed ({pairs} "
         f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
         f"{CONFIDENCE:.0%} percentile bootstrap interval over the pairs ({RESAMPLES:,} resamples; "
         f"no interval below {MIN_PAIRS} pairs).",
     ]
     if splits > 1:
         lines.append(
-            "Pairs are not independent where splits share data: an interval shows how far the result depends "
-            "on split and seed, not how it would be on a new population."
+            "Pairs are not independent where splits share data: an interval shows how much the result "
+            "depends on split and seed, not how it would be on a new population."
         )
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"{len(failed)} of {len(rows)} trials failed; a pair with a failed trial is left out.")
@@ -60,7 +60,7 @@ def _table(comparison: Comparison, group: str, columns: Sequence[Column]) -> Tab
     table.add_column("trials", justify="right")
     for column in columns:
         table.add_column(column.metric.rpartition("/")[2], justify="right", no_wrap=True)
-        table.add_column(f"difference to {comparison.baseline}", justify="right", overflow="fold")
+        table.add_column(f"difference from {comparison.baseline}", justify="right", overflow="fold")
     for name in comparison.variants:
         counts = sorted({len(column.variants[name].values) for column in columns})
         cells = [name, " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))]
@@ -89,7 +89,7 @@ def markdown_table(comparison: Comparison, columns: Sequence[Column]) -> str:
 
 
 def draw_differences(comparison: Comparison, columns: Sequence[Column], path: Path) -> bool:
-    """Draw the paired differences to the baseline as a PNG file; return False when there are none to draw.
+    """Draw the paired differences from the baseline as a PNG file; return False when there are none to draw.
 
     Each metric has a panel with a mark for every split and seed, the mean, and its interval.
     """

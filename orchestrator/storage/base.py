@@ -17,7 +17,7 @@ class Store(ABC):
     """The files of all jobs of one storage, by names such as ``alignment/sweep.json``.
 
     A file has a version, which changes with its content. `compare_and_swap` lets several processes write the
-    same file without losing a write: each says which version it has seen.
+    same file without losing a write: each names the version that it has read.
     """
 
     heartbeat_only: ClassVar[bool]
@@ -86,7 +86,7 @@ class Store(ABC):
 
     @abstractmethod
     def is_locked(self, name: str) -> bool | None:
-        """Return whether a process holds the lock, or None where that cannot be known."""
+        """Return whether a process holds the lock, or None where that is unknown."""
 
     @abstractmethod
     def rename(self, name: str, other: str) -> None:

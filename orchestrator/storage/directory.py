@@ -33,7 +33,7 @@ SCHEMA = 2
 
 
 class JobDirectory:
-    """``<storage>/<name>``. Running the same file again resumes the job in it."""
+    """``<storage>/<name>``. Rerunning the command resumes the job in it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -78,7 +78,7 @@ class JobDirectory:
             )
 
     def is_new(self) -> bool:
-        """Return whether nothing of the job is there yet."""
+        """Return whether the job has no record yet."""
         return self._recorded() is None
 
     def open_neighbour(self, sweep: str) -> tuple[optuna.Study, dict[str, Any]]:
@@ -126,7 +126,7 @@ class JobDirectory:
         return study_storage(self.store, self._job.name, self._job.study)
 
     def holds_checkpoints(self) -> bool:
-        """Return whether any trial has uploaded one; raises StorageError."""
+        """Return whether any trial has uploaded a checkpoint; raises StorageError."""
         return bool(self.store.list_files(self._name("trials/")))
 
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
@@ -136,7 +136,7 @@ class JobDirectory:
         return ray.train.Checkpoint(f"{self.root}/{relative}", self.filesystem)
 
     def publish(self, *files: Path) -> None:
-        """Keep files of ``path``; raises StorageError."""
+        """Copy files of ``path`` into the directory; raises StorageError."""
         for file in files:
             self.store.publish(file, self._name(str(file.relative_to(self.path))))
 

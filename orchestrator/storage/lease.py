@@ -71,7 +71,7 @@ class DriverRecord(BaseModel):
         return f"process {self.pid} on {self.host}, started {self.started}"
 
     def is_gone(self) -> bool:
-        """Return whether its process ran on this machine and has ended; False where that is not known."""
+        """Return whether its process ran on this machine and has ended; False if unknown."""
         machine, _, _ = self.identity.rpartition(":")
         this_machine, _, _ = process_identity(os.getpid()).rpartition(":")
         return machine == this_machine and process_identity(self.pid) != self.identity
@@ -120,7 +120,7 @@ def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | Non
     content, version = file
     try:
         record = DriverRecord.model_validate_json(content)
-    except ValidationError:  # the record holds nothing that cannot be done without
+    except ValidationError:  # the record holds nothing essential
         return DriverRecord(host="unknown", pid=0, started="unknown", identity=""), version
     if record.schema_version > SCHEMA:
         raise InputError(newer_schema(store.locate(record_name(job)), record.schema_version, SCHEMA))
@@ -137,7 +137,7 @@ class Lease:
             store: the storage of the job.
             job: its name.
             label: how messages name it, such as ``sweep ~/reid-sweeps/alignment``.
-            interrupt: told when the driver has to stop.
+            interrupt: gets a request when the driver has to stop.
             fresh: forget what earlier drivers used of the budget.
         """
         self._store, self._job, self._label, self._fresh = store, job, label, fresh
@@ -222,7 +222,7 @@ class Lease:
         name, content = record_name(self._job), self.record.to_json()
         version = self._store.compare_and_swap(name, content, self._seen)
         if version is None and not self._store.heartbeat_only:
-            # The lock keeps other drivers out, so the record was deleted or edited by hand.
+            # The lock keeps other drivers out, so a user deleted or edited the record.
             current = self._store.read(name)
             version = self._store.compare_and_swap(name, content, current[1] if current else None)
         if version is None:

@@ -30,7 +30,7 @@ class LocalStore(Store):
 
     @property
     def filesystem(self) -> None:
-        """None: Ray opens local paths by itself."""
+        """None: Ray opens local paths without one."""
 
     def check(self) -> None:
         """Check that the folder, or the closest one above it that exists, can be written."""
@@ -144,7 +144,7 @@ class LocalStore(Store):
         yield folder
 
     def publish(self, file: Path, name: str) -> None:
-        """Do nothing: the file is in its place already."""
+        """Do nothing: the workspace is the folder of the job."""
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the SQLite database in the folder of the job."""

@@ -20,16 +20,16 @@ SILENT_SECONDS = 30.0
 """Time without a heartbeat after which a driver may be dead."""
 
 DriverState = Literal["running", "stopped", "died", "silent"]
-"""``stopped``: it ended and said so; ``died``: without saying so; ``silent``: that cannot be known."""
+"""``stopped``: it recorded its end; ``died``: it ended without recording that; ``silent``: unknown."""
 
 
 def find_job(sweep: str, storage: str | None = None, settings: Sequence[str] = ()) -> tuple[Store, str]:
     """Return the store of a job and its name.
 
     Args:
-        sweep: what the user calls it: the file of the job, its folder or address, or its name.
-        storage: address of the storage, where ``sweep`` does not tell it.
-        settings: ``path=value`` laid over the file. Only its name and storage are read.
+        sweep: the file of the job, its folder or address, or its name.
+        storage: address of the storage, if ``sweep`` does not contain it.
+        settings: overrides of the file, ``path=value``. Only its name and storage are read.
 
     Raises:
         InputError: there is no such job.

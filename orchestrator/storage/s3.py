@@ -1,10 +1,10 @@
 """A store in an S3 bucket.
 
 The only requirement is conditional writes (``If-Match``, ``If-None-Match``). A process that writes a shared
-file names the version it has seen, so a driver that lost its lease cannot overwrite its successor's work.
+file names the version that it read, so a driver that lost its lease cannot overwrite its successor's work.
 
-boto3 rather than obstore: the errors of obstore 0.12 have neither status nor code, by which requests that may
-succeed later are told from wrong ones.
+boto3 rather than obstore: the errors of obstore 0.12 have neither status nor code, which are needed to tell
+temporary failures from invalid requests.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from orchestrator.storage.s3_journal import S3Journal
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
-"""Tries of one request of a worker, with exponential waits up to 20 s: minutes in all."""
+"""Attempts at one request of a worker, with exponential waits up to 20 s: minutes in all."""
 
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -41,7 +41,7 @@ _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 class S3Store(Store):
     """A prefix of an S3 bucket; credentials and ``AWS_ENDPOINT_URL`` come from the environment.
 
-    Before `check` a failed request raises at once. Afterwards requests are repeated until they are answered,
+    Before `check` a failed request raises at once. Afterwards requests are retried until they are answered,
     with growing waits and a warning for each.
     """
 
@@ -52,8 +52,8 @@ class S3Store(Store):
         parts = urlsplit(self.uri)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self.path = "/".join(filter(None, (self._bucket, self._prefix)))
-        self._patient = False
-        # botocore repeats short failures; `_patiently` repeats lasting ones.
+        self._retries = False
+        # botocore retries after short failures, `_with_retries` after long ones.
         self._client: Any = boto3.client(
             "s3",
             endpoint_url=_endpoint(),
@@ -73,7 +73,7 @@ class S3Store(Store):
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(""), MaxKeys=1)
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
             raise InputError(f"storage: {self.uri}: {describe_error(error)}") from error
-        self._patient = True
+        self._retries = True
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return the object and its entity tag."""
@@ -87,12 +87,12 @@ class S3Store(Store):
                     return None
                 raise
 
-        content: tuple[bytes, str] | None = self._patiently(get)
+        content: tuple[bytes, str] | None = self._with_retries(get)
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Put the object, which S3 shows completely or not at all."""
-        self._patiently(
+        """Put the object, which becomes visible only when it is complete."""
+        self._with_retries(
             lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=content)
         )
 
@@ -112,7 +112,7 @@ class S3Store(Store):
             current = self.read(name)  # the answer to an earlier attempt of this process may have been lost
             return current[1] if current is not None and current[0] == content else None
 
-        version: str | None = self._patiently(put)
+        version: str | None = self._with_retries(put)
         return version
 
     def list_files(self, prefix: str) -> list[str]:
@@ -125,7 +125,7 @@ class S3Store(Store):
             keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
             return sorted(key.removeprefix(self._key("")) for key in keys)
 
-        names: list[str] = self._patiently(list_all)
+        names: list[str] = self._with_retries(list_all)
         return names
 
     def lock(self, name: str) -> AbstractContextManager[None]:
@@ -133,7 +133,7 @@ class S3Store(Store):
         return contextlib.nullcontext()
 
     def is_locked(self, name: str) -> None:
-        """None: it cannot be known."""
+        """None: a bucket has no locks."""
 
     def rename(self, name: str, other: str) -> None:
         """Copy each object within the bucket, then delete it."""
@@ -144,7 +144,7 @@ class S3Store(Store):
             self._client.delete_object(**source)
 
         for key in self.list_files(f"{name}/"):
-            self._patiently(functools.partial(rename_one, key))
+            self._with_retries(functools.partial(rename_one, key))
 
     @contextlib.contextmanager
     def workspace(self, name: str) -> Iterator[Path]:
@@ -154,7 +154,7 @@ class S3Store(Store):
 
     def publish(self, file: Path, name: str) -> None:
         """Upload the file."""
-        self._patiently(lambda: self._client.upload_file(str(file), self._bucket, self._key(name)))
+        self._with_retries(lambda: self._client.upload_file(str(file), self._bucket, self._key(name)))
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the journal under the prefix of the job."""
@@ -166,16 +166,16 @@ class S3Store(Store):
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
 
-    def _patiently(self, request: Callable[[], Any]) -> Any:
-        """Repeat a request, which must be safe to repeat, until it is answered."""
+    def _with_retries(self, request: Callable[[], Any]) -> Any:
+        """Send a request, which must be safe to repeat, until it is answered."""
 
         def warn(state: RetryCallState) -> None:
             reason = describe_error(state.outcome.exception() if state.outcome else None)
             _log.warning("storage %s: %s; waiting before try %d", self.uri, reason, state.attempt_number + 1)
 
         attempts = Retrying(
-            retry=retry_if_exception(_may_pass),
-            stop=(lambda state: False) if self._patient else stop_after_attempt(1),
+            retry=retry_if_exception(_is_temporary),
+            stop=(lambda state: False) if self._retries else stop_after_attempt(1),
             wait=wait_random_exponential(min=1, max=30),
             before_sleep=warn,
             reraise=True,
@@ -191,11 +191,11 @@ class S3Store(Store):
 
 
 class S3Files(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
-    """Arrow's S3 client, which repeats requests for minutes, also after unpickling."""
+    """Arrow's S3 client, which retries requests for minutes, also after unpickling."""
 
     def __init__(self, **options: Any) -> None:
-        patience = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
-        super().__init__(**options, retry_strategy=patience)
+        retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        super().__init__(**options, retry_strategy=retries)
         self._options = options
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -218,8 +218,8 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Return whether a request may be answered later: true unless the request itself is wrong."""
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether a request may succeed later: true unless the request itself is invalid."""
     if isinstance(error, botocore.exceptions.ClientError):
         status: int | None = error.response["ResponseMetadata"].get("HTTPStatusCode")
         code: str = error.response["Error"]["Code"]
@@ -229,7 +229,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException | None) -> str:
-    """Return the answer of S3 in a few words."""
+    """Return an error of S3 in a few words."""
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response["ResponseMetadata"].get("HTTPStatusCode", "no status")
         code = error.response["Error"]["Code"]

@@ -93,7 +93,7 @@ def _load(storage: optuna.storages.BaseStorage, study: str) -> list[FrozenTrial]
 
 
 class Problem(Enum):
-    """What is wrong with the database of a study."""
+    """The kinds of problem with the database of a study."""
 
     DAMAGED = auto()
     FULL = auto()
@@ -101,24 +101,24 @@ class Problem(Enum):
 
 
 class DatabaseProblem(NamedTuple):
-    """A problem and what the database said, in one line."""
+    """A problem and the message of the database, in one line."""
 
     kind: Problem
     message: str
 
 
 _FULL_TEXTS = ("disk is full", "No space left")
-"""SQLite 3 and PostgreSQL 18; both libraries have no code for it that SQLAlchemy passes on."""
+"""Texts of SQLite 3 and PostgreSQL 18 for a full disk; SQLAlchemy passes on no error code for it."""
 
 _DAMAGED_TEXTS = ("malformed", "not a database", "no such table", "no such column", "disk I/O error")
-"""SQLite 3, where it has no class of error for damage."""
+"""Texts of SQLite 3 for damage that has no separate class of error."""
 
 _DAMAGED_CODES = ("XX", "58P01", "42P01", "42703")
-"""PostgreSQL 18, SQLSTATE: internal error and corruption, and files, tables or columns that are missing."""
+"""SQLSTATE codes of PostgreSQL 18: internal error, corruption, and missing files, tables or columns."""
 
 
 def database_problem(error: BaseException | None) -> DatabaseProblem | None:
-    """Return what an error, or one of its causes, says about a database; None where it says nothing."""
+    """Return the problem of a database that an error or one of its causes reports; None if there is none."""
     while error is not None:
         message = one_line(getattr(error, "orig", error), 200)
         if is_full(error) or any(text in str(error) for text in _FULL_TEXTS):

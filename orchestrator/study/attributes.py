@@ -29,7 +29,7 @@ LOG = "log"
 """Of a failed trial: the end of its traceback."""
 
 ORDER = "order"
-"""Of an ended trial: how many trials had ended, with it. Clocks may be set back; this only grows."""
+"""Of an ended trial: how many trials had ended, including it. Clocks may be set back; this only grows."""
 
 CHECKPOINT = "checkpoint"
 """Of a trained trial: its last checkpoint, relative to the directory of the job."""

@@ -39,7 +39,7 @@ class Suggestion:
     values: dict[str, Any]
     config: dict[str, Any]
     checkpoint: str | None = None
-    """Of a trial that is already trained and only has to be scored."""
+    """The last checkpoint, if the trial is already trained and only has to be scored."""
 
 
 class Study(ABC):

@@ -22,8 +22,8 @@ _STATES: dict[TrialState, State] = {TrialState.RUNNING: "running", TrialState.CO
 class GridStudy(Study):
     """The trials of a comparison, in the order of the file; each one runs until it is scored.
 
-    A trial that failed under an earlier driver is tried again under a new number: only scored where it was
-    trained, else from the beginning.
+    A trial that failed under an earlier driver is retried under a new number. If it was trained, it is only
+    scored; otherwise it starts from the beginning.
     """
 
     scores_trials: ClassVar[bool] = True
@@ -79,8 +79,8 @@ class GridStudy(Study):
 
     def should_stop(self, number: int, report: EpochEnded) -> bool:
         """Record the metrics of the last epoch; return False, because every trial trains to its end."""
-        known = self._comparison.implementation.metrics
-        last = {metric: float(report.metrics[metric]) for metric in known if metric in report.metrics}
+        metrics = self._comparison.implementation.metrics
+        last = {metric: float(report.metrics[metric]) for metric in metrics if metric in report.metrics}
         self._set(number, attributes.LAST_METRICS, last)
         return False
 

@@ -192,7 +192,8 @@ class SearchStudy(Study):
         if last.checkpoint is None:
             return "it ended without a checkpoint"
         self.record_checkpoint(number, last.checkpoint)
-        self._tell(number, values=[float(last.metrics[each.metric]) for each in self.sweep.objective])
+        values = [float(last.metrics[objective.metric]) for objective in self.sweep.objective]
+        self._tell(number, values=values)
         return None
 
     def _suggest(self, trial: optuna.Trial) -> Suggestion | None:

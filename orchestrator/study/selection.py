@@ -1,4 +1,4 @@
-"""Which trial is the best: the one rule, for drivers and for commands that read a study."""
+"""Selection of the best trial, the same for drivers and for commands that read a study."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 def best_trial(trials: Iterable[FrozenTrial], mode: Literal["max", "min"]) -> FrozenTrial | None:
     """Return the complete trial with the best value of the first objective, the earliest of equal ones.
 
-    ``mode`` says which way that objective is better. Returns None when no trial is complete.
+    ``mode`` is ``max`` if a higher value of it is better, else ``min``. Returns None when no trial
+    is complete.
     """
     sign = 1 if mode == "max" else -1
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]

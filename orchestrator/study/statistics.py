@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of a variant to the baseline, over the splits and seeds where both have a score."""
+    """The difference of a variant from the baseline, over the splits and seeds where both have a score."""
 
     pairs: tuple[float, ...]
     """Variant minus baseline, one for each split and seed."""

@@ -17,7 +17,7 @@ from orchestrator.study.selection import best_trial
 from orchestrator.study.trial_report import trial_name
 
 DRIVEN = ("running", "silent")
-"""States of a job that has a driver, as far as is known."""
+"""States of a job that has a driver, or may have one."""
 
 
 @dataclass

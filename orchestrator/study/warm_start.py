@@ -42,7 +42,7 @@ class PriorTrial:
     source: str
     number: int
     params: dict[str, Any]
-    """Values of its config, by path, as far as they are recorded."""
+    """The recorded values of its config, by path."""
     metrics: dict[str, float]
     """The last value of every recorded metric."""
 
@@ -129,7 +129,7 @@ def from_mlflow(uri: str, experiment: str) -> list[PriorTrial]:
         client = _client(uri)
         active = None if client is None else client.get_experiment_by_name(experiment)
         if client is None or active is None or active.lifecycle_stage != "active":
-            names = [] if client is None else [each.name for each in client.search_experiments()]
+            names = [] if client is None else [other.name for other in client.search_experiments()]
             raise InputError(
                 f"warm_start: there is no experiment {experiment!r} at {uri}{nearest(experiment, names)}"
             )

@@ -32,7 +32,7 @@ _FINAL = {
         RESOURCE_DOES_NOT_EXIST,
     )
 }
-"""Error codes that a repetition would not change; others (down, overloaded, signed out) may pass."""
+"""Error codes that a retry would not change; others (down, overloaded, signed out) may be temporary."""
 
 
 class Outbox:

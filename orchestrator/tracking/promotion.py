@@ -23,10 +23,10 @@ DECISION_TAG = "decision"
 
 
 def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the decision whether the alias moves from `champion` to `candidate`.
+    """Decide whether the alias moves from `champion` to `candidate`, and return the decision with its reason.
 
-    This is the one place for a promotion gate. There is no gate yet: the best model of the latest sweep is
-    promoted, and the difference to the former champion is recorded if both were scored on the same data.
+    A promotion gate belongs here. There is no gate yet: the best model of the latest sweep is
+    promoted, and the difference from the former champion is recorded if both were scored on the same data.
 
     Args:
         candidate: ``scores`` by metric, and ``data``: digests by data set.
@@ -61,7 +61,7 @@ def promote(
 
 
 def summarise(version: ModelVersion) -> dict[str, Any]:
-    """Return what the tags of a version say: sweep, trial, scores and data."""
+    """Return sweep, trial, scores and data of a version from its tags."""
     tags = dict(sorted(version.tags.items()))
     return {
         "version": int(version.version),

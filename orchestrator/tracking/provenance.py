@@ -34,8 +34,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def packages() -> str:
     """Return a requirements file of all installed distributions, sorted."""
-    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+    versions = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return "".join(f"{name}=={versions[name]}\n" for name in sorted(versions, key=str.lower))
 
 
 def hardware() -> dict[str, str]:

@@ -323,7 +323,7 @@ class Tracker:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Keep other sweeps out of a database file while MLflow creates its tables, which MLflow does not."""
+        """Lock a database file against other sweeps while MLflow creates its tables without a lock."""
         if not self.uri.startswith("sqlite"):
             yield
             return

@@ -256,7 +256,7 @@ def test_check_trainable_invalid_one_fails(trainable: Any, expected: str) -> Non
         check_trainable(trainable(), {"epochs": 3})
 
 
-@pytest.mark.parametrize("name", [*Sampler.known, MY_SAMPLER])
+@pytest.mark.parametrize("name", [*Sampler.builtin, MY_SAMPLER])
 def test_check_sampler_every_sampler_passes(name: str) -> None:
     if name == "cmaes" and find_spec("cmaes") is None:
         pytest.skip("cmaes is not installed")
@@ -273,7 +273,7 @@ def test_check_sampler_value_outside_the_range_fails() -> None:
         check_sampler(Constant)
 
 
-@pytest.mark.parametrize("name", [*Scheduler.known, MY_PRUNER])
+@pytest.mark.parametrize("name", [*Scheduler.builtin, MY_PRUNER])
 def test_check_scheduler_every_scheduler_passes(name: str) -> None:
     check_scheduler(lambda: Scheduler.model_validate(name).build(9))
 

@@ -32,7 +32,7 @@ def resolve_all(config: DataConfig, names: Iterable[str]) -> dict[str, Pack]:
 
 
 def reopen(config: DataConfig, names: Iterable[str]) -> dict[str, Pack]:
-    """Return the packs of sets that `resolve_all` prepared, by name; logs only packs that must be rebuilt."""
+    """Return the packs of sets that `resolve_all` prepared, by name; log only packs that must be rebuilt."""
     return {name: resolve(config, name, reuse_level=logging.DEBUG) for name in sorted(set(names))}
 
 

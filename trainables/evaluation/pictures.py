@@ -104,14 +104,13 @@ def worst_and_best_queries(
 ) -> tuple[list[RankedQuery], list[RankedQuery]]:
     """Return the worst and the best queries by average precision, ties broken by index, no query in both.
 
-    Each list begins with its extreme. Of fewer than twice ``extremes`` queries half are the worst. The whole
-    gallery is ranked, so average precision is that of the official protocol, or that over the whole gallery
-    where the protocol draws a gallery.
+    Each list begins with its extreme. With fewer than twice ``extremes`` queries, half of them are the worst.
+    The whole gallery is ranked, even if the official protocol draws a gallery.
     """
-    known = labels(retrieval.query, retrieval.gallery)
+    item_labels = labels(retrieval.query, retrieval.gallery)
     scores = retrieval.score
     if scores.cmc_only:
-        scores = score(*retrieval.features, *known)
+        scores = score(*retrieval.features, *item_labels)
     order = np.lexsort((scores.query_index, scores.average_precision))
     worst = order[: min(extremes, (len(order) + 1) // 2)]
     rest = np.setdiff1d(order, worst)
@@ -121,7 +120,9 @@ def worst_and_best_queries(
     ranked = [
         _ranked_query(retrieval, scores, position, gallery)
         for position, gallery in zip(
-            positions, ranking(*retrieval.features, *known, queries=queries, top=top), strict=True
+            positions,
+            ranking(*retrieval.features, *item_labels, queries=queries, top=top),
+            strict=True,
         )
     ]
     return ranked[: len(worst)], ranked[len(worst) :]

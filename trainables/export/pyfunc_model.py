@@ -21,7 +21,7 @@ _FRAMES_AT_ONCE = 512
 
 
 class EmbeddingModel(PythonModel):
-    """Model from sequences to features: the smaller their Euclidean distance, the likelier one identity."""
+    """Model from sequences to features; a smaller distance means more likely the same identity."""
 
     def load_context(self, context: Any) -> None:
         """Build the network from the model's files."""

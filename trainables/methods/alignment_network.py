@@ -24,10 +24,13 @@ class WeightsConfig(BaseModel):
         description="identity losses of real sequences together with pseudo sequences of their own frames",
     )
     motion: float = Field(
-        0.1, ge=0, le=100, description="difference of generated and real change between frames"
+        0.1, ge=0, le=100, description="difference between generated and real change from frame to frame"
     )
     content: float = Field(
-        0.1, ge=0, le=100, description="difference of generated steps and the real sequence's feature"
+        0.1,
+        ge=0,
+        le=100,
+        description="difference between generated steps and the feature of the real sequence",
     )
     distribution: float = Field(
         0.1, ge=0, le=100, description="distance between features of pseudo and real sequences"
@@ -60,7 +63,7 @@ class CrossModalityConfig(BaseModel):
     def _odd(cls, length: int) -> int:
         if length % 2 == 0:
             raise ValueError(
-                f"must be odd, the image is the middle step: {length - 1} or {length + 1}, not {length}"
+                f"must be odd, with the image as the middle step: {length - 1} or {length + 1}, not {length}"
             )
         return length
 
@@ -71,9 +74,9 @@ class CrossModalityConfig(BaseModel):
 
 
 class CrossModalityAlignment(nn.Module, ABC):
-    """Base class of the networks that hold MGM and CGM and generate pseudo sequences.
+    """Base class of the networks that contain MGM and CGM and generate pseudo sequences.
 
-    From the paper (Figure 1): MGM and CGM stand on both sides of the CNN. Our interpretation: how they work.
+    From the paper (Figure 1): MGM and CGM are on both sides of the CNN. Our interpretation: how they work.
     """
 
     length: int

@@ -52,7 +52,7 @@ class JointMethod(Method):
 
         Images update the running statistics here; the next phase replaces them by those of sequences.
         """
-        assert self.pseudo is not None, "a phase of images alone needs a weight of images above 0"
+        assert self.pseudo is not None, "a phase on images alone needs alignment.weights.pseudo above 0"
         images, identities = batch.stills()
         pseudo = self.pseudo(gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities))
         return {"loss": pseudo + idle(self), "pseudo": pseudo}

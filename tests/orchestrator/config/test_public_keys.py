@@ -66,7 +66,7 @@ COMPARISON = {"variants", "splits", "seeds", "baseline", "metrics"}
 def keys(option: object, path: str = "") -> set[str]:
     """Return the paths of all keys of a type; ``*`` is any key or index before a key."""
     if isinstance(option, type) and issubclass(option, Component):
-        types = {name: cls if issubclass(cls, BaseModel) else str for name, cls in option.known.items()}
+        types = {name: cls if issubclass(cls, BaseModel) else str for name, cls in option.builtin.items()}
     elif (fields := members(option)) is not None:
         types = {name: field.annotation for name, field in fields.items()}
     elif item(option) is not None:

@@ -207,7 +207,7 @@ def test_build_conditional_edge_is_checked_with_its_parents() -> None:
     )
     assert list(space.parameters) == ["form.shape", "form.side"]
     round_one = {"rate": 1, "form": {"shape": "round"}}
-    with pytest.raises(FieldError, match=r"search\.form\.side: does not go with the other keys beside it"):
+    with pytest.raises(FieldError, match=r"search\.form\.side: cannot be combined with the other keys"):
         build({"form.side": {"uniform": [0, 1]}}, round_one)
     with pytest.raises(FieldError, match=r"search\.form\.side: with 0\.0: form: give 'shape' as well"):
         build({"form.side": {"uniform": [0, 1]}})
@@ -354,7 +354,7 @@ def test_build_path_of_an_instance_may_depend_on_its_class() -> None:
             "config.options.amplitud: unknown key; did you mean 'amplitude'?",
         ),
         ({"seed": {"int": [0, 1]}}, {"method": "hard"}, "config.options.margin: missing"),
-        ({"seed": {"int": [0, 1]}}, {"options": {"margin": 1}}, "config.options.margin: does not go with"),
+        ({"seed": {"int": [0, 1]}}, {"options": {"margin": 1}}, "config.options.margin: cannot be combined"),
     ],
 )
 def test_build_faulty_option_of_an_instance_fails(

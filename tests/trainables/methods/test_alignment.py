@@ -150,7 +150,9 @@ def test_alignment_unsuitable_batch_is_refused() -> None:
         make()(batch(images=False))
     with pytest.raises(ValueError, match=r"alignment.length is 7, but sequences have 5 frames"):
         make(length=7)(batch())
-    with pytest.raises(ValidationError, match="must be odd, the image is the middle step: 3 or 5, not 4"):
+    with pytest.raises(
+        ValidationError, match="must be odd, with the image as the middle step: 3 or 5, not 4"
+    ):
         CrossModalityConfig(length=4)
 
 

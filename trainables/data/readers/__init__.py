@@ -39,8 +39,8 @@ def read(layout: str, folder: str | Path, *, name: str, **options: Any) -> DataS
 
     Returns:
         Every usable tracklet, frames sorted by name, with the official splits. If there are none, splits are
-        drawn from a seed, or all tracklets train; ``notes`` says so, and names each count that differs from
-        the published one.
+        drawn from a seed, or all tracklets are for training. ``notes`` reports this, and each count that
+        differs from the published one.
 
     Raises:
         DataError: the folder is missing, empty, incomplete or of another layout, or an option is not valid.
