@@ -152,6 +152,7 @@ def test_ci_runs_the_commands_marked_for_it() -> None:
     assert loop is not None and set(loop[1].split()) == marked
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 @pytest.mark.parametrize("block", commands_once(), ids=str)
 def test_command_block_runs(block: Block, home: Path) -> None:

@@ -153,7 +153,7 @@ def test_old_registered_version_keeps_its_tags(state: Path) -> None:
     assert version.version == 1 and version.tags.items() >= MODEL_TAGS.items()
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_old_registered_version_is_not_registered_again(state: Path) -> None:
     (state / "storage" / "finished" / "outcome.json").unlink()
@@ -197,6 +197,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resumed]:
     yield Resumed(state, *before, done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_old_interrupted_sweep_keeps_its_ended_trials(resumed: Resumed) -> None:
     after = trials(resumed.state)
@@ -206,6 +207,7 @@ def test_old_interrupted_sweep_keeps_its_ended_trials(resumed: Resumed) -> None:
     assert "resuming: 4 trials started before, 2 remain" in resumed.output
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_old_running_trial_resumes_from_its_checkpoint(resumed: Resumed) -> None:
     before, after = resumed.trials_before[3], trials(resumed.state)[3]
@@ -219,6 +221,7 @@ def test_old_running_trial_resumes_from_its_checkpoint(resumed: Resumed) -> None
     assert after.last_step == 6 and len(after.intermediate_values) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_old_mlflow_runs_are_continued_not_duplicated(resumed: Resumed) -> None:
     runs = {int(run.data.tags["trial.number"]): run for run in mlflow_runs(resumed.state)}
@@ -233,6 +236,7 @@ def test_old_mlflow_runs_are_continued_not_duplicated(resumed: Resumed) -> None:
         assert runs[trial.number].data.tags["trial.state"] == trial.state.name
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_old_driver_record_hands_over_its_budget(resumed: Resumed) -> None:
     record = read_json(resumed.state / "storage" / ".interrupted.driver.json")
@@ -241,6 +245,7 @@ def test_old_driver_record_hands_over_its_budget(resumed: Resumed) -> None:
     assert not {"spent", "beat", "doing"} & record.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_resumed_sweep_has_records_of_the_present_schema(resumed: Resumed) -> None:
     reported = (resumed.folder / "trials" / "trial-0004").glob("checkpoint_*/reported.json")
@@ -269,6 +274,7 @@ def test_old_state_holds_neither_pickles_nor_import_paths(state: Path) -> None:
     assert import_paths(state) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_new_state_holds_neither_pickles_nor_import_paths(resumed: Resumed) -> None:
     assert import_paths(resumed.state) == {}
