@@ -104,7 +104,7 @@ def classify_worker_failures(failures: Mapping[int, BaseException], log: str) ->
     machine = next((error for error in errors if _is_machine_failure(error)), None)
     if machine is None:
         return TrialError(explain(failures[min(failures)]), log)
-    if "running low on memory" in log:  # Ray kills the worker that takes too much
+    if "running low on memory" in log:  # the words of Ray 2.60, which kills the worker that takes too much
         usage = re.search(r"running low on memory.* was (\S+ used / \S+ limit)", log)
         return TrialError(f"out of memory: its node ran low{', ' + usage[1] if usage else ''}", log)
     return WorkersLostError(explain(machine), log, unlimited=False)
@@ -113,7 +113,7 @@ def classify_worker_failures(failures: Mapping[int, BaseException], log: str) ->
 def classify_controller_failure(error: BaseException) -> WorkersLostError:
     """Return the error of this package for a failure of Ray Train's controller, or for a preemption."""
     reason = explain(getattr(error, "controller_failure", error))
-    # The controller runs no code of a trainable. One that dies at its start leaves only Arrow's text.
+    # The controller runs no code of a trainable. One that dies at its start leaves only text of PyArrow 25.
     by_storage = isinstance(_root_cause(error), OSError) or "AWS Error" in str(error)
     return WorkersLostError(f"storage: {reason}" if by_storage else reason, str(error), unlimited=by_storage)
 

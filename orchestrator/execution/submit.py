@@ -191,6 +191,6 @@ def _job_details(client: JobSubmissionClient, job_id: str) -> JobDetails:
     try:
         return client.get_job_info(job_id)
     except RuntimeError as error:
-        if "status code 404" in str(error):
+        if "status code 404" in str(error):  # the words of Ray 2.60, which has no error class for it
             raise _UnknownJobError from error
         raise
