@@ -25,7 +25,7 @@ from rich.table import Table
 from orchestrator.storage.directory import open_store
 from orchestrator.storage.study_database import study_storage
 from tests.support import accounts
-from tests.support.command_line import enable_ctrl_c
+from tests.support.command_line import enable_signals
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import KINDS, RayNodes
 from tests.support.servers import FaultyProxy, MlflowServer, Postgres, Seaweed
@@ -91,7 +91,7 @@ class Driver:
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
-                preexec_fn=enable_ctrl_c,
+                preexec_fn=enable_signals,
             )
 
     def ended(self) -> int | None:

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.interrupt import Interrupt
+from tests.support.command_line import enable_signals
 from tests.support.servers import MlflowServer
 
 
 @pytest.fixture
 def restored_signals() -> Iterator[None]:
-    """Restore the handlers of signals after a test that sets some."""
+    """Handle signals as in the foreground during a test, and restore the handlers after it."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
     handlers = [signal.getsignal(number) for number in numbers]
+    enable_signals()
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.interrupt import Interrupt
+from tests.support.command_line import enable_signals
 
 START = """
 import signal, sys, threading, time
@@ -69,9 +70,10 @@ except KeyboardInterrupt:
 
 
 def ignoring(*numbers: signal.Signals) -> Any:
-    """Return a ``preexec_fn`` that ignores signals, as ``nohup`` and the ``&`` of a script do."""
+    """Return a ``preexec_fn`` that ignores just these signals, as ``nohup`` and the ``&`` of a script do."""
 
     def ignore() -> None:
+        enable_signals()
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
 
@@ -159,6 +161,7 @@ def test_closed_terminal_interrupts_a_process_that_prints(tmp_path: Path) -> Non
     terminal, stream = os.openpty()
 
     def take_terminal() -> None:
+        enable_signals()
         os.setsid()
         fcntl.ioctl(stream, termios.TIOCSCTTY, 0)
 

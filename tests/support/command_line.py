@@ -46,15 +46,16 @@ def start(module: str, file: Path, *options: str) -> Iterator[tuple[subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=enable_ctrl_c,
+        preexec_fn=enable_signals,
     ) as process:
         assert process.stdout is not None
         yield process, process.stdout
 
 
-def enable_ctrl_c() -> None:
-    """Let a new process handle SIGINT, which it would ignore if the tests run in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def enable_signals() -> None:
+    """Handle SIGINT and SIGHUP, which a process ignores if it was started in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt(module: str, file: Path, *options: str, epochs: int) -> None:
