@@ -69,7 +69,9 @@ def resolve(dotted: str, is_suitable: Callable[[Any], bool] = inspect.isclass) -
 
 def _nearest_module(missing: str) -> str:
     """Return the end of a line that suggests a module beside the missing one."""
-    package, _, name = missing.rpartition(".")
+    package = missing.rpartition(".")[0]
     folders = importlib.import_module(package).__path__ if package else None
     names = [module.name for module in pkgutil.iter_modules(folders)]
-    return nearest(name, names) if package else nearest(name, names, listed=False)
+    if package:
+        return nearest(missing, [f"{package}.{name}" for name in names])
+    return nearest(missing, names, listed=False)

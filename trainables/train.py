@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, value in trainable.evaluate(config, options.output).items():
                 print(f"{name} {value:.4f}")
     except DataError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
         print(f"training diverged: {error}", file=sys.stderr)

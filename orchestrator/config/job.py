@@ -35,6 +35,7 @@ class Job(Section):
     study: str = Field("", description="database of the study; default: beside the checkpoints")
     tracking: Tracking = Tracking()
     _implementation: Trainable = PrivateAttr()
+    _location: Callable[[tuple[str | int, ...]], str] = PrivateAttr()
 
     @field_validator("name")
     @classmethod
@@ -67,6 +68,11 @@ class Job(Section):
     def implementation(self) -> Trainable:
         """The trainable."""
         return self._implementation
+
+    def located(self, message: str) -> str:
+        """Return a message that begins with a path of the file, behind the file and line of that path."""
+        path = tuple(message.partition(":")[0].split("."))
+        return f"{self._location(path)}: {message}" if path[0] in type(self).model_fields else message
 
     @abstractmethod
     def configs_to_check(self) -> Iterator[BaseModel]:
@@ -125,9 +131,11 @@ def read_job(
         document.set(override)
     try:
         document.fill(environment)
-        return check(document.tree, environment, overrides)
+        job = check(document.tree, environment, overrides)
     except FieldError as error:
         raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+    job._location = document.location
+    return job
 
 
 def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:

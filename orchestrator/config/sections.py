@@ -48,7 +48,7 @@ class Section(BaseModel):
             if isinstance(data, Mapping) and old_key in data:
                 if new_key in data:
                     raise ValueError(f"{old_key} is the old name of {new_key}; give only {new_key}")
-                _log.warning("%s is now called %s", old, new)
+                _log.warning("%s is now called %s; rename it in the file", old, new)
                 data = {new_key if key == old_key else key: value for key, value in data.items()}
         return data
 

@@ -76,18 +76,24 @@ class Driver(ABC, Generic[OutcomeType]):
         Raises:
             InputError: the user's input is wrong; nothing was written.
         """
-        outcome = None if fresh else self._finished_outcome()
-        if outcome is not None:
-            self._progress.print(f"the {self._job.kind} {self._job.name} is finished; --fresh starts it over")
-            self.summarise(outcome)
-            return DONE
         try:
+            outcome = None if fresh else self._finished_outcome()
+            if outcome is not None:
+                self._progress.print(
+                    f"the {self._job.kind} {self._job.name} is finished; --fresh starts it over"
+                )
+                self.summarise(outcome)
+                return DONE
+            if not dry_run:
+                self._directory.check_driver()
             with self._explained_errors():
                 joined = self._check_and_plan(address, fresh)
                 if dry_run:
-                    self._progress.print("dry run: everything was checked, nothing was started")
+                    self._progress.print("dry run: everything was checked, no trial was started")
                     return DONE
                 return self._run(joined, fresh)
+        except InputError as error:
+            raise InputError(self._job.located(str(error))) from error
         except SweepError as error:
             _log.error("%s; finished work is kept, rerun the command to resume", error)
             return FAILED

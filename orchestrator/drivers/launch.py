@@ -57,7 +57,9 @@ def launch(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        progress.print(f"interrupted; rerun the command to resume the {kind}")
+        progress.print(
+            "interrupted" if parsed.dry_run else f"interrupted; rerun the command to resume the {kind}"
+        )
         return 130
 
 

@@ -1,6 +1,7 @@
 """The driver of a sweep: search, then score, register and report the best trial."""
 
 import logging
+import shlex
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -230,7 +231,7 @@ def _commands(outcome: SweepOutcome) -> dict[str, str]:
     commands = {"MLflow": preflight.ui_command(outcome.tracking), "report": outcome.report}
     if outcome.model:
         commands["use the model"] = (
-            f"MLFLOW_TRACKING_URI={outcome.tracking} python -c "
+            f"MLFLOW_TRACKING_URI={shlex.quote(outcome.tracking)} python -c "
             f"\"import mlflow; model = mlflow.pyfunc.load_model('{outcome.model.uri}')\""
         )
     return commands

@@ -72,7 +72,14 @@ class Cluster:
         fitting = self.fitting(resources)
         if not fitting:
             needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
-            field = "gpus" if resources.gpus > self.total("GPU") else "workers"
+            largest = max((node.get("CPU", 0) for node in self.nodes), default=0)
+            field = (
+                "gpus"
+                if resources.gpus > self.total("GPU")
+                else "cpus"
+                if resources.cpus > largest
+                else "workers"
+            )
             grows = "; if it adds nodes, set resources.concurrent to the number of trials" * self.joined
             raise InputError(
                 f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "

@@ -19,7 +19,7 @@ from orchestrator.errors import InputError, newer_schema, one_line
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import s3
 from orchestrator.storage.base import Store
-from orchestrator.storage.lease import Lease
+from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
 from orchestrator.storage.study_database import database_problem, study_storage
 
@@ -45,6 +45,10 @@ class JobDirectory:
     def uri(self) -> str:
         """The address under which a user finds it."""
         return self.store.locate(self._job.name)
+
+    @property
+    def _label(self) -> str:
+        return f"{self._job.kind} {self.uri}"
 
     @property
     def root(self) -> str:
@@ -76,6 +80,10 @@ class JobDirectory:
                 f"{self.uri} holds a {self._job.kind} of the same name with other settings: "
                 f"{'; '.join(changed)}; {remedy}"
             )
+
+    def check_driver(self) -> None:
+        """Raise InputError if a driver is known to run the job; writes nothing."""
+        check_driver(self.store, self._job.name, self._label)
 
     def is_new(self) -> bool:
         """Return whether the job has no record yet."""
@@ -110,8 +118,7 @@ class JobDirectory:
         Raises:
             InputError: another driver runs the job, or the storage cannot be written.
         """
-        label = f"{self._job.kind} {self.uri}"
-        with Lease(self.store, self._job.name, label, interrupt, fresh) as lease:
+        with Lease(self.store, self._job.name, self._label, interrupt, fresh) as lease:
             if fresh:
                 self.store.rename(self._job.name, f"{self._job.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             recorded = self._recorded()

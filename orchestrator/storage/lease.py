@@ -127,6 +127,20 @@ def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | Non
     return record, version
 
 
+def check_driver(store: Store, job: str, label: str) -> None:
+    """Raise InputError if a driver holds the lock of a job; writes nothing."""
+    if store.is_locked(job):
+        raise _taken(store, job, label)
+
+
+def _taken(store: Store, job: str, label: str, other: DriverRecord | None = None) -> InputError:
+    current = None if other is not None else read_driver_record(store, job)
+    driver = current[0] if current is not None else other
+    by = f"by {driver}" if driver is not None else "by another process on this storage"
+    command = f"python -m orchestrator.stop {store.locate(job)}"
+    return InputError(f"{label} is driven {by}; wait for it, or stop it with {command}")
+
+
 class Lease:
     """Makes this process the only driver of a job while a ``with`` block lasts."""
 
@@ -162,7 +176,7 @@ class Lease:
             try:
                 stack.enter_context(self._store.lock(self._job))
             except LockedError:
-                raise self._taken(self._current()) from None
+                raise _taken(self._store, self._job, self._label) from None
             before = read_driver_record(self._store, self._job)
             if (
                 before is not None
@@ -179,7 +193,7 @@ class Lease:
                 if not record.ended:
                     _log.info("previous driver (%s) is gone; taking over %s", record, self._label)
             if not self._renew():
-                raise self._taken(self._current())
+                raise _taken(self._store, self._job, self._label)
             self._stack = stack.pop_all()
         self._thread.start()
         return self
@@ -240,12 +254,5 @@ class Lease:
             if current is not None and current[0].ended:
                 return current
             if current is not None and current[1] != version:
-                raise self._taken(current[0])
+                raise _taken(self._store, self._job, self._label, current[0])
         return last, version
-
-    def _taken(self, other: DriverRecord | None) -> InputError:
-        by = f"by {other}" if other is not None else "by another process on this storage"
-        return InputError(
-            f"{self._label} is driven {by}; wait for it, or stop it with "
-            f"python -m orchestrator.stop {self._store.locate(self._job)}"
-        )

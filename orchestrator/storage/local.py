@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +38,11 @@ class LocalStore(Store):
         existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         if not existing.is_dir():
             raise InputError(f"storage: {existing} is a file, not a folder")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise InputError(f"storage: {existing} cannot be written")
+        try:
+            with tempfile.TemporaryFile(dir=existing):  # it has no name, so nothing remains
+                pass
+        except OSError as error:
+            raise InputError(f"storage: {existing} cannot be written: {error.strerror}") from None
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Read a file."""

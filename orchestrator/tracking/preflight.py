@@ -1,6 +1,7 @@
 """Checks that MLflow can record at an address, before the job starts."""
 
 import os
+import shlex
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -47,7 +48,7 @@ def check(uri: str) -> None:
 
 def ui_command(uri: str) -> str:
     """Return how to see the records at `uri`: the address of a server, or the command that starts one."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def sqlite_file(uri: str) -> Path:

@@ -193,7 +193,7 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("sampler=tests.support:Tpe", "module 'tests.support' has no 'Tpe'"),
         (
             "sampler=optuna.sampler:TPESampler",
-            "there is no module 'optuna.sampler'; did you mean 'samplers'?",
+            "there is no module 'optuna.sampler'; did you mean 'optuna.samplers'?",
         ),
         ("sampler=optuna.samplers:TPESample", "has no 'TPESample'; did you mean 'TPESampler'?"),
         (
@@ -269,13 +269,16 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("trainable=example_trainable", "invalid name 'example_trainable'; expected package.module:Class"),
         (
             "trainable=tests.support.example_trainabel:X",
-            "there is no module 'tests.support.example_trainabel'; did you mean 'example_trainable'?",
+            "no module 'tests.support.example_trainabel'; did you mean 'tests.support.example_trainable'?",
         ),
         (
             "trainable=tests.support.example_trainable:Example",
             "has no 'Example'; did you mean 'ExampleTrainable'?",
         ),
-        ("trainable=orchestrator.confg:X", "there is no module 'orchestrator.confg'; did you mean 'config'?"),
+        (
+            "trainable=orchestrator.confg:X",
+            "there is no module 'orchestrator.confg'; did you mean 'orchestrator.config'?",
+        ),
         (
             "trainable=tests.support.example_trainable:ExampleConfig",
             "is not a valid trainable: it has no 'prepare'",

@@ -142,7 +142,7 @@ def test_old_sweep_file_key_is_read_with_one_line(state: Path, capsys: pytest.Ca
     unpack(ARCHIVE, state)  # with the old keys
     assert sweep.main([f"{state}/finished.yaml"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "silence" in line]
-    assert lines == ["resources.silence is now called resources.report_timeout"]
+    assert lines == ["resources.silence is now called resources.report_timeout; rename it in the file"]
 
 
 # The registered version

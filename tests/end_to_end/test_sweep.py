@@ -9,6 +9,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.storage.local import LocalStore
 from orchestrator.sweep import main
 from tests.support import command_line
 from tests.support.sweep_files import write_sweep
@@ -179,7 +180,29 @@ def test_sweep_bad_input_is_refused(
 def test_sweep_bad_data_is_refused(tmp_path: Path) -> None:
     search = {path: values for path, values in SWEEP["search"].items() if path != "fault"}
     file = write_sweep(tmp_path, **{**SWEEP, "search": search, "config": {"epochs": 6, "fault": "data"}})
-    assert "config.fault: data is at fault" in refused(file, "--storage", str(tmp_path / "store"))
+    (line,) = [number for number, text in enumerate(file.read_text().splitlines(), 1) if "fault" in text]
+    expected = f"error: {file}:{line}: config.fault: data is at fault"
+    assert expected in refused(file, "--storage", str(tmp_path / "store"))
+
+
+def test_sweep_of_a_running_driver_is_refused_at_once(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    with LocalStore(store).lock("parabola"):
+        assert main([str(file), "--storage", str(store)]) == 2
+    output, error = capsys.readouterr()
+    assert "starting Ray" not in output
+    assert error.startswith(f"error: sweep {store}/parabola is driven by another process")
+
+
+def test_sweep_storage_that_cannot_be_written_is_named(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file), "--storage", "/proc/sweeps"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --storage /proc/sweeps: storage: /proc cannot be written"
+    )
 
 
 def test_sweep_help_shows_examples() -> None:

@@ -141,6 +141,7 @@ class Podman(Server):
         self._checks.join()
         self.podman("rm", "--all", "--force", "--time=5", "--volumes")
         super().__exit__(*error)
+        subprocess.run(["umount", f"{self._store}/root/overlay"], check=False)  # podman leaves it mounted
 
     def _check_health(self) -> None:
         """Run the health checks, as systemd timers do elsewhere, at intervals that suit a slow machine."""

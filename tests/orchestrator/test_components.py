@@ -34,7 +34,7 @@ def test_find_other_class_is_refused(name: str) -> None:
     [
         ("no-module:X", "invalid name 'no-module:X'; expected package.module:Class"),
         ("a:b:c", "invalid name 'a:b:c'; expected package.module:Class"),
-        ("optuna.sampler:X", "there is no module 'optuna.sampler'; did you mean 'samplers'?"),
+        ("optuna.sampler:X", "there is no module 'optuna.sampler'; did you mean 'optuna.samplers'?"),
         ("fractoins:Fraction", "there is no module 'fractoins'; did you mean 'fractions'?"),
         ("fractions:Fractoin", "module 'fractions' has no 'Fractoin'; did you mean 'Fraction'?"),
     ],

@@ -13,7 +13,7 @@ from tests.support.tiny_sets import save_image
 from trainables import components, testing
 from trainables.config import AlignmentConfig
 from trainables.data.__main__ import main
-from trainables.data.augmentation import AUGMENTATIONS
+from trainables.data.augmentation import AUGMENTATIONS, StandardAugmentation
 from trainables.data.sampling import SAMPLERS
 from trainables.errors import DataError
 from trainables.methods import METHODS, Method
@@ -102,6 +102,16 @@ def test_example_sampler_and_augmentation_train(tiny, prepared, tmp_path):
     plain = Recorder(tmp_path / "plain")
     prepared.fit(tiny(epochs=1), plain)
     assert recorder.curve() != plain.curve()
+
+
+def test_augmentation_that_changes_the_shape_is_refused(tiny, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        StandardAugmentation, "__call__", lambda self, frames, flow, number: (frames[:, :9], flow)
+    )
+    with pytest.raises(
+        TypeError, match=r"the augmentation returns frames and flow of shapes and types \[\(\("
+    ):
+        prepared.fit(tiny(epochs=1), Recorder(tmp_path / "run"))
 
 
 def test_example_reader_is_trained_on(tiny, prepared, flat, tmp_path):

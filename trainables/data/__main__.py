@@ -36,6 +36,7 @@ layouts and their options (a LAYOUT may also be package.module:Class of a reader
 _log = logging.getLogger(__name__)
 
 FAULT = 2
+INTERRUPTED = 130
 LINE_SECONDS = 4.0
 OUT = Console()
 ERR = Console(stderr=True)
@@ -44,7 +45,7 @@ Item = TypeVar("Item")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 2, with one line on stderr, for bad input."""
+    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
     chosen = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     command: Callable[[argparse.Namespace], None] = chosen.command
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return FAULT
+    except KeyboardInterrupt:
+        ERR.print("interrupted")
+        return INTERRUPTED
     return 0
 
 
@@ -90,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     inspect = add("inspect", inspect_command, "count identities, tracklets and frames, and show the splits")
-    inspect.add_argument("--sheet", metavar="FILE", type=Path, help="also draw a contact sheet (.png, .jpg)")
+    inspect.add_argument(
+        "--sheet", metavar="FILE", type=picture, help="also draw a contact sheet (.png, .jpg)"
+    )
 
     verify = add("verify", verify_command, "read the set and decode every frame")
     verify.add_argument(
@@ -122,6 +128,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
+
+
+def picture(text: str) -> Path:
+    """Parse the name of a picture to write."""
+    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends with .png or .jpg")
+    return Path(text)
 
 
 def inspect_command(chosen: argparse.Namespace) -> None:

@@ -106,4 +106,4 @@ class DataConfig(BaseModel):
 
 @functools.cache  # a sweep validates many configs
 def _warn_of_shared_people() -> None:
-    _log.warning("data.shared_people is now data.shared_identities; rename it in the config")
+    _log.warning("data.shared_people is now called data.shared_identities; rename it in the file")

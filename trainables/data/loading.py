@@ -1,6 +1,7 @@
 """Loading of packed tracklets as the batches of an epoch, for any number of workers."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,13 +71,29 @@ class Modality:
         for clip in clips:
             pack, tracklet = self._items[clip.tracklet]
             flow = pack.flow(tracklet, clip.frames) if pack.has_flow else None
-            colours, flow = augmentation(pack.frames(tracklet, clip.frames), flow, clip.number)
-            frames.append(colours)
-            flows += [] if flow is None else [flow]
+            colours = pack.frames(tracklet, clip.frames)
+            augmented = augmentation(colours, flow, clip.number)
+            _check_unchanged_shapes((colours, flow), augmented)
+            frames.append(augmented[0])
+            flows += [] if augmented[1] is None else [augmented[1]]
         tracklets = [clip.tracklet for clip in clips]
         tensor = as_tensor(np.stack(frames), np.stack(flows) if flows else None)
         identities, cameras = self._identities[tracklets], self._cameras[tracklets]
         return tensor, torch.from_numpy(identities), torch.from_numpy(cameras)
+
+
+def _check_unchanged_shapes(
+    before: Sequence[NDArray[Any] | None], after: Sequence[NDArray[Any] | None]
+) -> None:
+    """Raise TypeError for an augmentation that changes shapes or types."""
+    expected, actual = (
+        [array if array is None else (array.shape, str(array.dtype)) for array in arrays]
+        for arrays in (before, after)
+    )
+    if actual != expected:
+        raise TypeError(
+            f"the augmentation returns frames and flow of shapes and types {actual}, not {expected}"
+        )
 
 
 class Batches(Dataset[Batch]):

@@ -167,6 +167,8 @@ def pack(
         DataError: a frame is unreadable, no frame is left, or the file cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected the name of a file to write")
     partial = path.with_name(f".{path.name}.partial")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_opencv_thread())

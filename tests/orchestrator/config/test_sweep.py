@@ -238,7 +238,9 @@ def test_resources_several_workers_on_a_shared_gpu_fail(file: Path) -> None:
 def test_resources_old_key_is_read_with_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert read(file, "resources.silence=2m").resources.report_timeout == 120
-    assert caplog.messages == ["resources.silence is now called resources.report_timeout"]
+    assert caplog.messages == [
+        "resources.silence is now called resources.report_timeout; rename it in the file"
+    ]
 
 
 def test_resources_present_key_logs_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -68,6 +68,11 @@ def test_launch_that_is_interrupted_says_how_to_resume(capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[-1] == "interrupted; rerun the command to resume the sweep"
 
 
+def test_launch_whose_dry_run_is_interrupted_promises_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(press_ctrl_c, dry_run=True)[0] == 130
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted"
+
+
 def test_launch_hands_its_options_to_the_driver() -> None:
     options = {"address": "a:1", "dry_run": True, "fresh": True}
     assert start(lambda: 0, **options)[1].options == options

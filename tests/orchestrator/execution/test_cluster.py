@@ -36,3 +36,8 @@ def test_concurrency_too_large_trial_on_a_fixed_cluster_fails() -> None:
 def test_concurrency_auto_on_a_growing_cluster_fails() -> None:
     with pytest.raises(InputError, match=r"if it adds nodes, set resources[.]concurrent to the number"):
         growing().concurrency(Resources(workers=2))
+
+
+def test_concurrency_worker_larger_than_every_node_names_cpus() -> None:
+    with pytest.raises(InputError, match=r"^resources\.cpus: 1 workers of 50 CPUs do not fit"):
+        fixed().concurrency(Resources(cpus=50))

@@ -15,7 +15,13 @@ import pytest
 from orchestrator.errors import InputError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lease
-from orchestrator.storage.lease import DriverRecord, Lease, process_identity, read_driver_record
+from orchestrator.storage.lease import (
+    DriverRecord,
+    Lease,
+    check_driver,
+    process_identity,
+    read_driver_record,
+)
 from orchestrator.storage.local import LocalStore
 
 HOLD = """
@@ -61,6 +67,17 @@ def test_lease_held_by_another_driver_names_it(tmp_path: Path, other: subprocess
     assert str(refusal.value).startswith(f"sweep job is driven by process {other.pid} on ")
     assert ", started 2" in str(refusal.value)
     assert str(refusal.value).endswith(f"stop it with python -m orchestrator.stop {tmp_path}/job")
+
+
+def test_check_driver_names_a_running_driver_alone(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=f"^sweep job is driven by process {other.pid} on "):
+        check_driver(LocalStore(tmp_path), "job", "sweep job")
+    other.kill()
+    other.wait()
+    check_driver(LocalStore(tmp_path), "job", "sweep job")
+    check_driver(LocalStore(tmp_path / "new"), "job", "sweep job")
+    assert {file.name for file in tmp_path.iterdir()} == before
 
 
 def test_lease_of_a_dead_driver_is_taken_over(

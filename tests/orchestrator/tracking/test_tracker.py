@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.preflight import check
+from orchestrator.tracking.preflight import check, ui_command
 from orchestrator.tracking.tracker import Tracker
 
 
@@ -329,3 +329,9 @@ def test_experiment_that_was_deleted_is_refused(sqlite_uri: str) -> None:
         tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(InputError, match=r"was deleted.*mlflow experiments restore"):
         Tracker(sqlite_uri, "gone", "x", "x")
+
+
+def test_ui_command_quotes_a_path_for_the_shell() -> None:
+    expected = "mlflow ui --backend-store-uri 'sqlite:////my sweeps/mlflow.db'"
+    assert ui_command("sqlite:////my sweeps/mlflow.db") == expected
+    assert ui_command("http://server:5000") == "http://server:5000"

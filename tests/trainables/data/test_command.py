@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,34 @@ def test_contact_sheet_of_pack_equals_that_of_the_set(written: Unpacked, tmp_pat
     two = contact_sheet(Pack.open(tmp_path / "m.arrow"), tmp_path / "pack.png")
     with Image.open(one) as from_set, Image.open(two) as from_pack:
         assert (np.asarray(from_set) == np.asarray(from_pack)).all()
+
+
+def test_pack_into_a_folder_is_refused_before_decoding(
+    written: Unpacked, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", str(tmp_path)):
+        assert main(["pack", "images", str(written("images")), "--out", folder]) == 2
+        assert f"error: {folder}: a folder; expected the name of a file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_sheet_without_a_suffix_is_refused(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", "images", "anywhere", "--sheet", "page"])
+    assert stopped.value.code == 2
+    assert "'page': expected a name that ends with .png or .jpg" in capsys.readouterr().err
+
+
+def test_command_after_ctrl_c_says_so(
+    written: Unpacked, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "read_checked", press_ctrl_c)
+    assert main(["verify", "images", str(written("images"))]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
 def test_contact_sheet_that_cannot_be_drawn_is_refused(written: Unpacked, tmp_path: Path) -> None:

@@ -109,7 +109,9 @@ def test_shared_people_is_read_with_one_warning(tiny, caplog):
     data_config._warn_of_shared_people.cache_clear()
     configs = [tiny(data={"shared_people": "drop"}) for _ in range(2)]
     assert [config.data.shared_identities for config in configs] == ["drop", "drop"]
-    assert caplog.messages == ["data.shared_people is now data.shared_identities; rename it in the config"]
+    assert caplog.messages == [
+        "data.shared_people is now called data.shared_identities; rename it in the file"
+    ]
 
 
 def test_shared_people_with_shared_identities_is_refused(tiny):
