@@ -57,7 +57,7 @@ class FieldError(InputError):
 
 
 class SweepError(RuntimeError):
-    """The job cannot continue. What was done is kept; rerunning the command tries again."""
+    """The job cannot continue. Finished work is kept; rerunning the command tries again."""
 
 
 class StorageError(SweepError):

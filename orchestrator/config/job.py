@@ -104,6 +104,9 @@ class Job(Section):
 
 _Job = TypeVar("_Job", bound=Job)
 
+_TELLING_KEYS = {"search": ("sweep", "sweep"), "variants": ("comparison", "compare")}
+"""A required key of each kind of file → the kind, and the command that runs it."""
+
 
 def read_job(
     model: type[_Job],
@@ -127,6 +130,7 @@ def read_job(
     """
     environment = os.environ if environment is None else environment
     document = Document.read(Path(path), model.kind, model.path_sections)
+    _refuse_other_kind(document, model)
     for override in overrides:
         document.set(override)
     try:
@@ -136,6 +140,16 @@ def read_job(
         raise InputError(f"{document.location(error.fault.path)}: {error}") from error
     job._location = document.location
     return job
+
+
+def _refuse_other_kind(document: Document, model: type[Job]) -> None:
+    """Raise InputError for a file that has the required key of another kind of job alone."""
+    own = _TELLING_KEYS.keys() & model.model_fields.keys()
+    for key in _TELLING_KEYS.keys() - own:
+        if key in document.tree and not own & document.tree.keys():
+            kind, command = _TELLING_KEYS[key]
+            reason = f"this is the file of a {kind}; run python -m orchestrator.{command}"
+            raise InputError(f"{document.location((key,))}: {key}: {reason}")
 
 
 def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:

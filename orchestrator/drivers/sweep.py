@@ -129,7 +129,7 @@ class SweepDriver(Driver[SweepOutcome]):
         """Show counts, best trial, model, parameters, scores and commands."""
         counts = outcome.trials
         rows = {
-            "trials": f"{counts['complete']} done, {counts['pruned']} pruned, {counts['failed']} failed",
+            "trials": f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed",
             "best trial": trial_name(outcome.best.trial),
         }
         rows |= {metric: format_number(value) for metric, value in outcome.objective.items()}

@@ -27,7 +27,7 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "FAIL",
 }
 _WORDS = {
-    TrialState.COMPLETE: "done",
+    TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "stopped",
@@ -85,9 +85,7 @@ class TrialMonitor(NotSnapshotted, Callback):
 
     def status_line(self) -> str:
         """Return trials by state, the headline of the study, epochs, time elapsed and time remaining."""
-        counts = ", ".join(
-            f"{count} {state.replace('complete', 'done')}" for state, count in self._study.count().items()
-        )
+        counts = ", ".join(f"{count} {state}" for state, count in self._study.count().items())
         total, ended = self._study.total, self._ended()
         elapsed = time.monotonic() - self._start
         epochs = sum(self._epochs.values())

@@ -168,7 +168,7 @@ class JobDirectory:
 
     def _write(self, file: str, content: dict[str, Any]) -> None:
         record = {"schema": SCHEMA, **content}
-        self.store.write(self._name(file), json.dumps(record, indent=2, sort_keys=True).encode())
+        self.store.write(self._name(file), json.dumps(record, indent=2).encode())
 
     def _name(self, file: str) -> str:
         return f"{self._job.name}/{file}"

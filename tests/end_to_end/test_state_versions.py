@@ -100,7 +100,7 @@ def test_old_finished_sweep_shows_its_summary(state: Path, capsys: pytest.Captur
     assert sweep.main([f"{state}/finished.yaml"]) == 0
     output = capsys.readouterr().out
     assert "the sweep finished is finished" in output
-    assert "2 done, 2 pruned, 0 failed" in output
+    assert "2 complete, 2 pruned, 0 failed" in output
     assert "parabola version 1, alias champion" in output
     assert re.search(r"test/parabola/score +-0\.01811", output)
 

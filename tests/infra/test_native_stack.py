@@ -403,7 +403,7 @@ def test_sweep_survives_its_client_and_every_server(stack: Stack, tmp_path: Path
         server.kill()
         time.sleep(3)
         server.start()
-    say(log, r"trial-0000 (done|pruned)|[1-9] (done|pruned)", process)
+    say(log, r"trial-0000 (complete|pruned)|[1-9] (complete|pruned)", process)
     stack.head.kill()
     stack.head.start()
     assert process.wait(300) == 1, log.read_text()[-3000:]

@@ -44,7 +44,7 @@ def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: S
     found["runs duplicated"] = len(listed) - len(by_number) - 1  # the sweep itself is one
     ended: set[str] = set()
     for name, what in re.findall(
-        r"^(trial-\d+) (starts|done|pruned|failed)\b", "\n".join(drivers), re.MULTILINE
+        r"^(trial-\d+) (starts|complete|pruned|failed)\b", "\n".join(drivers), re.MULTILINE
     ):
         if what != "starts":
             ended.add(name)

@@ -6,8 +6,9 @@ import pytest
 
 from orchestrator.config.comparison import Comparison, read_comparison
 from orchestrator.config.document import Override
+from orchestrator.config.sweep import read_sweep
 from orchestrator.errors import InputError
-from tests.support.sweep_files import comparison_text, write_comparison
+from tests.support.sweep_files import comparison_text, write_comparison, write_sweep
 
 
 @pytest.fixture
@@ -197,3 +198,16 @@ def test_differences_text_that_looks_like_a_number_is_kept(file: Path) -> None:
     del before["variants"]["plain"]["sets"]
     assert read(file, "config.marker='007'").differences(before) == []
     assert "config.marker: 007 → 7" in read(file, "config.marker='7'").differences(before)
+
+
+def test_read_comparison_of_a_sweep_file_names_its_command(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path)
+    expected = "search: this is the file of a sweep; run python -m orchestrator.sweep"
+    with pytest.raises(InputError, match=rf"^{sweep}:3: {expected}$"):
+        read_comparison(sweep, environment={})
+
+
+def test_read_sweep_of_a_comparison_file_names_its_command(file: Path) -> None:
+    expected = "variants: this is the file of a comparison; run python -m orchestrator.compare"
+    with pytest.raises(InputError, match=rf"^{file}:\d+: {expected}$"):
+        read_sweep(file, environment={})
