@@ -72,21 +72,20 @@ class Cluster:
         fitting = self.fitting(resources)
         if not fitting:
             needs = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
-            largest = max((node.get("CPU", 0) for node in self.nodes), default=0)
-            field = (
-                "gpus"
-                if resources.gpus > self.total("GPU")
-                else "cpus"
-                if resources.cpus > largest
-                else "workers"
-            )
             grows = "; if it adds nodes, set resources.concurrent to the number of trials" * self.joined
             raise InputError(
-                f"resources.{field}: {resources.workers} workers of {needs} do not fit on this cluster of "
-                f"{len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and {self.total('GPU'):g} GPUs "
-                f"in all; at most {self._workers(resources)} fit{grows}"
+                f"resources.{self._scarce(resources)}: {resources.workers} workers of {needs} do not fit "
+                f"on this cluster of {len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and "
+                f"{self.total('GPU'):g} GPUs in all; at most {self._workers(resources)} fit{grows}"
             )
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
+
+    def _scarce(self, resources: Resources) -> str:
+        """Return the field of the resources for which not even one trial fits."""
+        if resources.gpus > self.total("GPU"):
+            return "gpus"
+        largest = max((node.get("CPU", 0) for node in self.nodes), default=0)
+        return "cpus" if resources.cpus > largest else "workers"
 
     def fitting(self, resources: Resources) -> int:
         """Return how many trials fit on the present nodes."""
