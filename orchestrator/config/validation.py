@@ -135,6 +135,9 @@ def _reason(kind: str, detail: dict[str, Any], model: type[BaseModel], path: Pat
         fields = _fields_beside(model, path)
         if path[-1] in fields:  # of another alternative of a union
             return "cannot be combined with the other keys"
+        keys = str(path[-1]).split(".")
+        if len(keys) > 1 and keys[0] in fields:
+            return f"unknown key; write {': {'.join(keys)}: ...{'}' * (len(keys) - 1)}"
         return f"unknown key{nearest(path[-1], fields)}"
     if kind == "missing":
         field = _fields_beside(model, path).get(str(path[-1]))

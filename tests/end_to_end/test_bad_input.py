@@ -237,6 +237,7 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("enqueue.paper.x=9", "enqueue.paper.x: 9 is not searched; expected -5 to 5"),
         ("enqueue.paper.x=true", "enqueue.paper.x: true is not searched; expected -5 to 5"),
         ("enqueue.paper.x=.nan", "enqueue.paper.x: nan is not searched; expected -5 to 5"),
+        ("config={noise.kind: uniform}", "config.noise.kind: unknown key; write noise: {kind: ...}"),
         ("enqueue.paper.x=wide", "enqueue.paper.x: 'wide' is not a number"),
         ("enqueue.paper.x=[1]", "enqueue.paper.x: [1] is not searched; expected -5 to 5"),
         ("warm_start=3", "warm_start: should be a list, not 3"),
