@@ -256,6 +256,16 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """Return the problem of a YAML text in the words of a user."""
+    problem = str(error.problem)
+    if "<block" in problem:  # PyYAML 6 names its tokens
+        return "the indentation does not match that of the lines before"
+    if problem.startswith("mapping values are not allowed"):
+        return f"{problem}; check the indentation, or put the value in quotes"
+    return f"{problem} {error.context}" if error.context else problem
+
+
 def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
     """Return the plain values of a YAML text, and note the location of each in ``locations``.
 
@@ -268,8 +278,7 @@ def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         location = _location(origin, mark) if mark else origin
-        context = f" {error.context}" if error.context else ""
-        raise InputError(f"{location}: {error.problem}{context}") from error
+        raise InputError(f"{location}: {_problem(error)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         location = f"{origin}:{line}" if not origin.startswith("--") else origin

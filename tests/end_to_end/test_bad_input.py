@@ -59,6 +59,8 @@ def file(tmp_path: Path) -> Path:
         (b"# only a comment\n", "the file is empty"),
         (b"- a\n", ":1: the file holds ['a']; a sweep file is a mapping"),
         (b"name: x\nsearch: [1\n", ":3: expected ',' or ']'"),
+        (b"config:\n  epochs: 2\n x: 3\n", ":3: the indentation does not match that of the lines before"),
+        (b"name: a\n config:\n", ":2: mapping values are not allowed here; check the indentation, or"),
         (b"name: x\n\tbad: 1\n", ":2: found character '\\t'"),
         (b"name: a\nbudget: {trials: 1}\nname: b\n", ":3: name is given twice"),
         (b"budget: {trials: 1,\n trials: 2}\n", ":2: budget.trials is given twice"),
