@@ -206,7 +206,7 @@ class SweepDriver(Driver[SweepOutcome]):
     def _write_report(
         self, outcome: SweepOutcome, study: SearchStudy, data_sets: Sequence[DataSetRecord], tracker: Tracker
     ) -> None:
-        started = min(trial.datetime_start for trial in study.trials if trial.datetime_start is not None)
+        started = min(trial.datetime_start for trial in study.started_trials if trial.datetime_start)
         summary = {
             "name": outcome.sweep,
             "started": f"{started:%Y-%m-%d %H:%M}",

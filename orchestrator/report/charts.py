@@ -31,6 +31,7 @@ from orchestrator.report.style import (
     Picture,
     figure_uri,
 )
+from orchestrator.study.selection import own_trials
 
 _PARAMETERS = 6
 """Parameters in a chart, the most important first."""
@@ -76,7 +77,7 @@ class _Search:
 
     def __init__(self, study: optuna.Study, metric: str) -> None:
         self.study, self.metric = study, metric
-        self.trials: list[FrozenTrial] = study.get_trials(deepcopy=False)
+        self.trials = own_trials(study.get_trials(deepcopy=False))
         self.complete = [
             trial
             for trial in self.trials
@@ -185,13 +186,13 @@ class _Dimension:
 
 def _draw_history(search: _Search) -> Picture:
     figure, axes = _chart(_NARROW, 3.6)
-    numbers = [trial.number for trial in search.complete]
+    numbers, last = [trial.number for trial in search.complete], search.trials[-1].number
     best = (np.maximum if search.maximise else np.minimum).accumulate(search.values)
     axes.scatter(
         numbers, search.values, s=16, color=BLUE, label="complete trial", rasterized=_is_dense(len(numbers))
     )
     axes.step(
-        [*numbers, len(search.trials) - 1],
+        [*numbers, last],
         [*best, best[-1]],
         where="post",
         color=BEST,
@@ -199,7 +200,7 @@ def _draw_history(search: _Search) -> Picture:
         label="best so far",
     )
     margin = max(0.5, 0.03 * len(search.trials))
-    axes.set(xlabel="trial", ylabel=search.metric, xlim=(-margin, len(search.trials) - 1 + margin))
+    axes.set(xlabel="trial", ylabel=search.metric, xlim=(search.trials[0].number - margin, last + margin))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _place_legend(axes)
     caption = "Each point is a complete trial, the line the best so far."

@@ -13,6 +13,7 @@ from orchestrator.console.tables import format_duration, format_number
 from orchestrator.report.charts import draw_charts
 from orchestrator.report.style import template
 from orchestrator.study.attributes import REASON
+from orchestrator.study.selection import best_trial, own_trials
 
 _ROWS = 1000
 """Most trials in the table; of more trials it has those nearest to the best, then those without a value."""
@@ -35,6 +36,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
 
     Args:
         study: a study in any state, also without a complete trial. Of several objectives the first is shown.
+            Trials that were transferred from earlier sweeps are not shown.
         summary: facts that the study does not contain. Every key is optional: ``name``, ``metric``,
             ``sweep_id``, ``started`` (text), ``duration`` (seconds), ``scores`` (value of every
             ``test/<set>/<score>``), ``data_sets`` (each with name, role, source, digest, counts), ``model``
@@ -43,9 +45,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}
     study = _first_objective(study)
-    trials = study.get_trials(deepcopy=False)
-    best = study.best_trial if any(trial.state is TrialState.COMPLETE for trial in trials) else None
+    trials = own_trials(study.get_trials(deepcopy=False))
     maximise = study.direction is optuna.study.StudyDirection.MAXIMIZE
+    best = best_trial(trials, "max" if maximise else "min")
     html = template("sweep.html.jinja").render(
         summary=summary,
         name=summary["name"],

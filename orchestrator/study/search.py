@@ -13,7 +13,7 @@ from orchestrator.errors import InputError
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
-from orchestrator.study.selection import best_trial
+from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.study.trial_report import EpochEnded, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 
@@ -38,11 +38,7 @@ class SearchStudy(Study):
     @property
     def started_trials(self) -> list[FrozenTrial]:
         """All trials but enqueued ones that wait, and transferred ones."""
-        return [
-            trial
-            for trial in self.trials
-            if trial.state != TrialState.WAITING and attributes.SOURCE not in trial.user_attrs
-        ]
+        return [trial for trial in own_trials(self.trials) if trial.state != TrialState.WAITING]
 
     @property
     def is_seeded(self) -> bool:

@@ -1,9 +1,16 @@
-"""Selection of the best trial, the same for drivers and for commands that read a study."""
+"""Selection of the best trial, the same for drivers, reports and commands that read a study."""
 
 from collections.abc import Iterable
 from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.study import attributes
+
+
+def own_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials without those that were transferred from earlier sweeps."""
+    return [trial for trial in trials if attributes.SOURCE not in trial.user_attrs]
 
 
 def best_trial(trials: Iterable[FrozenTrial], mode: Literal["max", "min"]) -> FrozenTrial | None:

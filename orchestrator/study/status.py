@@ -13,7 +13,7 @@ from orchestrator.storage.base import Store
 from orchestrator.storage.directory import read_record
 from orchestrator.storage.study_database import read_trials
 from orchestrator.study import attributes
-from orchestrator.study.selection import best_trial
+from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.study.trial_report import trial_name
 
 DRIVEN = ("running", "silent")
@@ -99,7 +99,7 @@ def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mappin
 def _own_trials(kind: str, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials without those of earlier sweeps, and only the last attempt at each cell."""
     if kind == "sweep":
-        return [trial for trial in trials if attributes.SOURCE not in trial.user_attrs]
+        return own_trials(trials)
     cell = attributes.CELL
     cells = {str(trial.user_attrs[cell]): trial for trial in trials if cell in trial.user_attrs}
     return sorted(cells.values(), key=lambda trial: trial.number)

@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.report.sweep import write_report
+from orchestrator.study import attributes
 
 CELL = CategoricalDistribution(["rnn", "gru", "lstm"])
 WEIGHT = FloatDistribution(1e-3, 1.0, log=True)
@@ -242,3 +243,19 @@ def test_report_of_a_long_study_is_small(tmp_path: Path) -> None:
     assert path.stat().st_size < 2_000_000
     assert page.row("1499")[1] == "complete"
     assert "1000 of 1500" in page.source
+
+
+def test_report_leaves_out_transferred_trials(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    distributions = {"rnn.cell": CELL}
+    earlier = {"user_attrs": {attributes.SOURCE: "earlier", attributes.SOURCE_NUMBER: 7}}
+    study.add_trial(
+        create_trial(value=0.9, params={"rnn.cell": "rnn"}, distributions=distributions, **earlier)
+    )
+    for value, cell in ((0.5, "gru"), (0.6, "lstm"), (0.6, "gru")):
+        study.add_trial(create_trial(value=value, params={"rnn.cell": cell}, distributions=distributions))
+    page = Page(write_report(study, {"metric": "val/rank1"}, tmp_path / "report.html"))
+    assert "3 complete, 0 pruned" in page.source
+    assert [row[0] for row in page.rows if row and row[0].isdecimal()] == ["1", "2", "3"]
+    assert page.row("2")[2] == "0.6" and "best val/rank1, trial 2<" in page.source
+    assert page.row("rnn.cell")[1] == "lstm"
