@@ -32,6 +32,7 @@ import yaml
 
 from tests.infra.champion import PULL
 from tests.infra.required_tools import INFRA, need, need_module
+from tests.support.command_line import enable_signals
 from tests.support.paths import ROOT
 from tests.support.servers import Postgres, Seaweed, Server, free_ports, until
 
@@ -300,6 +301,7 @@ class Laptop:
                 env=self.environment,
                 stdout=file,
                 stderr=file,
+                preexec_fn=enable_signals,
             )
         return process, log
 
