@@ -53,7 +53,7 @@ ACCEPTED = {
         f"{RAY}|submitter|postgres|seaweedfs",
         "Ray's come from the operator; a database may recover",
     ),
-    "CKV_K8S_9": (f"{RAY}|submitter", "Ray's come from the operator; nobody asks a submitter"),
+    "CKV_K8S_9": (f"{RAY}|submitter", "the operator adds those of Ray; a submitter serves no requests"),
     "CKV_K8S_15": (
         ".*",
         "images loaded into kind are in no registry; tags name a version, which does not change",
@@ -636,7 +636,7 @@ def what_is_referred_to_exists(objects: list[Manifest]) -> Iterator[str]:
         return not optional and not (name in known and keys <= known[name])
 
     worn = {pod.spec.get("serviceAccountName", "default") for pod in pods(objects)}
-    yield from (f"nobody is {name}" for name in accounts - worn - {"default"})
+    yield from (f"no pod runs as {name}" for name in accounts - worn - {"default"})
     for pod in pods(objects):
         if pod.spec.get("serviceAccountName", "default") not in accounts:
             yield f"{pod.name}: service account {pod.spec['serviceAccountName']}"
@@ -700,7 +700,7 @@ def services_lead_to_pods(objects: list[Manifest]) -> Iterator[str]:
     for text in texts:
         for host, port in re.findall(r"(?:://|@)([a-z0-9]+):(\d+)", text):
             if int(port) not in ports.get(host, set()):
-                yield f"nobody listens at {host}:{port}"
+                yield f"no service listens at {host}:{port}"
 
 
 @check(
@@ -834,11 +834,11 @@ def connections(objects: list[Manifest], place: str, allowed: bool) -> Iterator[
     """Return the connections that must be possible, or must not be; all pods may use DNS."""
     group = "gpu" if place == "eks" else "cpu"
     ours = {pod.name: pod for pod in pods(objects)}
-    everybody = {**PEERS, **ours}
+    all_pods = {**PEERS, **ours}
     text = (ALLOWED if allowed else DENIED) + ALSO[place][not allowed]
     for line in filter(str.strip, text.splitlines()):
         source, target, port = line.replace("-group", f"-{group}").split()
-        yield everybody[source], everybody[target], int(port), "TCP"
+        yield all_pods[source], all_pods[target], int(port), "TCP"
     if allowed:
         for pod in ours.values():
             yield pod, DNS, 53, "UDP"

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +257,6 @@ def test_check_trainable_invalid_one_fails(trainable: Any, expected: str) -> Non
 
 @pytest.mark.parametrize("name", [*Sampler.builtin, MY_SAMPLER])
 def test_check_sampler_every_sampler_passes(name: str) -> None:
-    if name == "cmaes" and find_spec("cmaes") is None:
-        pytest.skip("cmaes is not installed")
     check_sampler(lambda: Sampler.model_validate(name).build(), continuous=name != "brute_force")
 
 
