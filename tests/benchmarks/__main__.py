@@ -1,0 +1,73 @@
+"""The benchmarks: ``python -m tests.benchmarks [NAME...]`` prints one table with a row for each measurement.
+
+Each module of this package that is named in `BENCHMARKS` has a function ``rows(quick)``. It measures this
+project and its peer in turns, and returns the rows. ``--quick`` takes smaller sizes and fewer repetitions, to
+try the benchmarks; its figures are not for the record.
+"""
+
+import argparse
+import importlib
+import platform
+import sys
+import time
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.table import Row
+
+BENCHMARKS: dict[str, str] = {}
+
+
+def main() -> int:
+    """Run the chosen benchmarks and print their table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; default: all"
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repetitions")
+    parser.add_argument("--raw", action="store_true", help="print every repetition under the table")
+    parsed = parser.parse_args()
+    for name in parsed.names:
+        if name not in BENCHMARKS:
+            parser.error(f"there is no benchmark {name}; the benchmarks are {', '.join(BENCHMARKS)}")
+    console = Console(width=max(160, Console().width))
+    console.print(machine())
+    rows: list[Row] = []
+    for name in parsed.names or BENCHMARKS:
+        begin = time.perf_counter()
+        rows += importlib.import_module(f"tests.benchmarks.{name}").rows(parsed.quick)
+        print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+    table = Table("what", "this project", "peer, same run", "ratio", "aim", show_lines=True)
+    for row in rows:
+        table.add_row(row.what, row.ours, row.peer, row.ratio, row.aim)
+    console.print(table)
+    if parsed.raw:
+        for row in rows:
+            console.print(f"{row.what}: {row.raw}", highlight=False)
+    return 0
+
+
+def machine() -> str:
+    """Return one line about this machine and the versions that matter."""
+    processor = platform.processor() or platform.machine()
+    for line in open("/proc/cpuinfo") if sys.platform == "linux" else ():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    memory = psutil.virtual_memory().total / 2**30
+    load = psutil.getloadavg()[0]
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {processor}, {psutil.cpu_count()} cores, {memory:.0f} GiB, load {load:.1f}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
