@@ -10,6 +10,7 @@ import importlib
 import platform
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -57,15 +58,14 @@ def main() -> int:
 def machine() -> str:
     """Return one line about this machine and the versions that matter."""
     processor = platform.processor() or platform.machine()
-    for line in open("/proc/cpuinfo") if sys.platform == "linux" else ():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        models = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        processor = models[0].partition(":")[2].strip() if models else processor
     memory = psutil.virtual_memory().total / 2**30
-    load = psutil.getloadavg()[0]
     return (
-        f"{time.strftime('%Y-%m-%d')}, {processor}, {psutil.cpu_count()} cores, {memory:.0f} GiB, load {load:.1f}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"{time.strftime('%Y-%m-%d')}, {processor}, {psutil.cpu_count()} cores, {memory:.0f} GiB, "
+        f"load {psutil.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}"
     )
 
 
