@@ -104,6 +104,9 @@ class ProcessFootprint:
         self._threads = set(threading.enumerate())
         self._children = self._child_processes()
         self._memory: int | None = None
+        # What is loaded now stays: without it, the garbage of a trial is found in milliseconds.
+        gc.collect()
+        gc.freeze()
         self._device_memory = _device_memory()
         self._grouped = _has_process_group()
 
@@ -125,8 +128,9 @@ class ProcessFootprint:
             return f"it left {held / 2**20:.0f} MiB of device memory allocated"
         memory = self._process.memory_info()
         private = memory.rss - getattr(memory, "shared", 0)
-        if self._memory is None:  # the first trial loads libraries and data
+        if self._memory is None:  # the first trial has loaded libraries and data, which stay
             self._memory = private
+            gc.freeze()
         if private - self._memory > _MAX_GROWTH:
             return f"its memory grew by {(private - self._memory) / 2**30:.1f} GiB"
         return ""

@@ -111,6 +111,7 @@ def _run_tune(
                 storage_path=scratch,
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=_MAX_RESTARTS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[monitor],
                 verbose=0,
             ),
