@@ -201,13 +201,14 @@ class Driver(ABC, Generic[OutcomeType]):
                     self._job.kind,
                 )
             with tracker:
-                code, outcome, undelivered = self._drive(study, joined, lease, tracker, data_sets)
+                code, outcome, undelivered = self._drive(job_id, study, joined, lease, tracker, data_sets)
         if outcome is not None:
             self.summarise(outcome)
         return FAILED if undelivered and not code else code
 
     def _drive(
         self,
+        job_id: str,
         study: Study,
         joined: Cluster,
         lease: Lease,
@@ -220,7 +221,7 @@ class Driver(ABC, Generic[OutcomeType]):
         try:
             columns = {"trainable": self._job.trainable, **self.columns()}
             tracker.log_sweep(self._job.resolved(), columns, data_sets)
-            code = self._run_trials(study, joined, lease, tracker)
+            code = self._run_trials(job_id, study, joined, lease, tracker)
             if code == DONE:
                 outcome = self.conclude(study, data_sets, tracker)
                 self._record(outcome, delivered=False)
@@ -254,12 +255,12 @@ class Driver(ABC, Generic[OutcomeType]):
                     records[record.name, record.role, record.digest] = record
         return list(records.values())
 
-    def _run_trials(self, study: Study, joined: Cluster, lease: Lease, tracker: Tracker) -> int:
+    def _run_trials(self, job_id: str, study: Study, joined: Cluster, lease: Lease, tracker: Tracker) -> int:
         """Run the trials that remain; return the exit code, DONE when at least one is complete."""
         if started := len(study.started_trials):
             _log.info("resuming: %d trials started before, %d remain", started, study.remaining())
         end = run_trials(
-            self._job, study, joined, self._directory, lease, tracker, self._progress, self._interrupt
+            self._job, job_id, study, joined, self._directory, lease, tracker, self._progress, self._interrupt
         )
         if end is not RunEnd.DONE:
             self.show_unfinished(study)

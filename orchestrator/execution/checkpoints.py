@@ -41,6 +41,11 @@ class TrialFolder:
 
     filesystem: pyarrow.fs.FileSystem
     path: str
+    owner: str
+    """Mark of the job in the names of its checkpoints.
+
+    A worker of a job that was started over may still write into the folder of the new job.
+    """
 
     def create(self) -> None:
         """Create the folder."""
@@ -76,7 +81,7 @@ class TrialFolder:
                 f"storage {self.path} does not exist on {platform.node()}; all nodes have to share it"
             )
         # The worker of an attempt that has ended may still write the same epoch: no two write one folder.
-        target = f"{self.path}/{_CHECKPOINT}{epoch:06d}_{uuid.uuid4().hex[:8]}"
+        target = f"{self.path}/{_CHECKPOINT}{epoch:06d}_{self.owner}_{uuid.uuid4().hex[:8]}"
         for file in sorted(source.rglob("*")):
             if file.is_file():
                 retrying(self._copy, file, f"{target}/{file.relative_to(source).as_posix()}")
@@ -90,18 +95,20 @@ class TrialFolder:
                 self.filesystem.delete_file(checkpoint + _COMPLETE)
             self.filesystem.delete_dir(checkpoint)
 
-    def delete_incomplete(self) -> None:
-        """Delete what workers left that died, and all checkpoints but the last; a fault leaves them.
+    def delete_all_but(self, checkpoint: str) -> None:
+        """Delete all other checkpoints, also those of workers that died; a fault leaves them.
 
-        An incomplete checkpoint that is not older than the last one stays: a worker that does not know yet
-        that its attempt has ended may still be uploading it.
+        An incomplete checkpoint of the same or a later epoch stays: a worker that does not know yet that its
+        attempt has ended may still be uploading it.
         """
+        kept = checkpoint.rpartition("/")[2]
         with contextlib.suppress(OSError):
             names = self._names()
             complete = self._complete(names)
             for name in names:
-                is_checkpoint = name.startswith(_CHECKPOINT) and not name.endswith(_COMPLETE)
-                if complete and is_checkpoint and _order(name) < _order(complete[-1]):
+                if name == kept or not name.startswith(_CHECKPOINT) or name.endswith(_COMPLETE):
+                    continue
+                if name in complete or epoch_of(name) < epoch_of(kept):
                     self.delete(f"{self.path}/{name}")
 
     def record_hang(self, worker: str, stacks: bytes) -> None:
@@ -129,16 +136,17 @@ class TrialFolder:
 
     def _complete(self, names: list[str]) -> list[str]:
         """Return the names of the complete checkpoints, the last one at the end."""
-        complete = {name for name in names if name + _COMPLETE in names}
+        mark = f"_{self.owner}_"
+        complete = {name for name in names if name + _COMPLETE in names and mark in name}
         if _LIST in names:
             complete |= set(re.findall(rf"{_CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
-        return sorted(complete, key=_order)
+        return sorted(complete, key=lambda name: (epoch_of(name), name))
 
 
-def _order(checkpoint: str) -> tuple[bool, str]:
-    """Return the key by which checkpoints sort: by date those of version 0.1.0, then by epoch the others."""
-    dated = re.match(rf"{_CHECKPOINT}\d{{4}}-", checkpoint) is not None
-    return not dated, checkpoint
+def epoch_of(checkpoint: str | None) -> int:
+    """Return the epoch of a checkpoint by its path; 0 for None, and for one of version 0.1.0."""
+    match = re.search(rf"{_CHECKPOINT}(\d+)_[^/]*$", checkpoint or "")
+    return int(match[1]) if match else 0
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 import contextlib
 import gc
+import locale
+import logging
+import operator
 import os
 import random
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,26 +25,50 @@ _MAX_DEVICE_GROWTH = 256 << 20
 _GRACE_SECONDS = 2.0
 """Time for the threads of a trial to end after it."""
 
-_TRACKERS = ("resource_tracker", "semaphore_tracker", "forkserver")
-"""Processes of ``multiprocessing`` that live as long as their parent and hold nothing of a trial."""
+_HELPERS = ("resource_tracker", "semaphore_tracker", "forkserver", "compile_worker")
+"""Child processes of libraries, which live as long as the process and hold nothing of a trial."""
+
+_PRECISIONS = (
+    "",
+    "cuda.matmul",
+    "cudnn",
+    "cudnn.conv",
+    "cudnn.rnn",
+    "mkldnn",
+    "mkldnn.conv",
+    "mkldnn.matmul",
+    "mkldnn.rnn",
+)
+"""The parts of ``torch.backends`` that have a precision, itself first."""
+
+_SWITCHES = {
+    "cuda.matmul": ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+    "cudnn": ("enabled", "benchmark", "deterministic", "benchmark_limit"),
+    "mkldnn": ("enabled",),
+}
+"""Switches of ``torch.backends``."""
 
 
 @contextlib.contextmanager
-def isolated(seed: int) -> Iterator[None]:
+def isolated(seed: Sequence[int]) -> Iterator[None]:
     """Seed the global generators, and restore the settings of the process after the block.
 
-    A trial in a used process therefore starts with the state of one in a new process. Restored are the
-    environment, the working directory, the import path, the filters of ``warnings``, and the settings of
-    NumPy and PyTorch that change results or speed.
+    Restored are the environment, the working directory, the import path, the locale, the filters of
+    ``warnings``, and the settings of NumPy and PyTorch that change results or speed.
+
+    Args:
+        seed: integers of at least 0 that together are the seed.
     """
     import torch
 
     environment, path, folder = dict(os.environ), list(sys.path), os.getcwd()
+    words, level = locale.setlocale(locale.LC_ALL), logging.root.manager.disable
     errors = np.geterr()
     settings = _torch_settings()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed % 2**63)
+    seeds = np.random.SeedSequence(seed).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.manual_seed(int(seeds[2]))
     try:
         with warnings.catch_warnings():
             yield
@@ -51,6 +78,8 @@ def isolated(seed: int) -> Iterator[None]:
         os.environ.update(environment)
         sys.path[:] = path
         os.chdir(folder)
+        locale.setlocale(locale.LC_ALL, words)
+        logging.disable(level)
         np.seterr(**errors)
         _restore_torch(settings)
 
@@ -62,16 +91,20 @@ def _torch_settings() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precisions": {name: _backend(name).fp32_precision for name in _PRECISIONS},
+        "switches": {
+            (name, switch): getattr(_backend(name), switch)
+            for name, switches in _SWITCHES.items()
+            for switch in switches
+        },
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "grad": torch.is_grad_enabled(),
         "anomaly": torch.is_anomaly_enabled(),
-        "cudnn": {
-            name: getattr(torch.backends.cudnn, name)
-            for name in ("enabled", "benchmark", "deterministic", "benchmark_limit")
+        "autocast": {
+            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
         },
-        "onednn": torch.backends.mkldnn.enabled,
     }
 
 
@@ -82,18 +115,28 @@ def _restore_torch(settings: dict[str, Any]) -> None:
     torch.set_default_dtype(settings["dtype"])
     if torch.get_default_device() != settings["device"]:
         torch.set_default_device(None if settings["device"].type == "cpu" else settings["device"])
-    torch.set_float32_matmul_precision(settings["precision"])
+    for name, precision in settings["precisions"].items():
+        if _backend(name).fp32_precision != precision:
+            _backend(name).fp32_precision = precision
+    for (name, switch), value in settings["switches"].items():
+        if getattr(_backend(name), switch) != value:
+            setattr(_backend(name), switch, value)
     torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
     torch.set_grad_enabled(settings["grad"])
     torch.autograd.set_detect_anomaly(settings["anomaly"])
-    for name, value in settings["cudnn"].items():
-        if getattr(torch.backends.cudnn, name) != value:
-            setattr(torch.backends.cudnn, name, value)
-    if torch.backends.mkldnn.enabled != settings["onednn"]:
-        torch.backends.mkldnn.enabled = settings["onednn"]
+    for kind, (enabled, dtype) in settings["autocast"].items():
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
     torch.clear_autocast_cache()
+    torch.set_flush_denormal(False)
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+def _backend(name: str) -> Any:
+    import torch
+
+    return operator.attrgetter(name)(torch.backends) if name else torch.backends
 
 
 class ProcessFootprint:
@@ -113,10 +156,13 @@ class ProcessFootprint:
     def leftover(self) -> str:
         """Return what the trials so far left behind, so that another one would not be alone; else empty."""
         gc.collect()
-        new = [thread for thread in threading.enumerate() if thread not in self._threads]
+        new = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._threads and not _belongs_to_library(thread)
+        ]
         for thread in new:
-            if thread is not threading.current_thread():
-                thread.join(_GRACE_SECONDS / len(new))
+            thread.join(_GRACE_SECONDS / len(new))
         names = [thread.name for thread in new if thread.is_alive()]
         if names:
             return f"it left {len(names)} thread{'s' * (len(names) > 1)} ({', '.join(sorted(names)[:3])})"
@@ -139,9 +185,15 @@ class ProcessFootprint:
         children = set()
         for child in self._process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if not any(tracker in " ".join(child.cmdline()) for tracker in _TRACKERS):
+                direct = child.ppid() == self._process.pid
+                if not (direct and any(helper in " ".join(child.cmdline()) for helper in _HELPERS)):
                     children.add(child)
         return children
+
+
+def _belongs_to_library(thread: threading.Thread) -> bool:
+    """Return whether a thread is one of tqdm, or was not started by Python: these hold nothing of a trial."""
+    return type(thread).__module__.startswith("tqdm") or isinstance(thread, threading._DummyThread)
 
 
 def poisons_process(error: BaseException) -> bool:
@@ -150,6 +202,9 @@ def poisons_process(error: BaseException) -> bool:
     An exception of the trial's own code leaves the process as it was. An error of the device or of the memory
     may not.
     """
+    cause = error.__cause__ or error.__context__
+    if cause is not None and poisons_process(cause):
+        return True
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "SystemError", "OutOfMemoryError", "AcceleratorError"}:
         return True

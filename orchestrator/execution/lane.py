@@ -1,14 +1,17 @@
 """A lane: the Ray Tune trial actor that runs one trial after the other on the same workers."""
 
 import logging
+import time
 from typing import Any, ClassVar
 
 import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group_table
+from ray.util.state import list_tasks
+from ray.util.state.exception import RayStateApiException
 
-from orchestrator.errors import SweepError, TrialError
+from orchestrator.errors import SweepError, TrialError, one_line
 from orchestrator.execution.failures import WorkersLostError
 from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.trial import Reports, run_trial
@@ -18,8 +21,10 @@ from orchestrator.study.trial_report import WorkersReplaced, encode
 
 _log = logging.getLogger(__name__)
 
-_SHARE_SECONDS = 10.0
-"""Age from which a lane gives its workers back, after a trial, when another job waits for resources."""
+_Filter = tuple[str, str, str | bool | int | float]
+
+_SHARE_SECONDS, _MAX_SHARE_SECONDS = 10.0, 600.0
+"""Shortest and longest time between two looks whether another job waits for resources."""
 
 
 class Lane(tune.Trainable):
@@ -32,21 +37,31 @@ class Lane(tune.Trainable):
     spec: ClassVar[TrialSpec]
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin the first trial."""
+        """Prepare for the first trial."""
         self._workers: WorkerGroup | None = None
         self._groups = 0
-        self._begin(config)
+        self._share_seconds = _SHARE_SECONDS
+        self._looked = time.monotonic()
+        self._reports: Reports | None = None
+        self._next: dict[str, Any] | None = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin the next trial."""
-        self._end_trial()
-        if self._workers is not None and self._workers.age > _SHARE_SECONDS and _another_job_waits():
-            self._release()
-        self._begin(new_config)
+        """Note the next trial; Tune would not repeat it if it failed here."""
+        self._next = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next report of the trial, or an empty result after a second without one."""
+        """Return the next report of the trial, or an empty result after a second without one.
+
+        Raises:
+            RayError: the mailbox of the workers died. Tune runs the trial again on another lane.
+        """
+        if self._next is not None:
+            self._end_trial()
+            self._share()
+            self._reports = run_trial(self._next, self.spec, self._run)
+            self._next = None
+        assert self._reports is not None
         report = next(self._reports)
         return {} if report is None else encode(report)
 
@@ -63,9 +78,6 @@ class Lane(tune.Trainable):
 
     def __repr__(self) -> str:
         return f"lane of {self.spec.job}"
-
-    def _begin(self, suggestion: dict[str, Any]) -> None:
-        self._reports = run_trial(suggestion, self.spec, self._run)
 
     def _run(self, job: TrialJob) -> Reports:
         """Run a trial on the workers of this lane, on new ones if it has none."""
@@ -86,11 +98,18 @@ class Lane(tune.Trainable):
                 raise
 
     def _end_trial(self) -> None:
-        try:
+        if self._reports is not None:
             self._reports.close()
-        except (TrialError, WorkersLostError, SweepError) as error:  # the workers died as they were stopped
-            _log.warning("%s", error)
+
+    def _share(self) -> None:
+        """Give the workers back if another job waits for resources, each time less often."""
+        now = time.monotonic()
+        if self._workers is None or now - self._looked < self._share_seconds:
+            return
+        self._looked = now
+        if _another_job_waits():
             self._release()
+            self._share_seconds = min(2 * self._share_seconds, _MAX_SHARE_SECONDS)
 
     def _release(self) -> None:
         if self._workers is not None:
@@ -112,11 +131,16 @@ def lane_class(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Lane
 
 
 def _another_job_waits() -> bool:
-    """Return whether a placement group of another Ray job waits for resources."""
-    job = ray.get_runtime_context().get_job_id()
+    """Return whether a placement group, a task or an actor of another Ray job waits for resources."""
+    context = ray.get_runtime_context()
+    job = context.get_job_id()
     try:
         groups: dict[str, dict[str, Any]] = placement_group_table()
-    except RayError:
+        # The id of a group ends with that of its job.
+        if any(entry["state"] == "PENDING" and group[-8:] != job for group, entry in groups.items()):
+            return True
+        waits: list[_Filter] = [("state", "=", "PENDING_NODE_ASSIGNMENT"), ("job_id", "!=", job)]
+        return bool(list_tasks(address=context.gcs_address, filters=waits, limit=1, timeout=10))
+    except (RayError, RayStateApiException) as error:
+        _log.warning("cannot see whether another job waits: %s", one_line(error, 300))
         return False
-    # The id of a group ends with that of its job.
-    return any(entry["state"] == "PENDING" and group[-8:] != job for group, entry in groups.items())

@@ -21,26 +21,29 @@ class TrialJob:
 class Mailbox:
     """An actor of Ray that belongs to one worker group. It imports neither Ray Tune nor Ray Train.
 
-    Messages are encoded reports. A worker that reports waits for the verdict: whether its trial continues.
+    Messages are encoded reports. Those of a trial that is not the current one are dropped. A worker that
+    reports waits for the verdict: whether its trial continues.
     """
 
     def __init__(self, workers: int, trials: int) -> None:
         """Serve ``workers`` workers until they have run ``trials`` trials."""
-        self._limit = trials
-        self._taken = [0] * workers
-        self._idle = asyncio.Barrier(workers)
+        self._workers, self._limit = workers, trials
+        self._current: int | None = None
+        self._taken: list[list[int]] = [[] for _ in range(workers)]
+        self._idle, self._finished = asyncio.Barrier(workers), asyncio.Barrier(workers)
         self._trials: list[asyncio.Queue[TrialJob | None]] = [asyncio.Queue() for _ in range(workers)]
         self._messages: asyncio.Queue[tuple[dict[str, Any], bool]] = asyncio.Queue()
-        self._verdicts: dict[int, list[asyncio.Queue[bool]]] = {}
-        self._ended: dict[int, asyncio.Event] = {}
+        self._report: dict[str, Any] = {}
+        self._arrived = 0
+        self._verdict: asyncio.Future[bool] | None = None
+        self._task = asyncio.Event()
         self._fault = ""
 
     async def hand(self, job: TrialJob) -> None:
         """Give all workers their next trial."""
-        # Ranks of the trial before may still ask for their last verdict.
-        for number in list(self._verdicts)[:-1]:
-            del self._verdicts[number]
-        self._verdicts[job.number] = [asyncio.Queue() for _ in self._trials]
+        self._current = job.number
+        self._messages = asyncio.Queue()
+        self._arrived, self._verdict = 0, None
         for trials in self._trials:
             trials.put_nowait(job)
 
@@ -56,19 +59,22 @@ class Mailbox:
         except TimeoutError:
             return None
 
-    async def answer(self, number: int, continues: bool) -> None:
-        """Give the verdict on the last report of a trial to all workers."""
-        for verdicts in self._verdicts[number]:
-            verdicts.put_nowait(continues)
+    async def answer(self, continues: bool) -> None:
+        """Give the verdict on the last report to all workers."""
+        assert self._verdict is not None
+        verdict, self._verdict = self._verdict, None
+        verdict.set_result(continues)
+
+    async def was_taken(self, number: int) -> bool:
+        """Return whether a worker has taken a trial."""
+        return any(number in taken for taken in self._taken)
 
     async def fault(self) -> str:
         """Return why the workers do not take another trial; empty if they have run all that they may."""
         return self._fault
 
     async def next_trial(self, rank: int, fault: str) -> TrialJob | None:
-        """Return the next trial of a worker, or None when it has to end.
-
-        All workers end together.
+        """Return the next trial of a worker, or None when it has to end. All workers end together.
 
         Args:
             rank: of the worker.
@@ -76,25 +82,45 @@ class Mailbox:
         """
         self._fault = self._fault or fault
         await self._idle.wait()
-        if self._fault or self._taken[rank] >= self._limit:
+        if self._fault or len(self._taken[rank]) >= self._limit:
             return None
-        self._taken[rank] += 1
-        return await self._trials[rank].get()
+        trial = await self._trials[rank].get()
+        if trial is not None:
+            self._taken[rank].append(trial.number)
+        return trial
 
-    async def tell(self, message: dict[str, Any]) -> None:
-        """Take a message that needs no verdict."""
-        self._messages.put_nowait((message, False))
+    async def tell(self, number: int, message: dict[str, Any]) -> None:
+        """Take a message of a trial that needs no verdict."""
+        if number == self._current:
+            self._messages.put_nowait((message, False))
 
     async def report(self, number: int, rank: int, message: dict[str, Any]) -> bool:
-        """Take the report of a worker; return the verdict. Only the message of rank 0 counts."""
+        """Take the report of a worker; return the verdict.
+
+        The message of rank 0 counts, once all ranks have reported.
+        """
+        if number != self._current:
+            return False
+        if self._verdict is None:
+            self._verdict = asyncio.get_running_loop().create_future()
+        verdict = self._verdict
         if rank == 0:
-            self._messages.put_nowait((message, True))
-        return await self._verdicts[number][rank].get()
+            self._report = message
+        self._arrived += 1
+        if self._arrived == self._workers:
+            self._arrived = 0
+            self._messages.put_nowait((self._report, True))
+        return await asyncio.shield(verdict)
 
-    async def train(self, number: int) -> None:
-        """Return when a trial has ended: a task with the name of the trial, for the Ray dashboard."""
-        await self._ended.setdefault(number, asyncio.Event()).wait()
+    async def finish(self) -> None:
+        """Return when all ranks have trained their trial to its end."""
+        await self._finished.wait()
 
-    async def end(self, number: int) -> None:
-        """End the task `train` of a trial."""
-        self._ended.pop(number, asyncio.Event()).set()
+    async def train(self) -> None:
+        """Return when the trial has ended: a task with the name of the trial, for the Ray dashboard."""
+        self._task = asyncio.Event()
+        await self._task.wait()
+
+    async def end(self) -> None:
+        """End the task `train`."""
+        self._task.set()

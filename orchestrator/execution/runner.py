@@ -41,6 +41,7 @@ class RunEnd(Enum):
 
 def run_trials(
     job: Job,
+    job_id: str,
     study: Study,
     cluster: Cluster,
     directory: JobDirectory,
@@ -56,6 +57,7 @@ def run_trials(
     if study.remaining() and not stopper.spent_reason():
         spec = TrialSpec(
             job=job.name,
+            job_id=job_id,
             trainable=job.trainable,
             folder=f"{directory.root}/trials",
             filesystem=directory.filesystem,

@@ -68,7 +68,10 @@ class _Attempts:
             self._folder.create()
             self._hangs = set(self._folder.hangs())
             self._policy = FailurePolicy(self._folder.last_checkpoint() or "", len(self._hangs))
-        return self._folder.last_checkpoint()
+        last = self._folder.last_checkpoint()
+        if last is not None:
+            self._folder.delete_all_but(last)
+        return last
 
     def consequence(self, error: Exception) -> TrialReport:
         """Return what follows from what an attempt raised."""

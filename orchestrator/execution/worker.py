@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from orchestrator import trainable
 from orchestrator.errors import StorageError, newer_schema
-from orchestrator.execution.checkpoints import TrialFolder, storage_errors
+from orchestrator.execution.checkpoints import TrialFolder, epoch_of, storage_errors
 from orchestrator.execution.failures import explain
 from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
 from orchestrator.execution.mailbox import TrialJob
@@ -35,9 +35,9 @@ from orchestrator.study.trial_report import (
     Trained,
     TrialReport,
     encode,
+    is_last,
     trial_name,
 )
-from orchestrator.trainable import Trainable
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ class TrialSpec:
     """What all trials of a job share."""
 
     job: str
+    job_id: str
+    """Identifier of the job, which a job that is started over does not share with the one before."""
+
     trainable: str
     folder: str
     filesystem: pyarrow.fs.FileSystem | None
@@ -78,7 +81,7 @@ class TrialSpec:
     def trial_folder(self, number: int) -> TrialFolder:
         """Return the folder of a trial."""
         filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
-        return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}")
+        return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", self.job_id[:8])
 
 
 class TrialStopped(BaseException):
@@ -93,13 +96,16 @@ def run_worker(job: Mapping[str, Any]) -> None:
     spec, mailbox = job["spec"], job["mailbox"]
     rank = ray.train.get_context().get_world_rank()
     _log_to_worker_file(spec.trainable)
-    subject = trainable.load(spec.trainable)
+    trainable.load(spec.trainable)
     footprint, leftover = ProcessFootprint(), ""
     while (trial := ray.get(mailbox.next_trial.remote(rank, leftover))) is not None:
         _log.info("%s starts on rank %d", trial_name(trial.number), rank)
-        _TrialRun(spec, mailbox, rank, trial, subject).run()
+        _TrialRun(spec, mailbox, rank, trial).run()
         _log.info("%s has ended", trial_name(trial.number))
-        leftover = footprint.leftover()
+        try:
+            leftover = footprint.leftover()
+        except Exception as error:  # such as one of the device, which it reports only now
+            leftover = f"its process failed: {explain(error)}"
 
 
 def _log_to_worker_file(dotted: str) -> None:
@@ -112,10 +118,12 @@ def _log_to_worker_file(dotted: str) -> None:
 class _TrialRun:
     """One trial on one worker."""
 
-    def __init__(self, spec: TrialSpec, mailbox: Any, rank: int, trial: TrialJob, subject: Trainable) -> None:
+    def __init__(self, spec: TrialSpec, mailbox: Any, rank: int, trial: TrialJob) -> None:
         self._spec, self._mailbox, self._rank, self._trial = spec, mailbox, rank, trial
-        self._subject = subject
+        self._subject = trainable.load(spec.trainable)
         self._folder = spec.trial_folder(trial.number)
+        self._silent = False
+        """Whether the trial has ended for the lane, so that what happens afterwards says nothing about it."""
 
     def run(self) -> None:
         """Train the trial, and score it if the job scores every trial.
@@ -125,32 +133,38 @@ class _TrialRun:
         """
         try:
             config: Any = self._subject.Config.model_validate(self._trial.config)
-            with self._shown(), isolated(config.seed):
+            seed = [abs(config.seed), self._rank, epoch_of(self._trial.checkpoint)]
+            with self._shown(), isolated(seed):
                 checkpoint = self._trial.checkpoint if self._trial.trained else self._train(config)
                 if checkpoint is not None and self._rank == 0:
                     self._conclude(config, checkpoint)
         except TrialStopped:
             _log.info("%s is stopped early", trial_name(self._trial.number))
         except BaseException as error:
-            in_use = isinstance(error, StorageError | RayError) or poisons_process(error)
-            if in_use or self._spec.workers > 1:  # other ranks may wait for this one forever
+            lasting = isinstance(error, StorageError | RayError) or poisons_process(error)
+            if lasting or self._spec.workers > 1:  # other ranks may wait for this one forever
                 raise
+            _log.warning("%s raised an exception", trial_name(self._trial.number), exc_info=error)
             self._tell(Failed(explain(error), traceback.format_exc()))
 
     def _train(self, config: Any) -> str | None:
         with _Watchdog(self._spec.report_timeout, self._folder) as watchdog, contextlib.ExitStack() as stack:
             context = WorkerContext(self._trial, self._mailbox, self._folder, watchdog, stack)
             self._tell(Started())
-            self._subject.fit(config, context)
-            if context.stopped:  # `fit` has caught the exception
-                raise TrialStopped
+            try:
+                self._subject.fit(config, context)
+            finally:
+                self._silent = context.stopped
+        if context.stopped:  # `fit` has caught the exception
+            raise TrialStopped
+        ray.get(self._mailbox.finish.remote())
         if context.checkpoint is None and self._rank == 0:
             lacking = "checkpoint" if context.reports else "report"
             self._tell(Failed(f"it ended without a {lacking}"))
         return context.checkpoint
 
     def _conclude(self, config: Any, checkpoint: str) -> None:
-        self._folder.delete_incomplete()
+        self._folder.delete_all_but(checkpoint)
         self._tell(Trained(checkpoint))
         if self._spec.scores_trials:
             try:
@@ -164,8 +178,9 @@ class _TrialRun:
             self._tell(report)
 
     def _tell(self, report: TrialReport) -> None:
-        if self._rank == 0:
-            ray.get(self._mailbox.tell.remote(encode(report)))
+        if self._rank == 0 and not self._silent:
+            self._silent = is_last(report, self._spec.scores_trials)
+            ray.get(self._mailbox.tell.remote(self._trial.number, encode(report)))
 
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
@@ -174,14 +189,14 @@ class _TrialRun:
         gauge = threading.Thread(target=mark_worker, args=(self._spec.job, name, ended), daemon=True)
         gauge.start()
         if self._rank == 0:
-            self._mailbox.train.options(name=name).remote(self._trial.number)
+            self._mailbox.train.options(name=name).remote()
         try:
             yield
         finally:
             ended.set()
             gauge.join()
             if self._rank == 0:
-                self._mailbox.end.remote(self._trial.number)
+                self._mailbox.end.remote()
 
 
 class WorkerContext:
@@ -212,7 +227,7 @@ class WorkerContext:
         self.reports: list[dict[str, float]] = []
         """The reports of the trial so far, those before a resume too."""
         self._trial, self._mailbox, self._folder = trial, mailbox, folder
-        self._watchdog, self._stack = watchdog, stack
+        self._watchdog, self._stack = watchdog, stack  # the stack outlives what `restore` returns
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; rank 0 uploads what ``save`` writes as the checkpoint of the trial.
@@ -220,6 +235,8 @@ class WorkerContext:
         Raises:
             TrialStopped: the trial is stopped early.
         """
+        if self.stopped:
+            raise TrialStopped
         self.reports.append(metrics)
         before = self.checkpoint
         if save is not None and self.rank == 0:
@@ -242,7 +259,8 @@ class WorkerContext:
             return None
         checkpoint = ray.train.Checkpoint(self._trial.checkpoint, self._folder.filesystem)
         with storage_errors():
-            folder = Path(self._stack.enter_context(checkpoint.as_directory()))
+            copy = self._stack.enter_context(tempfile.TemporaryDirectory())
+            folder = Path(checkpoint.to_directory(copy))
             self.reports = _load_reports((folder / _REPORTS_FILE).read_text())
         for metrics in self.reports:
             self._wait(self._send(metrics))
@@ -282,8 +300,10 @@ class _Watchdog:
     def paused(self) -> Iterator[None]:
         """Do not count the time of the block, and start to count anew after it."""
         self._deadline = math.inf
-        yield
-        self._deadline = time.monotonic() + self._timeout
+        try:
+            yield
+        finally:
+            self._deadline = time.monotonic() + self._timeout
 
     def _watch(self) -> None:
         while not self._ended.wait(min(_WATCH_SECONDS, self._timeout / 4)):

@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -30,7 +30,7 @@ _END_SECONDS = 30.0
 
 
 class GroupEndedError(Exception):
-    """The workers ended before they took the trial; ``fault`` says whether their last trial is the cause."""
+    """The workers ended before they took the trial; ``fault`` says why, empty after their last trial."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(fault)
@@ -61,6 +61,7 @@ class WorkerGroup:
         threading.Thread(target=_settle, args=(self._outcome, trainer.fit), daemon=True).start()
         self._begin = time.monotonic()
         self._idle = True
+        self._trials = 0
 
     @property
     def age(self) -> float:
@@ -78,46 +79,48 @@ class WorkerGroup:
             WorkersLostError: the workers are lost by a fault of a machine or of the storage.
             StorageError: no space is left.
             GroupEndedError: the workers had ended before.
+            RayError: the mailbox died; the workers end with the process of the lane.
         """
         self._idle = False
-        started = False
-        try:
-            ray.get(self._mailbox.hand.remote(job))
-            while True:
-                message = ray.get(self._mailbox.receive.remote(POLL_SECONDS))
-                if message is None and self._outcome.done():
-                    self._raise_outcome(started)
-                report = None if message is None else decode(message[0])
-                started = started or report is not None
-                self._idle = report is not None and is_last(report, self._scored)
-                if message is None or not message[1]:
-                    yield report
-                else:
-                    yield from self._await_verdict(job.number, report)
-        except RayError as error:  # the mailbox died
-            raise classify_controller_failure(error) from error
+        self._trials += 1
+        ray.get(self._mailbox.hand.remote(job))
+        while True:
+            ended = self._outcome.done()
+            message = ray.get(self._mailbox.receive.remote(POLL_SECONDS))
+            if message is None and ended:
+                self._raise_outcome(job.number)
+            report = None if message is None else decode(message[0])
+            self._idle = report is not None and is_last(report, self._scored)
+            if message is None or not message[1]:
+                yield report
+            else:
+                yield from self._await_verdict(report)
 
-    def _await_verdict(
-        self, number: int, report: TrialReport | None
-    ) -> Generator[TrialReport | None, None, None]:
-        continues = False
+    def _await_verdict(self, report: TrialReport | None) -> Generator[TrialReport | None, None, None]:
         try:
             yield report
-            continues = True
-        finally:
-            self._idle = not continues
-            ray.get(self._mailbox.answer.remote(number, continues))
+        except GeneratorExit:
+            self._idle = True
+            with contextlib.suppress(RayError):  # workers without a mailbox end
+                ray.get(self._mailbox.answer.remote(False))
+            raise
+        ray.get(self._mailbox.answer.remote(True))
 
     def close(self) -> None:
         """Let the workers end. Busy ones end with the process of their lane."""
         with contextlib.suppress(RayError):
             ray.get(self._mailbox.close.remote())
         if self._idle:
-            with contextlib.suppress(Exception):  # what ended them earlier no longer matters
-                self._outcome.result(_END_SECONDS)
+            wait([self._outcome], _END_SECONDS)
 
-    def _raise_outcome(self, started: bool) -> None:
-        """Raise why the workers have ended."""
+    def _raise_outcome(self, number: int) -> None:
+        """Raise why the workers have ended; a trial that they did not take is not to blame."""
+        taken = ray.get(self._mailbox.was_taken.remote(number))
+        error = self._outcome.exception()
+        if not taken and error is None:
+            raise GroupEndedError(ray.get(self._mailbox.fault.remote()))
+        if not taken and self._trials > 1:
+            raise GroupEndedError(f"its workers ended: {one_line(error, 300)}") from error
         try:
             self._outcome.result()
         except ray.train.WorkerGroupError as error:
@@ -128,9 +131,7 @@ class WorkerGroup:
             if is_full(error):
                 raise StorageError(f"storage: {error}", full=True) from error
             raise WorkersLostError(one_line(f"storage: {error}", 300), str(error), unlimited=True) from error
-        if started:
-            raise WorkersLostError("its workers ended before the trial", "", unlimited=False)
-        raise GroupEndedError(ray.get(self._mailbox.fault.remote()))
+        raise WorkersLostError("its workers ended before the trial's end", "", unlimited=False)
 
 
 def _trainer(spec: TrialSpec, mailbox: Any, name: str, scratch: str) -> "ray.train.torch.TorchTrainer":

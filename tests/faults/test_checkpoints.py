@@ -46,7 +46,9 @@ def test_upload_that_does_not_raise_is_complete(
     outcomes: Counter[str] = Counter()
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         proxy.plan(seed=3, rates=rates)
-        folder = TrialFolder(open_bucket(seaweed, proxy.endpoint), f"{seaweed.bucket}/{'-'.join(rates)}")
+        folder = TrialFolder(
+            open_bucket(seaweed, proxy.endpoint), f"{seaweed.bucket}/{'-'.join(rates)}", "owner"
+        )
         open_bucket(seaweed, seaweed.endpoint).create_dir(folder.path)
         for number in range(15):
             try:
@@ -67,7 +69,7 @@ def test_upload_after_two_faults_succeeds(seaweed: Seaweed, tmp_path: Path) -> N
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "state.json").write_text("{}")
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
-        folder = TrialFolder(open_bucket(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
+        folder = TrialFolder(open_bucket(seaweed, proxy.endpoint), f"{seaweed.bucket}/again", "owner")
         open_bucket(seaweed, seaweed.endpoint).create_dir(folder.path)
         proxy.plan(rates={"expired": 1.0}, limit=2)
         uploaded = folder.save(tmp_path / "local", 1)
@@ -79,7 +81,7 @@ def test_upload_after_two_faults_succeeds(seaweed: Seaweed, tmp_path: Path) -> N
 
 def test_upload_to_unshared_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
-    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"))
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"), "owner")
     with pytest.raises(ValueError, match="all nodes have to share it"):
         folder.save(tmp_path, 1)
     assert not (tmp_path / "elsewhere").exists()

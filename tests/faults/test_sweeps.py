@@ -150,10 +150,10 @@ def test_sweep_with_damaged_or_missing_study_is_refused(file: Path, tmp_path: Pa
     before = kept.read_bytes()
     kept.write_bytes(before[: len(before) // 2])
     (line,) = refusal(command_line.run("sweep", file, *options, "--trials", "2"))
-    assert line.startswith(f"error: study: {kept} is damaged (") and line.endswith("with --fresh")
+    assert line.startswith(f"error: {file}: study: {kept} is damaged (") and line.endswith("with --fresh")
     kept.unlink()
     (line,) = refusal(command_line.run("sweep", file, *options, "--trials", "2"))
-    assert line.startswith("error: study: it holds no trial, but ") and line.endswith("with --fresh")
+    assert line.startswith(f"error: {file}: study: it holds no trial, but ") and line.endswith("with --fresh")
     kept.write_bytes(before)
     done = command_line.run("sweep", file, *options, "--trials", "2")
     assert done.returncode == 0 and len(study(tmp_path).trials) == 2, done.stdout + done.stderr

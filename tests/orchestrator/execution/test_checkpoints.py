@@ -1,6 +1,7 @@
 """The folder of a trial: which checkpoint counts, and what is deleted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs
@@ -11,7 +12,7 @@ from orchestrator.execution.checkpoints import TrialFolder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> TrialFolder:
-    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "trial-0000"))
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "trial-0000"), "owner")
     folder.create()
     return folder
 
@@ -33,7 +34,9 @@ def test_new_folder_has_no_checkpoint(folder: TrialFolder) -> None:
 
 
 def test_folder_that_does_not_exist_has_no_checkpoint(tmp_path: Path) -> None:
-    assert TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "none")).last_checkpoint() is None
+    assert (
+        TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "none"), "owner").last_checkpoint() is None
+    )
 
 
 def test_saved_checkpoint_has_all_files_and_is_the_last(folder: TrialFolder, source: Path) -> None:
@@ -60,13 +63,19 @@ def test_deleted_checkpoint_does_not_count(folder: TrialFolder, source: Path) ->
     folder.delete(second)  # as when an attempt deletes what another one has deleted
 
 
-def test_incomplete_checkpoints_before_the_last_are_deleted(folder: TrialFolder, source: Path) -> None:
-    paths = [folder.save(source, epoch) for epoch in range(1, 5)]
-    Path(f"{paths[0]}.complete").unlink()
-    Path(f"{paths[3]}.complete").unlink()
-    folder.delete_incomplete()
-    assert checkpoints(folder) == [Path(path).name for path in paths[2:]]  # the last one may be in upload
+def test_all_but_one_are_deleted_except_what_may_be_in_upload(folder: TrialFolder, source: Path) -> None:
+    paths = [folder.save(source, epoch) for epoch in (1, 2, 3, 3, 4)]
+    for path in (paths[0], paths[4]):
+        Path(f"{path}.complete").unlink()
+    folder.delete_all_but(paths[2])
+    assert checkpoints(folder) == [Path(path).name for path in (paths[2], paths[4])]
     assert folder.last_checkpoint() == paths[2]
+
+
+def test_checkpoint_of_a_job_that_was_started_over_does_not_count(folder: TrialFolder, source: Path) -> None:
+    kept = folder.save(source, 1)
+    replace(folder, owner="another").save(source, 9)
+    assert folder.last_checkpoint() == kept
 
 
 def test_checkpoints_of_version_0_1_0_count(folder: TrialFolder, source: Path) -> None:
@@ -77,7 +86,7 @@ def test_checkpoints_of_version_0_1_0_count(folder: TrialFolder, source: Path) -
     folder.write("checkpoint_manager_snapshot.json", content.encode())
     assert folder.last_checkpoint() == f"{folder.path}/{listed}"
     later = folder.save(source, 3)
-    folder.delete_incomplete()
+    folder.delete_all_but(later)
     assert folder.last_checkpoint() == later and checkpoints(folder) == [Path(later).name]
 
 

@@ -1,5 +1,6 @@
 """What a trial may not leave behind in the process of a worker."""
 
+import _thread
 import multiprocessing
 import os
 import random
@@ -18,6 +19,11 @@ from orchestrator.execution import isolation
 from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 def state() -> dict[str, Any]:
     """Return the settings of this process that a trial may change."""
     return {
@@ -29,7 +35,10 @@ def state() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": torch.backends.fp32_precision,
+        "convolutions": torch.backends.mkldnn.conv.fp32_precision,
+        "products": torch.backends.mkldnn.matmul.fp32_precision,
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "grad": torch.is_grad_enabled(),
         "anomaly": torch.is_anomaly_enabled(),
@@ -48,7 +57,11 @@ def change_everything(folder: Path) -> None:
     torch.set_num_threads(torch.get_num_threads() + 1)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
+    torch.backends.fp32_precision = "tf32"
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
     torch.set_float32_matmul_precision("medium")
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_autocast_dtype("cpu", torch.float16)
     torch.use_deterministic_algorithms(True)
     torch.set_grad_enabled(False)
     torch.autograd.set_detect_anomaly(True)
@@ -58,7 +71,7 @@ def change_everything(folder: Path) -> None:
 
 def test_isolated_restores_what_a_trial_changed(tmp_path: Path) -> None:
     before = state()
-    with isolated(0):
+    with isolated([0]):
         change_everything(tmp_path)
         during = state()
     assert state() == before
@@ -67,14 +80,14 @@ def test_isolated_restores_what_a_trial_changed(tmp_path: Path) -> None:
 
 def test_isolated_restores_after_an_error(tmp_path: Path) -> None:
     before = state()
-    with pytest.raises(RuntimeError, match="no"), isolated(0):
+    with pytest.raises(RuntimeError, match="no"), isolated([0]):
         change_everything(tmp_path)
         raise RuntimeError("no")
     assert state() == before
 
 
-@pytest.mark.parametrize("seed", [0, -3, 2**40])
-def test_isolated_seeds_the_global_generators(seed: int) -> None:
+@pytest.mark.parametrize("seed", [[0], [2**40, 3, 1]])
+def test_isolated_seeds_the_global_generators(seed: list[int]) -> None:
     draws = []
     for _ in range(2):
         with isolated(seed):
@@ -103,6 +116,19 @@ def test_thread_that_ends_shortly_is_no_leftover() -> None:
     footprint = ProcessFootprint()
     threading.Thread(target=time.sleep, args=(0.1,)).start()
     assert footprint.leftover() == ""
+
+
+def test_thread_that_python_did_not_start_is_no_leftover() -> None:
+    footprint, ended = ProcessFootprint(), threading.Event()
+
+    def register() -> None:
+        threading.current_thread()  # makes the object of a thread that Python does not know
+        ended.wait()
+
+    _thread.start_new_thread(register, ())
+    time.sleep(0.1)
+    assert footprint.leftover() == ""
+    ended.set()
 
 
 def test_child_process_is_a_leftover() -> None:
@@ -135,6 +161,7 @@ def test_memory_that_grows_is_a_leftover(monkeypatch: pytest.MonkeyPatch) -> Non
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (caused(ValueError("a batch is at fault"), RuntimeError("CUDA error")), True),
     ],
 )
 def test_errors_of_device_and_memory_poison_the_process(error: Exception, poisons: bool) -> None:

@@ -26,7 +26,7 @@ def test_worker_waits_for_the_verdict_on_its_report() -> None:
         report = asyncio.create_task(mailbox.report(3, 0, {"epoch": 1}))
         assert await mailbox.receive(5) == ({"epoch": 1}, True)
         assert not report.done()
-        await mailbox.answer(3, True)
+        await mailbox.answer(True)
         assert await report is True
 
     run(scenario)
@@ -35,7 +35,8 @@ def test_worker_waits_for_the_verdict_on_its_report() -> None:
 def test_message_without_verdict_does_not_wait() -> None:
     async def scenario() -> None:
         mailbox = Mailbox(1, 10)
-        await mailbox.tell({"started": True})
+        await mailbox.hand(job(3))
+        await mailbox.tell(3, {"started": True})
         assert await mailbox.receive(5) == ({"started": True}, False)
 
     run(scenario)
@@ -53,21 +54,59 @@ def test_all_ranks_get_the_verdict_on_the_report_of_rank_0() -> None:
         reports = [asyncio.create_task(mailbox.report(0, rank, {"rank": rank})) for rank in (2, 0, 1)]
         assert await mailbox.receive(5) == ({"rank": 0}, True)
         assert await mailbox.receive(0.01) is None
-        await mailbox.answer(0, False)
+        await mailbox.answer(False)
         assert await asyncio.gather(*reports) == [False] * 3
 
     run(scenario)
 
 
-def test_late_rank_gets_the_verdict_of_its_own_trial() -> None:
+def test_report_counts_when_all_ranks_have_reported() -> None:
     async def scenario() -> None:
         mailbox = Mailbox(2, 10)
         await mailbox.hand(job(0))
-        await mailbox.answer(0, False)
+        first = asyncio.create_task(mailbox.report(0, 0, {"epoch": 1}))
+        assert await mailbox.receive(0.01) is None
+        second = asyncio.create_task(mailbox.report(0, 1, {}))
+        assert await mailbox.receive(5) == ({"epoch": 1}, True)
+        await mailbox.answer(True)
+        assert await asyncio.gather(first, second) == [True, True]
+
+    run(scenario)
+
+
+def test_messages_of_the_trial_before_are_dropped() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox(1, 10)
+        await mailbox.hand(job(0))
+        await mailbox.tell(0, {"failed": True})
         await mailbox.hand(job(1))
-        await mailbox.answer(1, True)
-        assert await mailbox.report(0, 1, {}) is False
-        assert await mailbox.report(1, 1, {}) is True
+        await mailbox.tell(0, {"failed": True})
+        assert await mailbox.report(0, 0, {"epoch": 9}) is False
+        assert await mailbox.receive(0.01) is None
+        await mailbox.tell(1, {"started": True})
+        assert await mailbox.receive(5) == ({"started": True}, False)
+
+    run(scenario)
+
+
+def test_ranks_finish_a_trial_together() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox(2, 10)
+        first = asyncio.create_task(mailbox.finish())
+        await asyncio.sleep(0.01)
+        assert not first.done()
+        await asyncio.gather(first, mailbox.finish())
+
+    run(scenario)
+
+
+def test_trial_is_taken_once_a_worker_has_it() -> None:
+    async def scenario() -> None:
+        mailbox = Mailbox(1, 10)
+        await mailbox.hand(job(5))
+        assert not await mailbox.was_taken(5)
+        await mailbox.next_trial(0, "")
+        assert await mailbox.was_taken(5)
 
     run(scenario)
 
@@ -110,10 +149,10 @@ def test_closed_mailbox_ends_idle_workers() -> None:
 def test_task_of_a_trial_lasts_until_the_trial_ends() -> None:
     async def scenario() -> None:
         mailbox = Mailbox(1, 10)
-        task = asyncio.create_task(mailbox.train(4))
+        task = asyncio.create_task(mailbox.train())
         await asyncio.sleep(0)
         assert not task.done()
-        await mailbox.end(4)
+        await mailbox.end()
         await task
 
     run(scenario)

@@ -31,7 +31,9 @@ RunTrial = Callable[..., list[TrialReport]]
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialSpec:
     monkeypatch.setattr(trial, "_MIN_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(trial, "_MAX_PAUSE_SECONDS", 0.0)
-    return TrialSpec("job", "module:Class", str(tmp_path / "trials"), None, 1, 1.0, 0.0, 60.0, False, 100)
+    return TrialSpec(
+        "job", "0123456789", "module:Class", str(tmp_path / "trials"), None, 1, 1.0, 0.0, 60.0, False, 100
+    )
 
 
 @pytest.fixture
