@@ -15,8 +15,13 @@ from trainables.errors import DataError
 RANKS = (1, 5, 10, 20)
 LONGEST_RANK = 50
 
-_BLOCK_ELEMENTS = 1 << 22
-"""Distances held at a time (32 MiB in float64), which bounds memory for any size of query and gallery."""
+_BLOCK_ELEMENTS = 1 << 25
+"""Distances held at a time (128 MiB in float32), which bounds memory for any size of query and gallery."""
+
+_ROUNDING = 2.0**-24
+"""Unit roundoff of float32."""
+
+_Features = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,18 +129,12 @@ def score_single_gallery_shot(
     """
     queries = _Side.of(query, query_identities, query_cameras)
     items = _Side.of(gallery, gallery_identities, gallery_cameras)
-    first_ranks: dict[int, list[int]] = {}
+    first_ranks: dict[int, NDArray[np.int64]] = {}
     for number, camera in enumerate(np.unique(queries.cameras)):
         indices = np.flatnonzero(queries.cameras == camera)
-        others = np.flatnonzero((items.cameras != camera) & (items.identities != DISTRACTOR))
-        distractors = np.flatnonzero((items.cameras != camera) & (items.identities == DISTRACTOR))
-        rng = np.random.default_rng([seed, number])
-        for _ in range(repeats):
-            order = others[rng.permutation(len(others))]
-            _, first = np.unique(items.identities[order], return_index=True)
-            draw = np.concatenate([order[first], distractors])
-            for index, match_ranks in _match_ranks(queries[indices], items[draw]):
-                first_ranks.setdefault(int(indices[index]), []).append(int(match_ranks[0]))
+        others, rng = items[items.cameras != camera], np.random.default_rng([seed, number])
+        for index, ranks_of_draws in _drawn_ranks(queries[indices], others, repeats, rng):
+            first_ranks[int(indices[index])] = ranks_of_draws
     _require_match(first_ranks, queries)
     matching = sorted(first_ranks)
     ranks = np.array([first_ranks[index] for index in matching])
@@ -202,7 +201,7 @@ def ranking(
     side = _Side.of(query, query_identities, query_cameras)[np.asarray(queries, np.int64)]
     items = _Side.of(gallery, gallery_identities, gallery_cameras)
     rankings = []
-    for index, distances in _distances(side.features, items.features):
+    for index, distances in enumerate(_exact_distances(side.features, items.features)):
         matches = (items.identities == side.identities[index]) & ~_unnamed(items.identities)
         ignore = (items.identities == JUNK) | (matches & (items.cameras == side.cameras[index]))
         rest = np.flatnonzero(~ignore)
@@ -214,13 +213,15 @@ def ranking(
 class _Side:
     """Query or gallery with features ``[item, feature]``, identities ``[item]`` and cameras ``[item]``."""
 
-    features: NDArray[np.float64]
+    features: _Features
     identities: NDArray[np.str_]
     cameras: NDArray[np.str_]
 
     @classmethod
     def of(cls, features: ArrayLike, identities: ArrayLike, cameras: ArrayLike) -> "_Side":
-        values = np.asarray(features, np.float64)
+        values = np.asarray(features)
+        if values.dtype != np.float32:
+            values = values.astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError("cannot score features that contain NaN or infinity")
         return cls(values, np.asarray(identities, str), np.asarray(cameras, str))
@@ -236,30 +237,115 @@ def _match_ranks(
     queries: _Side, items: _Side, block: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield the index of each query that has a match, with the ascending ranks (from 1) of its matches."""
-    items = items[items.identities != JUNK]
-    items = items[np.argsort(items.identities, kind="stable")]  # makes an identity one slice of the gallery
+    order = np.argsort(items.identities, kind="stable")  # makes an identity one slice of the gallery
+    items = items[order[items.identities[order] != JUNK]]
     first = np.searchsorted(items.identities, queries.identities, side="left")
     last = np.searchsorted(items.identities, queries.identities, side="right")
-    last = np.where(_unnamed(queries.identities), first, last)
-    for index, distances in _distances(queries.features, items.features, block):
+    indices = np.flatnonzero((first < last) & ~_unnamed(queries.identities))
+    if len(indices) == 0:
+        return
+    features = queries.features[indices]
+    approximations = _approximate_distances(features, items.features, block)
+    for index, query, (distances, error) in zip(indices.tolist(), features, approximations, strict=True):
         own = slice(first[index], last[index])
-        matches = np.sort(distances[own][items.cameras[own] != queries.cameras[index]])
-        if len(matches) == 0:
-            continue
-        # A wrong item is ranked before every match that is not strictly nearer.
-        before = np.bincount(np.searchsorted(matches, distances[: own.start]), minlength=len(matches) + 1)
-        before += np.bincount(np.searchsorted(matches, distances[own.stop :]), minlength=len(matches) + 1)
-        yield index, before[:-1].cumsum() + np.arange(1, len(matches) + 1)
+        matches = own.start + np.flatnonzero(items.cameras[own] != queries.cameras[index])
+        if len(matches) > 0:
+            before = _wrong_items_before(matches, own, distances, error, query, items.features)
+            yield index, np.sort(before) + np.arange(1, len(matches) + 1)
 
 
-def _distances(
-    queries: NDArray[np.float64], items: NDArray[np.float64], block: int | None = None
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield each query's index and squared distances to all ``items``, ``block`` queries at a time."""
+def _wrong_items_before(
+    matches: NDArray[np.int64],
+    own: slice,
+    distances: _Features,
+    error: float,
+    query: _Features,
+    items: _Features,
+) -> NDArray[np.int64]:
+    """Return how many wrong items are ranked before each match: those that are not farther.
+
+    ``distances [item]`` from the query are wrong by at most ``error``. Where a match and a wrong item are too
+    close for that, both distances are computed exactly. The slice ``own`` holds the query's identity.
+    """
+    lower, upper = distances[matches] - 2 * error, distances[matches] + 2 * error
+    distances[own] = np.nan  # which no comparison selects
+    near = np.flatnonzero(distances <= upper.max())
+    distances = distances[near]
+    ascending = np.sort(distances)
+    certain = np.searchsorted(ascending, lower, side="left")
+    before = np.searchsorted(ascending, upper, side="right")
+    unsure = certain < before
+    if error and unsure.any():
+        lower, upper = lower[unsure, None], upper[unsure, None]
+        close = ((distances >= lower) & (distances <= upper)).any(axis=0)
+        pairs = np.concatenate([matches[unsure], near[close]])
+        chunks = (items[pairs[start : start + 256]] for start in range(0, len(pairs), 256))  # for the cache
+        exact = np.concatenate([cdist(query[None], chunk, "sqeuclidean")[0] for chunk in chunks])
+        nearer = exact[len(lower) :] <= exact[: len(lower), None]
+        before[unsure] = certain[unsure] + (nearer & (distances[close] >= lower)).sum(axis=1)
+    return before
+
+
+def _approximate_distances(
+    queries: _Features, items: _Features, block: int | None = None
+) -> Iterator[tuple[_Features, float]]:
+    """Yield each query's distances to all ``items``, and the maximum error of a distance.
+
+    The distance is half of the square, less a constant of the query: |q - g|²/2 - |q|²/2 = |g|²/2 - q·g. This
+    takes one float32 matrix product for ``block`` queries. The error is bounded for any order of summation
+    (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). Features of which float32
+    cannot hold the squares get exact distances, with error 0.
+    """
+    centre = items.mean(axis=0, dtype=np.float64).astype(items.dtype)
+    with np.errstate(over="ignore"):
+        left, right = ((side - centre).astype(np.float32, copy=False) for side in (queries, items))
+    squares, query_squares = (np.einsum("ij,ij->i", side, side, dtype=np.float64) for side in (right, left))
+    largest = max(squares.max(), query_squares.max())
+    if not 1e-24 < largest < 1e24:
+        yield from ((distances, 0.0) for distances in _exact_distances(queries, items, block))
+        return
+    terms = (items.shape[1] + 8) * _ROUNDING  # 8 for centring, halves, the difference, and the comparison
+    error = float(terms / (1 - terms) * largest)
+    halves = (squares / 2).astype(np.float32)
+    size = min(len(queries), block or max(1, _BLOCK_ELEMENTS // len(items)))
+    products = np.empty((size, len(items)), np.float32)
+    for start in range(0, len(queries), size):
+        rows = left[start : start + size]
+        for row in np.matmul(rows, right.T, out=products[: len(rows)]):
+            yield halves - row, error
+
+
+def _exact_distances(
+    queries: _Features, items: _Features, block: int | None = None
+) -> Iterator[NDArray[np.float64]]:
+    """Yield each query's squared distances to all ``items``, ``block`` queries at a time."""
     size = block or max(1, _BLOCK_ELEMENTS // max(1, len(items)))
     for start in range(0, len(queries), size):
         # cdist takes differences: a matrix product would round away ties between equal features.
-        yield from enumerate(cdist(queries[start : start + size], items, "sqeuclidean"), start)
+        yield from cdist(queries[start : start + size], items, "sqeuclidean")
+
+
+def _drawn_ranks(
+    queries: _Side, items: _Side, repeats: int, rng: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the index of each query that has a match, with the rank of its match in each draw.
+
+    A draw holds the distractors, and the first item of each other identity in random order.
+    """
+    distracting = items.identities == DISTRACTOR
+    named, distractors = items[~distracting], items.features[distracting]
+    names, codes = np.unique(named.identities, return_inverse=True)
+    orders = [rng.permutation(len(named)) for _ in range(repeats)]
+    draws = np.array([order[np.unique(codes[order], return_index=True)[1]] for order in orders])
+    names, draws = names[names != JUNK], draws[:, names != JUNK]
+    indices = np.flatnonzero(np.isin(queries.identities, names))
+    columns = np.searchsorted(names, queries.identities[indices])
+    rows = _exact_distances(queries.features[indices], np.concatenate([named.features, distractors]))
+    for index, column, distances in zip(indices.tolist(), columns.tolist(), rows, strict=True):
+        drawn = distances[draws]
+        match = drawn[:, column]
+        nearer_distractors = np.searchsorted(np.sort(distances[len(named) :]), match, side="right")
+        yield index, (drawn <= match[:, None]).sum(axis=1) + nearer_distractors
 
 
 def _hit_precision(ranks: NDArray[np.int64]) -> float:
@@ -280,6 +366,6 @@ def _unnamed(identities: NDArray[np.str_]) -> NDArray[np.bool_]:
     return np.isin(identities, (JUNK, DISTRACTOR))
 
 
-def _require_match(ranks: dict[int, NDArray[np.int64]] | dict[int, list[int]], queries: _Side) -> None:
+def _require_match(ranks: dict[int, NDArray[np.int64]], queries: _Side) -> None:
     if not ranks:
         raise DataError(f"none of the {len(queries)} queries has a match in another camera of the gallery")

@@ -108,6 +108,62 @@ def test_score_equals_the_naive_scorer():
     assert cases > CASES / 2
 
 
+def close_case(number):
+    """Return a retrieval in 16 to 64 dimensions with exact ties, near-ties and queries without a match.
+
+    Near-ties differ by as little as the rounding of a float32 product, and by less.
+    """
+    rng = np.random.default_rng([1, number])
+    size, items, dimension = 6, 40, int(rng.integers(16, 65))
+    names = np.array(["1", "2", "3", "4", JUNK, DISTRACTOR])
+    total = size + items
+    features = rng.normal(size=(4, dimension))[rng.integers(0, 4, total)]  # four points, so most items tie
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    moved = rng.integers(0, 2, (total, 1))
+    features += 10.0 ** rng.integers(-9, -3) * moved * rng.normal(size=features.shape)
+    features = features + (0, 0, 1, 1000)[number % 4]  # far from the origin, float32 products lose digits
+    features *= (1, 1, 1, 1, 1e-3, 1e12, 1e-18, 1e18 if number % 2 else 1e140)[number // 4 % 8]
+    if number % 2:
+        features = features.astype(np.float32)
+    labels, views = rng.choice(names, total), rng.choice(["a", "b", "c"], total)
+    labels[:2] = "5", "1"
+    sides = slice(size), slice(size, None)
+    return [part[side] for part in (features, labels, views) for side in sides]
+
+
+def in_float32(arguments):
+    """Return the ranking of the first query's gallery by float32 products."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        query, gallery = (np.asarray(side, np.float32) for side in arguments[:2])
+        return np.argsort((gallery**2).sum(axis=1) / 2 - gallery @ query[0], kind="stable").tolist()
+
+
+def test_score_near_ties_equals_the_naive_scorer():
+    cases = 400
+    misranked = 0
+    for number in range(cases):
+        arguments = close_case(number)
+        exact = [sum((arguments[0][0].astype(float) - item) ** 2) for item in arguments[1].astype(float)]
+        misranked += np.argsort(exact, kind="stable").tolist() != in_float32(arguments)
+        expected = naive(*arguments)
+        index, first, precision, _, penalty = (np.array(values) for values in zip(*expected, strict=True))
+        result = score(*arguments)
+        np.testing.assert_array_equal(result.query_index, index, err_msg=f"case {number}")
+        np.testing.assert_array_equal(result.first_rank, first, err_msg=f"case {number}")
+        np.testing.assert_allclose(result.average_precision, precision, rtol=1e-12)
+        np.testing.assert_allclose(result.inverse_negative_penalty, penalty, rtol=1e-12)
+        assert result.unmatched == len(arguments[0]) - len(index) > 0
+    assert misranked > cases / 2
+
+
+def test_score_mixed_types_equals_float64():
+    for number in range(1, 40, 2):
+        query, gallery, *names = close_case(number)
+        expected = score(query, gallery, *names).metrics("")
+        assert score(query.astype(float), gallery, *names).metrics("") == expected
+        assert score(query.tolist(), gallery.astype(float), *names).metrics("") == expected
+
+
 def naive_single_shots(query, gallery, query_labels, labels, query_views, views, repeats, seed):
     """Return the first ranks of each query with a match, one per draw, by query."""
     result = {}
