@@ -25,7 +25,8 @@ EXTREMES = 4
 TOP = 10
 """Gallery tracklets of a summary for each of these queries."""
 
-_FILE = "retrievals.json"
+FILE = "retrievals.json"
+"""Name of the file of summaries in the folder of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +153,12 @@ _summaries = TypeAdapter(dict[str, RetrievalSummary])
 
 def write_summaries(summaries: Mapping[str, RetrievalSummary], checkpoint: Path) -> None:
     """Keep the summary of every target in the folder of a checkpoint."""
-    (checkpoint / _FILE).write_bytes(_summaries.dump_json(dict(summaries)))
+    (checkpoint / FILE).write_bytes(_summaries.dump_json(dict(summaries)))
 
 
 def read_summaries(checkpoint: Path) -> dict[str, RetrievalSummary]:
     """Return the summaries in the folder of a checkpoint; empty if this version wrote none."""
     try:
-        return _summaries.validate_json((checkpoint / _FILE).read_bytes())
+        return _summaries.validate_json((checkpoint / FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return {}

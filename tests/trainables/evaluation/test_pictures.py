@@ -10,7 +10,7 @@ from trainables.data import sources
 from trainables.data.parts import Part
 from trainables.evaluation import pictures
 from trainables.evaluation.embedding import EvaluationConfig
-from trainables.evaluation.retrieval import Retrieval, read_summaries, write_summaries
+from trainables.evaluation.retrieval import FILE, Retrieval, read_summaries, write_summaries
 from trainables.methods import build_method
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 
@@ -101,7 +101,7 @@ def test_summaries_read_equal_those_written(retrieval, tmp_path):
 
 def test_summaries_of_another_version_are_not_read(tmp_path):
     assert read_summaries(tmp_path) == {}
-    (tmp_path / "retrievals.json").write_text('{"walkers": {"curve": [1.0]}}')
+    (tmp_path / FILE).write_text('{"walkers": {"curve": [1.0]}}')
     assert read_summaries(tmp_path) == {}
 
 
@@ -150,7 +150,7 @@ def test_illustrate_draws_a_picture_of_each_kind(prepared, runs, tmp_path):
 def test_illustrate_scored_runs_embeds_no_test_part(prepared, runs, tmp_path, monkeypatch):
     for of_variant in runs.values():
         for _, checkpoint in of_variant:
-            (checkpoint / "retrievals.json").unlink(missing_ok=True)
+            (checkpoint / FILE).unlink(missing_ok=True)
     unscored = illustrate(prepared, runs, tmp_path / "unscored")
     monkeypatch.setattr("trainables.evaluation.retrieval.embed_sides", None)
     assert illustrate(prepared, runs, tmp_path / "scored") == unscored
