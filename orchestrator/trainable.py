@@ -111,7 +111,10 @@ class Trainable(Protocol):
         """
 
     def evaluate(self, config: Any, checkpoint: Path) -> dict[str, float]:
-        """Return the scores of a checkpoint on the targets, named ``test/<set>/<metric>``."""
+        """Return the scores of a checkpoint on the targets, named ``test/<set>/<metric>``.
+
+        Files that it adds to ``checkpoint`` are kept there, for `Illustrating.illustrate_run`.
+        """
 
     def export(self, config: Any, checkpoint: Path, directory: Path) -> dict[str, Any]:
         """Write the files of a model into ``directory``.
@@ -123,15 +126,34 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Illustrating(Protocol):
-    """A trainable that can also draw what its trials learned; a comparison calls it once, at its end."""
+    """A trainable that can also draw what its trials learned.
 
-    def illustrate(self, runs: Mapping[str, Sequence[tuple[Any, Path]]], directory: Path) -> None:
-        """Write PNG files into ``directory``; their names become their titles.
+    At its end, a comparison calls `illustrate_run` for every run that was scored, on the workers and in
+    parallel, and then `illustrate_comparison` once. Both write PNG files, whose names become their titles.
+    """
+
+    def illustrate_run(
+        self, variant: str, number: int, config: Any, checkpoint: Path, directory: Path
+    ) -> Any:
+        """Draw one run.
 
         Args:
-            runs: for each variant its ``(config, checkpoint folder)``, one for each split and seed, in the
-                same order for every variant, without those whose training failed.
-            directory: the folder for the files.
+            variant: name of the variant.
+            number: number of the run among those of its variant, from 0, in the order of splits and seeds.
+            config: config of the run.
+            checkpoint: folder of its checkpoint. Files that `Trainable.evaluate` added may be missing.
+            directory: folder for the pictures; no two runs may write the same name.
+
+        Returns:
+            What `illustrate_comparison` needs of the run; it must be possible to pickle it.
+        """
+
+    def illustrate_comparison(self, runs: Mapping[str, Sequence[Any]], directory: Path) -> None:
+        """Draw all variants together.
+
+        Args:
+            runs: for each variant what `illustrate_run` returned, without runs whose training failed.
+            directory: folder for the pictures.
         """
 
 

@@ -16,10 +16,9 @@ from trainables.config import AlignmentConfig
 from trainables.data import sources, splits
 from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
-from trainables.data.packing import Pack
-from trainables.data.parts import DataParts, needed_to_train
+from trainables.data.parts import DataParts, Part, needed_to_train
 from trainables.errors import DataError
-from trainables.evaluation.embedding import evaluate
+from trainables.evaluation.retrieval import Retrieval, RetrievalSummary, read_summaries, write_summaries
 from trainables.export.encoder_module import check_portable
 from trainables.methods import METHODS, Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
@@ -159,58 +158,70 @@ class AlignmentTrainable:
         precision by trapezoids), ``test/<set>/common/...`` that of most later work (queries dropped from the
         gallery, precision at the hits; missing if no query has a match left). ``config.evaluation`` selects
         the frames that count and the views that are averaged.
+
+        What `illustrate_run` shows of each retrieval is added to ``checkpoint``.
         """
         device = _device()
         embedder = _embedder(config, checkpoint).to(device)
         scores: dict[str, float] = {}
+        summaries: dict[str, RetrievalSummary] = {}
         for name, query, gallery in _test_data(config).tests():
-            by_convention = evaluate(
+            retrieval = Retrieval.of(
                 embedder, query, gallery, device, config.evaluation, crop=config.augmentation.crop
             )
-            for convention, score in by_convention.items():
+            for convention, score in retrieval.scores.items():
                 scores |= score.metrics(f"test/{name}/{convention}")
+            summaries[name] = retrieval.summary()
+        write_summaries(summaries, checkpoint)
         return scores
 
-    def illustrate(self, runs: Mapping[str, Sequence[tuple[AlignmentConfig, Path]]], directory: Path) -> None:
-        """Draw the results of each variant of a config.
+    def illustrate_run(
+        self, variant: str, number: int, config: AlignmentConfig, checkpoint: Path, directory: Path
+    ) -> dict[str, RetrievalSummary]:
+        """Draw the first run of a variant; the pictures contain frames of the data.
 
-        For every target, ``cmc-<set>.png`` shows the mean CMC of each variant's runs. For the first run of
-        each variant, ``retrieval-<variant>-<set>.png`` shows the worst and best queries with the gallery
-        items retrieved for them, and ``pseudo-<variant>.png`` the pseudo sequences of some images, if the
-        variant has an alignment network. The pictures contain frames of the data.
+        For each target, ``retrieval-<variant>-<set>.png`` shows the worst and best queries with the gallery
+        items retrieved for them. ``pseudo-<variant>.png`` shows the pseudo sequences of some images, if the
+        variant has an alignment network.
 
         Args:
-            runs: config and checkpoint of every run, by variant.
+            variant: name of the variant.
+            number: number of the run among those of the variant, from 0.
+            config: config of the run.
+            checkpoint: folder of its checkpoint, which is scored if `evaluate` has not scored it.
+            directory: folder to write the pictures into.
+
+        Returns:
+            The summary of the retrieval on each target.
+        """
+        tests = list(_test_data(config).tests()) if number == 0 else []
+        summaries = read_summaries(checkpoint)
+        if not summaries or any(summaries[name].digest != query.pack.digest for name, query, _ in tests):
+            self.evaluate(config, checkpoint)
+            summaries = read_summaries(checkpoint)
+        if number == 0:
+            _draw_retrievals(variant, config, summaries, tests, directory)
+            _draw_pseudo(variant, config, checkpoint, directory)
+        return summaries
+
+    def illustrate_comparison(
+        self, runs: Mapping[str, Sequence[Mapping[str, RetrievalSummary]]], directory: Path
+    ) -> None:
+        """Draw ``cmc-<set>.png`` for each target: the mean CMC of each variant's runs.
+
+        Args:
+            runs: what `illustrate_run` returned for the runs of each variant.
             directory: folder to write the pictures into.
         """
         from trainables.evaluation import pictures  # imports Matplotlib, which no worker needs
 
-        device = _device()
-        opened: dict[str, dict[str, Pack]] = {}
         curves: dict[str, dict[str, list[tuple[float, ...]]]] = {}
         titles: dict[str, str] = {}
-        for variant, finished in runs.items():
-            for config, checkpoint in finished:
-                data = config.data.model_copy(update={"split": 0}).model_dump_json()
-                if data not in opened:
-                    opened[data] = sources.reopen(config.data, config.data.targets)
-                embedder = _embedder(config, checkpoint).to(device)
-                for name, query, gallery in DataParts(config.data, opened[data]).tests():
-                    retrieval = pictures.Retrieval.of(
-                        embedder, query, gallery, device, config.evaluation, crop=config.augmentation.crop
-                    )
-                    of_variant = curves.setdefault(name, {}).setdefault(variant, [])
-                    if not of_variant:
-                        split = (
-                            f"split {config.data.split}" if len(query.pack.splits) > 1 else "its only split"
-                        )
-                        title = f"{variant} on {name}, {split}, seed {config.seed}"
-                        path = directory / pictures.file_name("retrieval", variant, name)
-                        pictures.draw_retrieval(retrieval, title, path)
-                    of_variant.append(retrieval.score.curve)
-                    titles[name] = pictures.cmc_title(query.pack)
-            if finished:
-                _draw_pseudo(variant, *finished[0], directory)
+        for variant, of_variant in runs.items():
+            for summaries in of_variant:
+                for name, summary in summaries.items():
+                    curves.setdefault(name, {}).setdefault(variant, []).append(summary.curve)
+                    titles[name] = pictures.cmc_title(name, summary.protocol)
         for name, of_variants in curves.items():
             pictures.draw_cmc(of_variants, titles[name], directory / pictures.file_name("cmc", name))
 
@@ -279,6 +290,23 @@ def _check_encoder(config: AlignmentConfig) -> None:
 def _encoder(description: str, channels: int, height: int, width: int) -> Encoder:
     """Build an encoder for checks; cached, because a sweep checks many configs with the same encoder."""
     return build_encoder(EncoderConfig.model_validate_json(description), channels, height, width)
+
+
+def _draw_retrievals(
+    variant: str,
+    config: AlignmentConfig,
+    summaries: Mapping[str, RetrievalSummary],
+    tests: Sequence[tuple[str, Part, Part]],
+    directory: Path,
+) -> None:
+    """Draw the worst and best queries of a run on each target."""
+    from trainables.evaluation import pictures  # imports Matplotlib, which no worker needs
+
+    for name, _, gallery in tests:
+        split = f"split {config.data.split}" if len(gallery.pack.splits) > 1 else "its only split"
+        title = f"{variant} on {name}, {split}, seed {config.seed}"
+        path = directory / pictures.file_name("retrieval", variant, name)
+        pictures.draw_retrieval(summaries[name], gallery, title, path)
 
 
 def _draw_pseudo(variant: str, config: AlignmentConfig, checkpoint: Path, directory: Path) -> None:

@@ -41,12 +41,13 @@ SETTINGS: Any = {  # the exact type would list every setting of Matplotlib
 """Settings of Matplotlib for every picture, to be used as ``with matplotlib.rc_context(SETTINGS)``."""
 
 
-def show_frame(axes: Axes, frame: NDArray[np.uint8], left: float, width: float = 1) -> None:
-    """Show a frame ``[height, width, 3]`` in a row of axes whose vertical limits are 0 and 1."""
-    axes.imshow(frame, extent=(left, left + width, 0, 1), aspect="auto")
+def show_frame(axes: Axes, frame: NDArray[np.uint8], extent: tuple[float, float, float, float]) -> None:
+    """Show a frame ``[height, width, 3]`` at ``(left, right, bottom, top)`` of axes with fixed limits."""
+    axes.imshow(frame, extent=extent, aspect="auto")
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a file, whose folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    # Of a sheet of photos, Pillow's usual level 6 saves a tenth of the bytes in three times the seconds.
+    figure.savefig(path, pil_kwargs={"compress_level": 3})

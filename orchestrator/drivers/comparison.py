@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -13,11 +12,10 @@ from orchestrator.config.comparison import Comparison
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import pairs
 from orchestrator.drivers.base import DONE, FAILED, Driver, Outcome, run_ids
+from orchestrator.drivers.pictures import PictureDrawing, ScoredRun
 from orchestrator.drivers.plan import resource_rows
-from orchestrator.errors import nearest
+from orchestrator.errors import SweepError, nearest
 from orchestrator.execution.cluster import Cluster
-from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import illustrate, trainable_task
 from orchestrator.interrupt import Interrupt
 from orchestrator.report import comparison as report
 from orchestrator.study import statistics
@@ -197,22 +195,22 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
         if not isinstance(comparison.implementation, Illustrating):
             return None
         pictures.mkdir()
-        runs: dict[str, list[tuple[dict[str, Any], ray.train.Checkpoint]]] = {
-            name: [] for name in comparison.variants
-        }
-        for cell, row in zip(comparison.cells, rows, strict=True):
-            if row.state == "complete" and row.number is not None:
-                config = comparison.cell_config(cell).model_dump(mode="json")
-                runs[cell.variant].append((config, study.checkpoint(row.number)))
-        resources = comparison.resources
-        with self._progress.activity("drawing the pictures"):
-            task = trainable_task(illustrate, resources.cpus, resources.gpus, "illustrate")
+        runs = [
+            ScoredRun(
+                row.variant,
+                _where(row),
+                comparison.cell_config(cell).model_dump(mode="json"),
+                study.checkpoint(row.number),
+            )
+            for cell, row in zip(comparison.cells, rows, strict=True)
+            if row.state == "complete" and row.number is not None
+        ]
+        drawing = PictureDrawing(comparison, runs)
+        with self._progress.activity(drawing.status_line):
             try:
-                drawn: dict[str, bytes] = ray.get(task.remote(comparison.trainable, runs))
-            except ray.exceptions.RayError as error:
-                return f"the pictures could not be drawn: {explain(error)}; rerun the command to try again"
-        for file, content in drawn.items():
-            (pictures / file).write_bytes(content)
+                drawing.draw(pictures)
+            except SweepError as error:
+                return f"{error}; rerun the command to try again"
         return None
 
     def _settings(self) -> dict[str, Any]:

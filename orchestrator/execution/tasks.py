@@ -10,7 +10,8 @@ import ray
 import ray.train
 
 from orchestrator import trainable
-from orchestrator.trainable import Illustrating
+from orchestrator.execution.checkpoints import TrialFolder
+from orchestrator.trainable import Illustrating, Trainable
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
@@ -23,28 +24,46 @@ def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label
 def evaluate(dotted: str, config: dict[str, Any], checkpoint: ray.train.Checkpoint) -> dict[str, float]:
     """Return the scores of a checkpoint on the targets."""
     subject = trainable.load(dotted)
-    with checkpoint.as_directory() as folder:
-        scores = subject.evaluate(subject.Config.model_validate(config), Path(folder))
-    return {metric: float(score) for metric, score in scores.items()}
+    return score(subject, subject.Config.model_validate(config), checkpoint)
 
 
-def illustrate(
-    dotted: str, runs: Mapping[str, Sequence[tuple[Any, ray.train.Checkpoint]]]
-) -> dict[str, bytes]:
-    """Return the pictures of a trainable, PNG files by their names.
+def score(subject: Trainable, config: Any, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
+    """Return the scores of a checkpoint on the targets, and keep the files that the scoring adds to it."""
+    with checkpoint.as_directory() as name:
+        folder = Path(name)
+        before = set(folder.iterdir())
+        scores = subject.evaluate(config, folder)
+        if name != checkpoint.path:  # a copy of a checkpoint in a bucket
+            with contextlib.suppress(OSError):  # the pictures can do without the added files
+                for file in set(folder.iterdir()) - before:
+                    TrialFolder(checkpoint.filesystem, checkpoint.path).write(file.name, file.read_bytes())
+    return {metric: float(value) for metric, value in scores.items()}
 
-    ``runs`` holds the config and checkpoint of every run of each variant.
-    """
+
+Pictures = dict[str, bytes]
+"""PNG files by their names."""
+
+
+def illustrate_run(
+    dotted: str, variant: str, number: int, config: dict[str, Any], checkpoint: ray.train.Checkpoint
+) -> tuple[Pictures, Any]:
+    """Return the pictures of a run, and what `illustrate_comparison` needs of it; see `Illustrating`."""
     subject = trainable.load(dotted)
     assert isinstance(subject, Illustrating)
-    with contextlib.ExitStack() as stack:
-        folders = {
-            variant: [
-                (subject.Config.model_validate(config), Path(stack.enter_context(checkpoint.as_directory())))
-                for config, checkpoint in of_variant
-            ]
-            for variant, of_variant in runs.items()
-        }
-        pictures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject.illustrate(folders, pictures)
-        return {file.name: file.read_bytes() for file in sorted(pictures.glob("*.png"))}
+    validated = subject.Config.model_validate(config)
+    with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as directory:
+        needed = subject.illustrate_run(variant, number, validated, Path(folder), Path(directory))
+        return _read(directory), needed
+
+
+def illustrate_comparison(dotted: str, runs: Mapping[str, Sequence[Any]]) -> Pictures:
+    """Return the pictures of all variants together; see `Illustrating`."""
+    subject = trainable.load(dotted)
+    assert isinstance(subject, Illustrating)
+    with tempfile.TemporaryDirectory() as directory:
+        subject.illustrate_comparison(runs, Path(directory))
+        return _read(directory)
+
+
+def _read(directory: str) -> Pictures:
+    return {file.name: file.read_bytes() for file in sorted(Path(directory).glob("*.png"))}

@@ -2,12 +2,13 @@
 
 import inspect
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.trainable import Trainable, contract_violation
+from orchestrator.trainable import Illustrating, Trainable, contract_violation
 
 if TYPE_CHECKING:
     import optuna
@@ -46,6 +47,8 @@ def check_trainable(trainable: Trainable, config: Mapping[str, Any]) -> None:
         scores = trainable.evaluate(validated, resumed.checkpoints[-1])
         assert scores, "evaluate returns no scores"
         _check_finite("evaluate", scores)
+        if isinstance(trainable, Illustrating):
+            _check_pictures(trainable, validated, resumed.checkpoints[-1], folder / "pictures")
 
         export = folder / "export"
         export.mkdir()
@@ -146,6 +149,13 @@ def _check_finite(method: str, values: Mapping[str, float]) -> None:
     for name, value in values.items():
         is_number = isinstance(value, int | float) and math.isfinite(value)
         assert is_number, f"{method} gives {name} the value {value!r}; expected a finite number"
+
+
+def _check_pictures(trainable: Illustrating, config: Any, checkpoint: Path, folder: Path) -> None:
+    folder.mkdir()
+    runs = [trainable.illustrate_run("plain", number, config, checkpoint, folder) for number in range(2)]
+    trainable.illustrate_comparison({"plain": pickle.loads(pickle.dumps(runs)), "unscored": []}, folder)
+    assert any(folder.glob("*.png")), "neither illustrate_run nor illustrate_comparison writes a PNG file"
 
 
 def _check_export(arguments: Mapping[str, Any]) -> None:

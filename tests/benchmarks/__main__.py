@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, str] = {
     "trials": "trials without training: seconds of each, memory of the driver",
     "default_sweep": "the default sweep, against a bare loop over its trials",
     "scoring": "CMC and mAP at the sizes of published test sets",
+    "pictures": "pictures of a comparison, against one process that embeds each run again",
 }
 
 

@@ -120,18 +120,26 @@ class ExampleTrainable:
         state = json.loads((checkpoint / "state.json").read_text())
         return {"test/parabola/score": -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2}
 
-    def illustrate(self, runs: Mapping[str, Sequence[tuple[ExampleConfig, Path]]], directory: Path) -> None:
+    def illustrate_run(
+        self, variant: str, number: int, config: ExampleConfig, checkpoint: Path, directory: Path
+    ) -> tuple[float, float]:
+        """Return the last point of a run."""
+        if config.fault == "picture":
+            raise RuntimeError("the picture cannot be drawn as asked")
+        state = json.loads((checkpoint / "state.json").read_text())
+        return state["x"], state["y"]
+
+    def illustrate_comparison(
+        self, runs: Mapping[str, Sequence[tuple[float, float]]], directory: Path
+    ) -> None:
         """Draw the last point of each run, one picture per variant."""
         from matplotlib.figure import Figure
 
-        for name, finished in runs.items():
-            if any(config.fault == "picture" for config, _ in finished):
-                raise RuntimeError("the picture cannot be drawn as asked")
+        for name, points in runs.items():
             figure = Figure(figsize=(3, 2))
             axes = figure.add_subplot()
-            for _, checkpoint in finished:
-                state = json.loads((checkpoint / "state.json").read_text())
-                axes.plot(state["x"], state["y"], "o")
+            for point in points:
+                axes.plot(*point, "o")
             figure.savefig(directory / f"ends-of-{name}.png")
 
     def export(self, config: ExampleConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:

@@ -189,6 +189,6 @@ def _show_frames(axes: Axes, source: _Source, chosen: Sequence[tuple[int, int]])
     axes.set(facecolor=EMPTY, xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     for position, (tracklet, index) in enumerate(chosen):
-        show_frame(axes, source.frame(tracklet, index), position)
+        show_frame(axes, source.frame(tracklet, index), (position, position + 1, 0, 1))
     for position in range(1, len(chosen)):
         axes.axvline(position, color="white", linewidth=2)

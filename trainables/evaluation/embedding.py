@@ -178,23 +178,10 @@ def retrieve(
     return score(*features, *labels(query, gallery))
 
 
-def evaluate(
-    embedder: SequenceEmbedder,
-    query: Part,
-    gallery: Part,
-    device: torch.device,
-    config: EvaluationConfig = PLAIN,
-    *,
-    crop: float = 0.0,
-) -> dict[str, Score]:
-    """Embed a test part, and score it under its set's protocol; see `scoring.score_by_protocol`."""
-    return score_sides(query, gallery, embed_sides(embedder, query, gallery, device, config, crop=crop))
-
-
 def score_sides(
     query: Part, gallery: Part, features: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> dict[str, Score]:
-    """Score the features of a test part under its set's protocol."""
+    """Score the features of a test part under its set's protocol; see `scoring.score_by_protocol`."""
     queried = np.isin(gallery.tracklets, query.tracklets)
     return score_by_protocol(query.pack.protocol, *features, *labels(query, gallery), queried=queried)
 

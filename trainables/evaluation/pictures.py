@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Self
 
 import matplotlib
 import numpy as np
@@ -20,18 +19,14 @@ from trainables.data.contact_sheet import evenly_spaced
 from trainables.data.loading import as_tensor
 from trainables.data.packing import Pack
 from trainables.data.parts import Part
-from trainables.evaluation.embedding import EvaluationConfig, embed_sides, labels, score_sides
-from trainables.evaluation.scoring import Score, ranking, score
+from trainables.data.tracklet import Protocol
+from trainables.evaluation.retrieval import TOP, Candidate, RetrievalSummary
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
 from trainables.picture_style import LINES, MARKERS, MUTED, RIGHT, SETTINGS, WRONG, save, show_frame
 
 RANKS = 20
 """Ranks of a CMC picture."""
-EXTREMES = 4
-"""Most queries shown from either end, the worst and the best."""
-TOP = 10
-"""Gallery tracklets shown beside a query."""
 STILLS = 6
 """Images whose pseudo sequences are shown."""
 STEPS = 9
@@ -40,118 +35,18 @@ STEPS = 9
 _REAL_TRACKLETS, _REAL_FRAMES = 300, 8
 """Most tracklets, and most frames of each, that a generated step is compared with."""
 
-_PROTOCOLS = {
+_PROTOCOLS: Mapping[Protocol, str] = {
     "whole-gallery": "",
     "single-gallery-shot": ", one gallery image per identity, 100 draws",
     "mars": ", queries stay in the gallery",
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Retrieval:
-    """A test part, embedded once and scored in the way of `AlignmentTrainable.evaluate`."""
-
-    query: Part
-    gallery: Part
-    features: tuple[NDArray[np.float32], NDArray[np.float32]]
-    """Features of query and gallery, each ``[tracklet, feature]`` of length 1."""
-    score: Score
-    """Score of the set's official protocol."""
-
-    @classmethod
-    def of(
-        cls,
-        embedder: SequenceEmbedder,
-        query: Part,
-        gallery: Part,
-        device: torch.device,
-        config: EvaluationConfig,
-        *,
-        crop: float,
-    ) -> Self:
-        """Embed query and gallery of one pack; see `trainables.evaluation.embedding.evaluate`."""
-        features = embed_sides(embedder, query, gallery, device, config, crop=crop)
-        return cls(query, gallery, features, score_sides(query, gallery, features)[""])
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A gallery tracklet beside a query."""
-
-    tracklet: int
-    """Index into the pack."""
-    distance: float
-    """Euclidean distance to the query, of two features of length 1: 0 to 2."""
-    right: bool
-    """Whether it shows the query's identity."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankedQuery:
-    """A query and the gallery tracklets nearest to it."""
-
-    query: int
-    """Index into the pack."""
-    average_precision: float
-    first_rank: int
-    """Rank of the first match, from 1."""
-    candidates: tuple[Candidate, ...]
-    """Nearest first, without those that the query ignores."""
-
-
-def worst_and_best_queries(
-    retrieval: Retrieval, extremes: int = EXTREMES, top: int = TOP
-) -> tuple[list[RankedQuery], list[RankedQuery]]:
-    """Return the worst and the best queries by average precision, ties broken by index, no query in both.
-
-    Each list begins with its extreme. With fewer than twice ``extremes`` queries, half of them are the worst.
-    The whole gallery is ranked, even if the official protocol draws a gallery.
-    """
-    item_labels = labels(retrieval.query, retrieval.gallery)
-    scores = retrieval.score
-    if scores.cmc_only:
-        scores = score(*retrieval.features, *item_labels)
-    order = np.lexsort((scores.query_index, scores.average_precision))
-    worst = order[: min(extremes, (len(order) + 1) // 2)]
-    rest = np.setdiff1d(order, worst)
-    best = rest[np.lexsort((scores.query_index[rest], -scores.average_precision[rest]))][:extremes]
-    positions = [*worst.tolist(), *best.tolist()]
-    queries = scores.query_index[positions].tolist()
-    ranked = [
-        _ranked_query(retrieval, scores, position, gallery)
-        for position, gallery in zip(
-            positions,
-            ranking(*retrieval.features, *item_labels, queries=queries, top=top),
-            strict=True,
-        )
-    ]
-    return ranked[: len(worst)], ranked[len(worst) :]
-
-
-def _ranked_query(
-    retrieval: Retrieval, scores: Score, position: int, nearest: NDArray[np.int64]
-) -> RankedQuery:
-    """Return the query at a position of the scores, with its nearest gallery tracklets."""
-    index, gallery = int(scores.query_index[position]), retrieval.gallery
-    feature = retrieval.features[0][index].astype(np.float64)
-    distances = np.linalg.norm(retrieval.features[1][nearest] - feature, axis=1)
-    right = gallery.identities[nearest] == retrieval.query.identities[index]
-    candidates = zip(gallery.tracklets[nearest], distances, right, strict=True)
-    return RankedQuery(
-        int(retrieval.query.tracklets[index]),
-        float(scores.average_precision[position]),
-        int(scores.first_rank[position]),
-        tuple(
-            Candidate(int(tracklet), float(distance), bool(match)) for tracklet, distance, match in candidates
-        ),
-    )
-
-
-def draw_retrieval(retrieval: Retrieval, title: str, path: Path) -> None:
+def draw_retrieval(retrieval: RetrievalSummary, gallery: Part, title: str, path: Path) -> None:
     """Draw the worst and the best queries of a retrieval, each a row, into a PNG file."""
-    pack = retrieval.query.pack
+    pack = gallery.pack
     rows = []
-    for name, queries in zip(("worst", "best"), worst_and_best_queries(retrieval), strict=True):
+    for name, queries in (("worst", retrieval.worst), ("best", retrieval.best)):
         for number, ranked in enumerate(queries, 1):
             heading = (
                 f"{name} {number}: {_describe(pack, ranked.query)}, AP {ranked.average_precision:.1%},"
@@ -160,8 +55,8 @@ def draw_retrieval(retrieval: Retrieval, title: str, path: Path) -> None:
             cells = (_candidate(pack, candidate) for candidate in ranked.candidates)
             rows.append(_Row(heading, _Cell(_middle_frame(pack, ranked.query)), tuple(cells)))
     notes = (
-        f"The worst and the best of {retrieval.score.queries:,} scored queries by average precision (AP);"
-        f" gallery of {len(retrieval.gallery.tracklets):,}. The middle frame of every tracklet is shown.",
+        f"The worst and the best of {retrieval.queries:,} scored queries by average precision (AP);"
+        f" gallery of {len(gallery.tracklets):,}. The middle frame of every tracklet is shown.",
         "Below each frame: identity, camera, and Euclidean distance of unit features."
         " Left out: junk, and the query's identity in its own camera.",
         "\N{CHECK MARK} the query's identity   \N{BALLOT X} another identity, or a distractor",
@@ -295,9 +190,9 @@ def file_name(*parts: str) -> str:
     return "-".join(parts).replace("/", "_") + ".png"
 
 
-def cmc_title(pack: Pack) -> str:
+def cmc_title(name: str, protocol: Protocol) -> str:
     """Return the title of a CMC: its set, and what the protocol ranks if not the whole gallery."""
-    return f"CMC on {pack.name}{_PROTOCOLS[pack.protocol]}"
+    return f"CMC on {name}{_PROTOCOLS[protocol]}"
 
 
 def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -371,6 +266,8 @@ _GAP = 0.4
 """Gap after the first frame, in columns."""
 _LINE = 0.15
 """Inches of a line of text."""
+_HEADING = 0.4
+"""Inches above a frame, for the heading of its row and the name of its column."""
 _MOST_CHARACTERS = 12
 """Characters of a line below a frame."""
 
@@ -378,43 +275,44 @@ _MOST_CHARACTERS = 12
 def _draw_rows(
     title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[_Row], path: Path
 ) -> None:
-    """Draw rows of frames, each under its heading and the names of the columns, into a PNG file."""
+    """Draw rows of frames, each under its heading and the names of the columns, into a PNG file.
+
+    All of it is in one axes whose unit is an inch: axes for every row, with ticks and a layout engine to
+    place them, take several times as long.
+    """
     height, width = rows[0].first.frame.shape[:2]
     frame = _HEIGHT * width / height
     column = max(frame, _LEAST_WIDTH) + 0.1
-    across = column * (len(columns) + _GAP)
+    lefts = [0, *(column * (position + _GAP) for position in range(1, len(columns)))]
     lines = max(len(cell.lines) for row in rows for cell in row.rest)
-    heights = [0.5 + 0.18 * len(notes), (_HEIGHT + _LINE * lines + 0.55) * len(rows)]
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(across, sum(heights)))
-        header, body = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
-        header.text(0, 1, title, va="top", fontsize=14)
-        header.text(0, 0.1, "\n".join(notes), color=MUTED, linespacing=1.4)
-        for axes, row in zip(body.subplots(len(rows), 1, squeeze=False).flat, rows, strict=True):
-            _draw_row(axes, row, columns, frame / column)
-            axes.set(xlim=(0, len(columns) + _GAP), ylim=(0, 1), box_aspect=_HEIGHT / across, anchor="NW")
+    top, step = 0.6 + 0.19 * len(notes), _HEADING + _HEIGHT + _LINE * lines + 0.2
+    size = (lefts[-1] + column, top + step * len(rows))
+    with matplotlib.rc_context(SETTINGS | {"figure.constrained_layout.use": False}):
+        figure = Figure(figsize=size)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0), autoscale_on=False)
+        axes.set_axis_off()
+        axes.text(0, 0, title, va="top", fontsize=14)
+        axes.text(0, 0.42, "\n".join(notes), va="top", color=MUTED, linespacing=1.4)
+        for number, row in enumerate(rows):
+            _draw_row(axes, row, columns, lefts, top + step * number, frame)
         save(figure, path)
 
 
-def _draw_row(axes: Axes, row: _Row, columns: Sequence[str], width: float) -> None:
-    """Draw a row, in which a column has the width 1, and frames have ``width`` and the height 1."""
-    cells = (row.first, *row.rest)
-    lefts = [0, *(position + _GAP for position in range(1, len(cells)))]
-    for left, cell in zip(lefts, cells, strict=True):
-        show_frame(axes, cell.frame, left, width)
+def _draw_row(
+    axes: Axes, row: _Row, columns: Sequence[str], lefts: Sequence[float], top: float, width: float
+) -> None:
+    """Draw a row from ``top`` down, its frames at ``lefts`` and ``width`` wide, all in inches."""
+    axes.text(0, top, row.heading, va="top", fontsize=10)
+    above, below = top + _HEADING, top + _HEADING + _HEIGHT
+    for left, column, cell in zip(lefts, columns, (row.first, *row.rest), strict=False):
+        colour = _colour(cell)
+        axes.text(left, above - 0.05, _marked(column, cell), va="baseline", color=colour)
+        show_frame(axes, cell.frame, (left, left + width, below, above))
         if cell.right is not None:
-            axes.add_patch(Rectangle((left, 0), width, 1, fill=False, edgecolor=_colour(cell), linewidth=2.5))
-    texts = ["\n".join(map(_shortened, cell.lines)) for cell in cells]
-    axes.set_xticks(lefts, texts, ha="left", fontsize=8, linespacing=1.3)
-    axes.set(yticks=[])
-    axes.grid(visible=False)
-    names = axes.secondary_xaxis("top")
-    names.set_xticks(lefts, map(_marked, columns, cells), ha="left")
-    for label, cell in zip(names.get_xticklabels(), cells, strict=True):
-        label.set_color(_colour(cell))
-    for panel in (axes, names):
-        panel.spines[:].set_visible(False)
-    axes.set_title(row.heading, fontsize=10)
+            border = Rectangle((left, above), width, _HEIGHT, fill=False, edgecolor=colour, linewidth=2.5)
+            axes.add_patch(border)
+        text = "\n".join(map(_shortened, cell.lines))
+        axes.text(left, below + 0.05, text, va="top", color=MUTED, fontsize=8, linespacing=1.3)
 
 
 def _colour(cell: _Cell) -> str:

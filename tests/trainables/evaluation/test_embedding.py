@@ -16,9 +16,9 @@ from trainables.evaluation.embedding import (
     View,
     embed,
     embed_sides,
-    evaluate,
     retrieve,
 )
+from trainables.evaluation.retrieval import Retrieval
 from trainables.evaluation.scoring import RANKS
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 
@@ -122,6 +122,10 @@ def test_embed_k_frames_uses_first_of_query_last_of_gallery(packs, embedder):
     )
 
 
+def evaluate(embedder, query, gallery, crop=0.0):
+    return Retrieval.of(embedder, query, gallery, CPU, EvaluationConfig(), crop=crop).scores
+
+
 def test_evaluate_embeds_every_tracklet_once(packs, embedder, monkeypatch):
     pack = packs["others"]
     query, gallery = sides(pack)
@@ -130,13 +134,13 @@ def test_evaluate_embeds_every_tracklet_once(packs, embedder, monkeypatch):
         "trainables.evaluation.embedding.embed",
         lambda embedder, part, *rest, **more: parts.append(part) or embed(embedder, part, *rest, **more),
     )
-    assert list(evaluate(embedder, query, gallery, CPU)) == ["", "common/"]
+    assert list(evaluate(embedder, query, gallery)) == ["", "common/"]
     assert len(parts) == 1 and parts[0].tracklets.tolist() == sorted({*query.tracklets, *gallery.tracklets})
 
 
 def test_evaluate_two_camera_set_equals_validation(packs, embedder):
     query, gallery = sides(packs["walkers"])
-    scores = evaluate(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.125)
+    scores = evaluate(embedder, query, gallery, crop=0.125)
     assert list(scores) == [""]
     assert scores[""].metrics("") == retrieve(embedder, query, gallery, CPU).metrics("")
 
@@ -148,7 +152,7 @@ def test_evaluate_scores_by_the_protocol_of_the_set(packs, embedder):
         "stills": "single-gallery-shot",
     }
     query, gallery = sides(packs["stills"])
-    scores = evaluate(embedder, query, gallery, CPU)
+    scores = evaluate(embedder, query, gallery)
     assert list(scores[""].metrics("")) == [f"rank{rank}" for rank in RANKS]
     assert scores[""].queries == len(query.tracklets) == 20
     assert scores[""].curve[9] == 1 > scores[""].curve[0]  # 10 identities: each draw ranks 10 items

@@ -10,6 +10,7 @@ from trainables.data import sources
 from trainables.data.parts import Part
 from trainables.evaluation import pictures
 from trainables.evaluation.embedding import EvaluationConfig
+from trainables.evaluation.retrieval import FILE, Retrieval, read_summaries, write_summaries
 from trainables.methods import build_method
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 
@@ -33,11 +34,11 @@ def retrieval(packs):
     query, gallery = (Part(pack, np.asarray(part, np.int64)) for part in (split.query, split.gallery))
     torch.manual_seed(0)
     embedder = SequenceEmbedder(NetworkConfig(height=32, width=16))
-    return pictures.Retrieval.of(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.0)
+    return Retrieval.of(embedder, query, gallery, CPU, EvaluationConfig(), crop=0.0)
 
 
 def test_extreme_queries_come_with_their_nearest_tracklets(retrieval):
-    worst, best = pictures.worst_and_best_queries(retrieval, extremes=3, top=5)
+    worst, best = retrieval.worst_and_best_queries(extremes=3, top=5)
     precision = np.sort(retrieval.score.average_precision)
     assert [ranked.average_precision for ranked in worst] == precision[:3].tolist()
     assert [ranked.average_precision for ranked in best] == precision[:-4:-1].tolist()
@@ -54,7 +55,7 @@ def test_extreme_queries_come_with_their_nearest_tracklets(retrieval):
 
 
 def test_few_queries_are_worst_or_best_but_never_both(retrieval):
-    worst, best = pictures.worst_and_best_queries(retrieval, extremes=99, top=1)
+    worst, best = retrieval.worst_and_best_queries(extremes=99, top=1)
     queries = [ranked.query for ranked in (*worst, *best)]
     assert sorted(queries) == sorted(retrieval.query.tracklets.tolist())
 
@@ -92,21 +93,64 @@ def test_pseudo_sequences_of_equal_seeds_are_drawn_alike(level, tiny, packs, tmp
     assert np.array_equal(one, two) and not np.array_equal(one, other)
 
 
-def test_illustrate_draws_a_picture_of_each_kind(tiny, prepared, tmp_path):
-    configs = {name: tiny(epochs=1, method=name) for name in ("static", "alignment")}
+def test_summaries_read_equal_those_written(retrieval, tmp_path):
+    summaries = {"walkers": retrieval.summary()}
+    write_summaries(summaries, tmp_path)
+    assert read_summaries(tmp_path) == summaries
+
+
+def test_summaries_of_another_version_are_not_read(tmp_path):
+    assert read_summaries(tmp_path) == {}
+    (tmp_path / FILE).write_text('{"walkers": {"curve": [1.0]}}')
+    assert read_summaries(tmp_path) == {}
+
+
+def illustrate(trainable, runs, folder):
+    folder.mkdir()
+    results = {
+        name: [
+            trainable.illustrate_run(name, number, *run, directory=folder)
+            for number, run in enumerate(of_variant)
+        ]
+        for name, of_variant in runs.items()
+    }
+    trainable.illustrate_comparison(results, folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, prepared, tmp_path_factory):
+    """The first of two variants has two runs, which are the same."""
+    folder = tmp_path_factory.mktemp("runs")
     runs = {}
-    for name, config in configs.items():
-        recorder = Recorder(tmp_path / name)
+    for name in ("static", "alignment"):
+        config, recorder = tiny(epochs=1, method=name), Recorder(folder / name)
         prepared.fit(config, recorder)
         runs[name] = [(config, recorder.restore())]
+    return {**runs, "static": runs["static"] * 2}
+
+
+def test_illustrate_draws_a_picture_of_each_kind(prepared, runs, tmp_path):
     folder = tmp_path / "pictures"
-    prepared.illustrate(runs | {"unfinished": []}, folder)
-    assert {path.name for path in folder.iterdir()} == {
+    assert illustrate(prepared, runs | {"unfinished": []}, folder).keys() == {
         "cmc-walkers.png",
         "cmc-others.png",
         "pseudo-alignment.png",
-        *(f"retrieval-{name}-{target}.png" for name in configs for target in ("walkers", "others")),
+        *(
+            f"retrieval-{name}-{target}.png"
+            for name in ("static", "alignment")
+            for target in ("walkers", "others")
+        ),
     }
     for path in folder.iterdir():
         picture = np.asarray(Image.open(path).convert("L"))
         assert min(picture.shape) > 300 and picture.std() > 10, f"{path.name} shows nothing"
+
+
+def test_illustrate_scored_runs_embeds_no_test_part(prepared, runs, tmp_path, monkeypatch):
+    for of_variant in runs.values():
+        for _, checkpoint in of_variant:
+            (checkpoint / FILE).unlink(missing_ok=True)
+    unscored = illustrate(prepared, runs, tmp_path / "unscored")
+    monkeypatch.setattr("trainables.evaluation.retrieval.embed_sides", None)
+    assert illustrate(prepared, runs, tmp_path / "scored") == unscored

@@ -1,0 +1,89 @@
+"""The pictures of a comparison: each run is drawn in a Ray task, then all variants together."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.config.comparison import Comparison
+from orchestrator.console.tables import format_duration
+from orchestrator.errors import SweepError
+from orchestrator.execution.failures import explain
+from orchestrator.execution.tasks import Pictures, illustrate_comparison, illustrate_run, trainable_task
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """A run to draw."""
+
+    variant: str
+    label: str
+    """Variant, split and seed, for the terminal."""
+
+    config: dict[str, Any]
+    checkpoint: "ray.train.Checkpoint"
+
+
+class PictureDrawing:
+    """Draws the pictures of a comparison on the workers of the cluster, and says how far it is."""
+
+    def __init__(self, comparison: Comparison, runs: Sequence[ScoredRun]) -> None:
+        self._comparison, self._runs = comparison, runs
+        self._pending: dict[ray.ObjectRef[Any], int] = {}
+        self._start = time.monotonic()
+
+    def status_line(self) -> str:
+        """Return how many runs are drawn, the first of those that are not, and the time elapsed."""
+        pending = list(self._pending.values())  # another thread than that of `draw` calls this
+        now = self._runs[min(pending)].label if pending else "all variants together"
+        done, elapsed = len(self._runs) - len(pending), format_duration(time.monotonic() - self._start)
+        return f"pictures: {done} of {len(self._runs)} runs drawn, drawing {now} | {elapsed} elapsed"
+
+    def draw(self, folder: Path) -> None:
+        """Write the pictures into a folder; raises SweepError if one of them cannot be drawn."""
+        needed: dict[int, Any] = {}
+        try:
+            for index in range(len(self._runs)):
+                self._pending[self._draw_run(index)] = index
+            while self._pending:
+                (done, *_), _ = ray.wait(list(self._pending))
+                index = self._pending[done]
+                pictures, needed[index] = _result(done, self._runs[index].label)
+                _write(pictures, folder)
+                del self._pending[done]
+        finally:
+            for reference in self._pending:  # after an error or an interruption
+                ray.cancel(reference)
+        variants: dict[str, list[Any]] = {name: [] for name in self._comparison.variants}
+        for index, run in enumerate(self._runs):
+            variants[run.variant].append(needed[index])
+        together = self._task(illustrate_comparison, "all variants")
+        _write(_result(together.remote(self._comparison.trainable, variants), "all variants"), folder)
+
+    def _draw_run(self, index: int) -> "ray.ObjectRef[tuple[Pictures, Any]]":
+        run = self._runs[index]
+        number = sum(other.variant == run.variant for other in self._runs[:index])
+        reference: ray.ObjectRef[tuple[Pictures, Any]] = self._task(illustrate_run, run.label).remote(
+            self._comparison.trainable, run.variant, number, run.config, run.checkpoint
+        )
+        return reference
+
+    def _task(self, function: Any, label: str) -> Any:
+        resources = self._comparison.resources
+        return trainable_task(function, resources.cpus, resources.gpus, f"draw {label}")
+
+
+def _result(reference: "ray.ObjectRef[Any]", label: str) -> Any:
+    """Return what a task returned; raises SweepError."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"the pictures of {label} could not be drawn: {explain(error)}") from error
+
+
+def _write(pictures: Pictures, folder: Path) -> None:
+    for name, content in pictures.items():
+        (folder / name).write_bytes(content)
