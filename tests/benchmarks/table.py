@@ -39,19 +39,24 @@ class Comparison:
         return f"ours {seconds_list(self.ours)}; peer {seconds_list(self.peer)}"
 
 
-def alternate(ours: Callable[[], object], peer: Callable[[], object], repetitions: int = 5) -> Comparison:
+def alternate(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    repetitions: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Comparison:
     """Time two functions in turns, after one warm-up of each."""
     ours()
     peer()
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(repetitions)]
+    pairs = [(seconds(ours, clock), seconds(peer, clock)) for _ in range(repetitions)]
     return Comparison(tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs))
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Return the wall time of a call."""
-    begin = time.perf_counter()
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the time of a call: the wall time, or that of another ``clock``."""
+    begin = clock()
     function()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def seconds_list(values: Sequence[float]) -> str:

@@ -3,7 +3,6 @@
 import io
 import re
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -45,6 +44,8 @@ def _decode_file(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _decode_object(frame: Frame, key: str) -> NDArray[np.uint8]:
+    import h5py  # only this form of CUHK03 needs it
+
     expected = "expected a uint8 image [3, width, height] as MATLAB v7.3 stores it"
     address = CELL.fullmatch(key)
     if address is None:

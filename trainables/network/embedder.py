@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -48,6 +49,7 @@ class SequenceEmbedder(nn.Module):
         self.encoder = build_encoder(config.encoder, config.channels, config.height, config.width)
         self.recurrence = build_recurrence(config.encoder.features, config.rnn)
         self.pooling = POOLINGS[config.pooling](self.dimension)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster
 
     def spatial(self, frames: Tensor) -> Tensor:
         """Map frames ``[frame, channel, height, width]`` to maps ``[frame, channel, rows, columns]``.
@@ -60,7 +62,8 @@ class SequenceEmbedder(nn.Module):
             raise ValueError(
                 f"frames have {frames.shape[1]} channels; this network takes 3 (RGB) or {channels}"
             )
-        frames = functional.pad(frames, (0, 0, 0, 0, 0, channels - frames.shape[1]))
+        if frames.shape[1] < channels:
+            frames = functional.pad(frames, (0, 0, 0, 0, 0, channels - frames.shape[1]))
         return self.encoder.spatial(resize(frames, self.config.height, self.config.width))
 
     def encode(self, frames: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class McLaughlinNormalisation(nn.Module):
         """Map RGB in 0..1 with flow appended, ``[frame, 3 or 5, height, width]``, to the same shape."""
         with torch.autocast(frames.device.type, enabled=False):  # bfloat16 would round before the division
             yuv = torch.einsum("oc,nchw->nohw", self.matrix, frames[:, :3])
-            frames = torch.cat([yuv, frames[:, 3:]], dim=1)
+            frames = yuv if frames.shape[1] == 3 else torch.cat([yuv, frames[:, 3:]], dim=1)
             variance, mean = torch.var_mean(frames, dim=(-2, -1), keepdim=True)
             return (frames - mean) / variance.clamp_min(1e-8) ** 0.25
 
@@ -68,4 +68,4 @@ class FixedNormalisation(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Map RGB in 0..1 with flow appended, ``[frame, 3 or 5, height, width]``, to the same shape."""
         rgb = (frames[:, :3] - self.mean) / self.deviation
-        return torch.cat([rgb, frames[:, 3:]], dim=1)
+        return rgb if frames.shape[1] == 3 else torch.cat([rgb, frames[:, 3:]], dim=1)

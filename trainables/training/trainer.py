@@ -70,8 +70,6 @@ class Training:
         self.accelerated = self.device.type == "cuda"
         self.reduced = precision == "bfloat16" or (precision == "auto" and self.accelerated)
         self.method = method.to(self.device)
-        if self.reduced:
-            self.method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled:
             self.method.embedder.encoder.layers.compile()
         self.model: torch.nn.Module = self.method

@@ -2,9 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -22,6 +21,9 @@ from trainables.data.readers.folders import (
 from trainables.data.readers.reader import Reader
 from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
 from trainables.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
 
 EXPECTED = (
     "expected cuhk-03.mat (MATLAB v7.3), or images_labeled/ or images_detected/ with 1_001_1_01.jpg:"
@@ -109,6 +111,8 @@ def read_folder(folder: Path, boxes: str) -> dict[str, Tracklet]:
 
 def read_archive(path: Path, boxes: str) -> dict[str, Tracklet]:
     """Return the images of ``cuhk-03.mat`` by their names in the folder form; empty cells have no image."""
+    import h5py
+
     images = {}
     try:
         with h5py.File(path, "r") as file:
@@ -131,8 +135,10 @@ def read_archive(path: Path, boxes: str) -> dict[str, Tracklet]:
     return dict(sorted(images.items()))
 
 
-def variable(file: h5py.File, path: Path, name: str) -> NDArray[np.object_]:
+def variable(file: "h5py.File", path: Path, name: str) -> NDArray[np.object_]:
     """Return the references of a MATLAB cell array."""
+    import h5py
+
     if name not in file:
         raise DataError(f"{path}: no variable {name!r}; the file contains {', '.join(file) or 'nothing'}")
     references = file[name][()]
@@ -143,6 +149,8 @@ def variable(file: h5py.File, path: Path, name: str) -> NDArray[np.object_]:
 
 def old_protocol(path: Path, tracklets: list[Tracklet]) -> tuple[Split, ...]:
     """Return the splits of ``testsets``, cells of 1-based (pair, identity); all other identities train."""
+    import h5py
+
     identities = {tracklet.identity for tracklet in tracklets}
     splits = []
     with h5py.File(path, "r") as file:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from trainables.data.tracklet import Frame, Split, Tracklet
@@ -24,7 +23,6 @@ DAMAGED_MATLAB_FILE = (
     TypeError,
     ValueError,
     zlib.error,
-    scipy.io.matlab.MatReadError,
 )
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 
@@ -85,9 +83,11 @@ def matlab_variable(path: Path, variable: str) -> NDArray[Any]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected the MATLAB file that comes with the set")
+    import scipy.io  # takes longer to import than most of this package, and few sets need it
+
     try:
         content: dict[str, Any] = scipy.io.loadmat(path)
-    except DAMAGED_MATLAB_FILE as error:
+    except (*DAMAGED_MATLAB_FILE, scipy.io.matlab.MatReadError) as error:
         raise DataError(
             f"{path}: not a readable MATLAB file ({error}); expected variable {variable!r}"
         ) from error

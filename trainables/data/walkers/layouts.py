@@ -10,20 +10,21 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
-import h5py
 import numpy as np
-import scipy.io
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainables.data.walkers.cameras import Camera, draw_camera, draw_tracklet
 from trainables.data.walkers.drawing import Image, Walker, draw_walker
 from trainables.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
 
 _log = logging.getLogger(__name__)
 
@@ -212,6 +213,12 @@ def _save(path: Path, frame: Image) -> None:
     path.write_bytes(content.tobytes())
 
 
+def _save_matlab(path: Path, variables: Mapping[str, Any]) -> None:
+    import scipy.io  # only generating and reading need it, and it takes long to import
+
+    scipy.io.savemat(path, variables)
+
+
 def _prid2011(root: Path, cast: _Cast) -> None:
     for camera, name in enumerate(("cam_a", "cam_b")):
         for identity in range(cast.config.identities):
@@ -242,7 +249,7 @@ def _ilids_vid(root: Path, cast: _Cast) -> None:
         rows.append([identity + 1 for identity in (*test, *train)])
     folder = root / "train-test people splits"
     folder.mkdir()
-    scipy.io.savemat(folder / "train_test_splits_ilidsvid.mat", {"ls_set": np.array(rows, np.uint16)})
+    _save_matlab(folder / "train_test_splits_ilidsvid.mat", {"ls_set": np.array(rows, np.uint16)})
 
 
 def _mars(root: Path, cast: _Cast) -> None:
@@ -259,7 +266,7 @@ def _mars(root: Path, cast: _Cast) -> None:
     for row, (_, _, pid, camera) in enumerate(tracks):
         if pid > 0:
             queries.setdefault((pid, camera), row + 1)
-    scipy.io.savemat(info / "query_IDX.mat", {"query_IDX": np.array([sorted(queries.values())], np.int32)})
+    _save_matlab(info / "query_IDX.mat", {"query_IDX": np.array([sorted(queries.values())], np.int32)})
 
 
 def _mars_part(
@@ -293,7 +300,7 @@ def _mars_part(
                 )
     (root / "info" / f"{part}_name.txt").write_text("".join(f"{name}\n" for name in names))
     variable = "track_train_info" if part == "train" else "track_test_info"
-    scipy.io.savemat(root / "info" / f"tracks_{part}_info.mat", {variable: np.array(tracks, np.int32)})
+    _save_matlab(root / "info" / f"tracks_{part}_info.mat", {variable: np.array(tracks, np.int32)})
     return tracks
 
 
@@ -355,13 +362,15 @@ def _cuhk03(root: Path, cast: _Cast) -> None:
 
 def _cuhk03_file(path: Path, cast: _Cast, pairs: Sequence[_Pair]) -> None:
     """Write a MATLAB v7.3 file: HDF5 with reversed axes and cells as references; empty cells hold a shape."""
+    import h5py
+
     with h5py.File(path, "w") as file:
         group = file.create_group("#refs#")
 
-        def reference(data: Any, dtype: Any = None) -> h5py.Reference:
+        def reference(data: Any, dtype: Any = None) -> "h5py.Reference":
             return group.create_dataset(str(len(group)), data=data, dtype=dtype).ref
 
-        def cell(rows: list[list[h5py.Reference]]) -> h5py.Reference:
+        def cell(rows: list[list["h5py.Reference"]]) -> "h5py.Reference":
             return reference(np.array(rows, object).T, h5py.ref_dtype)
 
         empty = reference(np.zeros(2, np.uint64))
