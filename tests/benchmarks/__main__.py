@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, str] = {
     "pictures": "pictures of a comparison, against one process that embeds each run again",
 }
 BENCHMARKS: dict[str, str] = {"step": "the joint step, embedding, training and imports, on one thread"}
+BENCHMARKS: dict[str, str] = {"data": "packing, augmented batches, memory of worker processes"}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from trainables import components, testing
 from trainables.config import AlignmentConfig
 from trainables.data.__main__ import main
 from trainables.data.augmentation import AUGMENTATIONS, StandardAugmentation
-from trainables.data.sampling import SAMPLERS
+from trainables.data.sampling import SAMPLERS, BatchSampler, Clip
 from trainables.errors import DataError
 from trainables.methods import METHODS, Method
 from trainables.network.encoders import ENCODERS
@@ -111,6 +112,15 @@ def test_augmentation_that_changes_the_shape_is_refused(tiny, prepared, tmp_path
     with pytest.raises(
         TypeError, match=r"the augmentation returns frames and flow of shapes and types \[\(\("
     ):
+        prepared.fit(tiny(epochs=1), Recorder(tmp_path / "run"))
+
+
+def test_sampler_with_clips_of_other_lengths_is_refused(tiny, prepared, tmp_path, monkeypatch):
+    one_frame = np.zeros(1, np.int64)
+    monkeypatch.setattr(
+        BatchSampler, "clip", lambda self, position, number, rng: Clip(position, one_frame, number)
+    )
+    with pytest.raises(TypeError, match=r"the batch sampler returns clips of \[1\] frames, not 4"):
         prepared.fit(tiny(epochs=1), Recorder(tmp_path / "run"))
 
 

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
@@ -78,27 +79,20 @@ class StandardAugmentation(Augmentation):
         """
         rng = self.rng(number)
         height, width = frames.shape[1:3]
-        rows, columns = self._shifted(height, rng), self._shifted(width, rng)
+        down, right = self._shift(height, rng), self._shift(width, rng)
         mirrored = self.config.flip and rng.random() < 0.5
-        if mirrored:
-            columns = columns[::-1]
-        frames = frames[:, rows[:, None], columns]
-        if flow is not None:
-            flow = flow[:, rows[:, None], columns]
-            if mirrored:
-                flow[..., 0] *= -1
+        frames, flow = shift_and_mirror(frames, flow, down, right, mirrored)
         if self.config.erase and rng.random() < self.config.erase:
-            top, left, bottom, right = _rectangle(height, width, rng)
-            frames[:, top:bottom, left:right] = frames.mean(axis=(0, 1, 2)).astype(np.uint8)
+            rows, columns = _rectangle(height, width, rng)
+            frames[:, rows, columns] = _mean_colour(frames)
             if flow is not None:
-                flow[:, top:bottom, left:right] = 0
+                flow[:, rows, columns] = 0
         return frames, flow
 
-    def _shifted(self, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the source index of each of ``size`` rows or columns under a random shift."""
+    def _shift(self, size: int, rng: np.random.Generator) -> int:
+        """Return a random shift in pixels along a side of ``size`` pixels."""
         reach = round(self.config.crop * size / 2)
-        shifted = np.arange(size) + rng.integers(-reach, reach + 1)
-        return shifted.clip(0, size - 1)
+        return int(rng.integers(-reach, reach + 1))
 
 
 AUGMENTATIONS: Mapping[str, type[Augmentation]] = {"standard": StandardAugmentation}
@@ -119,10 +113,51 @@ def build_augmentation(config: AugmentationConfig, seed: Sequence[int]) -> Augme
     return find_augmentation(config.name)(config, seed)
 
 
-def _rectangle(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return top, left, bottom, right of 2-33 % of the frame (Zhong et al., Random Erasing, AAAI 2020)."""
+def shift_and_mirror(
+    frames: NDArray[np.uint8], flow: NDArray[np.float32] | None, down: int, right: int, mirrored: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Return shifted and optionally mirrored copies of ``frames`` and ``flow``, of the same shapes.
+
+    The border is repeated. Mirroring, which follows the shift, also changes the sign of horizontal flow.
+
+    Args:
+        frames: RGB ``[..., height, width, 3]``.
+        flow: optical flow ``[..., height, width, 2]``, or None.
+        down: rows between a pixel and its source, which is below it if positive.
+        right: columns between a pixel and its source, which is right of it if positive.
+        mirrored: whether left and right change places.
+    """
+    frames = _moved(frames, down, right, mirrored)
+    if flow is not None:
+        flow = _moved(flow, down, right, mirrored)
+        if mirrored:
+            flow[..., 0] *= -1
+    return frames, flow
+
+
+def _moved(images: NDArray[Any], down: int, right: int, mirrored: bool) -> NDArray[Any]:
+    # OpenCV moves the columns of all images at once, as of one tall image: 10 times as fast as index arrays.
+    height, width, channels = images.shape[-3:]
+    rows = (np.arange(height) + down).clip(0, height - 1)
+    moved: NDArray[Any] = images.take(rows, axis=-3).reshape(-1, width, channels)
+    if right:
+        inner = moved[:, max(right, 0) : width + min(right, 0)]
+        moved = cv2.copyMakeBorder(inner, 0, 0, max(-right, 0), max(right, 0), cv2.BORDER_REPLICATE)
+    if mirrored:
+        moved = cv2.flip(moved, 1)
+    return moved.reshape(images.shape)
+
+
+def _mean_colour(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the mean RGB, rounded down."""
+    total = cv2.sumElems(frames.reshape(-1, *frames.shape[-2:]))[:3]
+    return (np.array(total) / (frames.size // 3)).astype(np.uint8)
+
+
+def _rectangle(height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Return rows and columns of 2-33 % of the frame (Zhong et al., Random Erasing, AAAI 2020)."""
     area, ratio = rng.uniform(0.02, 0.33) * height * width, np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
     tall = min(height, max(1, round(float(np.sqrt(area * ratio)))))
     wide = min(width, max(1, round(float(np.sqrt(area / ratio)))))
     top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-    return top, left, top + tall, left + wide
+    return slice(top, top + tall), slice(left, left + wide)

@@ -16,7 +16,12 @@ CELL = re.compile(r"(?P<variable>\w+)\{(?P<outer>\d+)\}\{(?P<row>\d+),(?P<column
 
 
 def decode(frame: Frame) -> NDArray[np.uint8]:
-    """Decode one frame as uint8 RGB ``[height, width, 3]``.
+    """Decode one frame as uint8 RGB ``[height, width, 3]``; see `decode_image`."""
+    return np.array(decode_image(frame))
+
+
+def decode_image(frame: Frame) -> Image.Image:
+    """Decode one frame as an RGB image.
 
     Raises:
         DataError: the file is missing, unreadable, truncated or not an image; the error names the file.
@@ -24,7 +29,7 @@ def decode(frame: Frame) -> NDArray[np.uint8]:
     return _decode_file(frame) if frame.key is None else _decode_object(frame, frame.key)
 
 
-def _decode_file(frame: Frame) -> NDArray[np.uint8]:
+def _decode_file(frame: Frame) -> Image.Image:
     if not frame.path.is_file():  # reading a pipe would block
         raise DataError(f"{frame.path}: no such file; expected an image file")
     try:
@@ -36,14 +41,14 @@ def _decode_file(frame: Frame) -> NDArray[np.uint8]:
         raise DataError(f"{frame.path}: truncated (JPEG without its end marker); expected a complete image")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.array(image.convert("RGB"))
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's message for an unidentified file only gives the address of its buffer.
         reason = "unknown image format" if "cannot identify" in str(error) else error
         raise DataError(f"{frame.path}: damaged or truncated ({reason}); expected an image file") from error
 
 
-def _decode_object(frame: Frame, key: str) -> NDArray[np.uint8]:
+def _decode_object(frame: Frame, key: str) -> Image.Image:
     import h5py  # only this form of CUHK03 needs it
 
     expected = "expected a uint8 image [3, width, height] as MATLAB v7.3 stores it"
@@ -58,7 +63,7 @@ def _decode_object(frame: Frame, key: str) -> NDArray[np.uint8]:
             image = file[file[file[variable][0, outer]][column, row]]
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
                 raise DataError(f"{frame.path}, {key}: {image.dtype} {list(image.shape)}; {expected}")
-            return np.ascontiguousarray(image[()].transpose(2, 1, 0))
+            return Image.fromarray(np.ascontiguousarray(image[()].transpose(2, 1, 0)))
     except (OSError, KeyError, RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
         if isinstance(error, DataError):
             raise

@@ -14,16 +14,22 @@ from trainables.data.batch import Batch
 from trainables.data.parts import Part
 from trainables.data.sampling import BatchConfig, Clip, find_sampler, share
 
+_WHITE = np.float32(255)
+
 
 def as_tensor(frames: NDArray[np.uint8], flow: NDArray[np.float32] | None) -> Tensor:
     """Join RGB ``[..., height, width, 3]`` and flow ``[..., height, width, 2]`` into one tensor.
 
     The result is float32 ``[..., 3 or 5, height, width]``: RGB in 0..1, flow in pixels per frame.
     """
-    colours = torch.from_numpy(frames).movedim(-1, -3) / 255
-    if flow is None:
-        return colours
-    return torch.cat([colours, torch.from_numpy(flow).movedim(-1, -3)], dim=-3)
+    return _join(np.divide(frames, _WHITE, dtype=np.float32), flow)
+
+
+def _join(colours: NDArray[np.float32], flow: NDArray[np.float32] | None) -> Tensor:
+    """Join colours in 0..1 and flow as `as_tensor` does."""
+    arrays = (colours,) if flow is None else (colours, flow)
+    tensors = [torch.from_numpy(array).movedim(-1, -3) for array in arrays]
+    return tensors[0] if flow is None else torch.cat(tensors, dim=-3)
 
 
 class Modality:
@@ -44,7 +50,7 @@ class Modality:
         seed: Sequence[int],
     ) -> None:
         self._items = [(part.pack, int(tracklet)) for part in parts for tracklet in part.tracklets]
-        self._augmentation, self._seed = augmentation, (*seed, 1)
+        self._augmentation, self._seed, self._frames = augmentation, (*seed, 1), frames
         identities, cameras = (
             np.concatenate([[f"{i}/{name}" for name in getattr(part, field)] for i, part in enumerate(parts)])
             for field in ("identities", "cameras")
@@ -66,20 +72,27 @@ class Modality:
 
     def load(self, clips: Sequence[Clip], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Load frames ``[clip, time, channel, height, width]``, identities and cameras ``[clip]``."""
+        if any(len(clip.frames) != self._frames for clip in clips):
+            lengths = sorted({len(clip.frames) for clip in clips})
+            raise TypeError(f"the batch sampler returns clips of {lengths} frames, not {self._frames}")
         augmentation = build_augmentation(self._augmentation, (*self._seed, epoch))
-        frames, flows = [], []
-        for clip in clips:
+        pack = self._items[0][0]
+        shape = (len(clips), self._frames, pack.height, pack.width)
+        colours = np.empty((*shape, 3), np.float32)
+        flows = np.empty((*shape, 2), np.float32) if pack.has_flow else None
+        for position, clip in enumerate(clips):
             pack, tracklet = self._items[clip.tracklet]
             flow = pack.flow(tracklet, clip.frames) if pack.has_flow else None
-            colours = pack.frames(tracklet, clip.frames)
-            augmented = augmentation(colours, flow, clip.number)
-            _check_unchanged_shapes((colours, flow), augmented)
-            frames.append(augmented[0])
-            flows += [] if augmented[1] is None else [augmented[1]]
+            frames = pack.frames(tracklet, clip.frames)
+            augmented = augmentation(frames, flow, clip.number)
+            _check_unchanged_shapes((frames, flow), augmented)
+            # A division at once into the batch saves a copy of all frames in bytes.
+            np.divide(augmented[0], _WHITE, out=colours[position])
+            if flows is not None:
+                flows[position] = augmented[1]
         tracklets = [clip.tracklet for clip in clips]
-        tensor = as_tensor(np.stack(frames), np.stack(flows) if flows else None)
         identities, cameras = self._identities[tracklets], self._cameras[tracklets]
-        return tensor, torch.from_numpy(identities), torch.from_numpy(cameras)
+        return _join(colours, flows), torch.from_numpy(identities), torch.from_numpy(cameras)
 
 
 def _check_unchanged_shapes(
@@ -87,7 +100,7 @@ def _check_unchanged_shapes(
 ) -> None:
     """Raise TypeError for an augmentation that changes shapes or types."""
     expected, actual = (
-        [array if array is None else (array.shape, str(array.dtype)) for array in arrays]
+        [array if array is None else (array.shape, array.dtype) for array in arrays]
         for arrays in (before, after)
     )
     if actual != expected:

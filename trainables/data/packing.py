@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainables.data.decoding import decode
+from trainables.data.decoding import decode_image
 from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
 from trainables.errors import DataError
 from trainables.network.flow import optical_flow
@@ -35,6 +35,7 @@ FORMAT = 2
 
 _TABLE = b"table"
 _BATCH_BYTES = 16 * 2**20
+_RUN_FRAMES = 32
 
 Indices = NDArray[np.integer] | slice
 
@@ -276,7 +277,7 @@ def _prepare(
     errors: list[str] = []
     for frame in tracklet.frames:
         try:
-            image = Image.fromarray(decode(frame))
+            image = decode_image(frame)
         except DataError as error:
             if unreadable == "stop":
                 raise
@@ -300,19 +301,36 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _in_order(prepare: Callable[[Tracklet], _Rows], tracklets: Iterable[Tracklet]) -> Iterator[_Rows]:
-    """Apply ``prepare`` in threads and yield results in order, a few tracklets ahead of the consumer."""
-    workers = min(16, os.cpu_count() or 1)
-    futures: deque[Future[_Rows]] = deque()
+    """Apply ``prepare`` in threads and yield results in order, a few runs of tracklets ahead of the consumer.
+
+    Pillow and OpenCV let other threads run while they decode, resize and compute flow.
+    """
+    workers = min(16, len(os.sched_getaffinity(0)))
+    futures: deque[Future[list[_Rows]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="packing") as executor:
         try:
-            for tracklet in tracklets:
-                futures.append(executor.submit(prepare, tracklet))
+            for run in _runs(tracklets):
+                futures.append(executor.submit(lambda run: [prepare(tracklet) for tracklet in run], run))
                 if len(futures) > 2 * workers:
-                    yield futures.popleft().result()
+                    yield from futures.popleft().result()
             while futures:
-                yield futures.popleft().result()
+                yield from futures.popleft().result()
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _runs(tracklets: Iterable[Tracklet]) -> Iterator[list[Tracklet]]:
+    """Yield runs of adjacent tracklets with enough frames that the change of threads costs little."""
+    run: list[Tracklet] = []
+    frames = 0
+    for tracklet in tracklets:
+        run.append(tracklet)
+        frames += len(tracklet.frames)
+        if frames >= _RUN_FRAMES:
+            yield run
+            run, frames = [], 0
+    if run:
+        yield run
 
 
 def _batch(pending: Sequence[_Rows], schema: pa.Schema) -> pa.RecordBatch:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import distributed
 from torch.nn.functional import normalize
 
+from trainables.data.augmentation import shift_and_mirror
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
 from trainables.evaluation.scoring import Score, score, score_by_protocol
@@ -38,17 +39,7 @@ class View:
         As in `trainables.data.augmentation`, the border is repeated, the size is kept, and the horizontal
         flow of a mirrored sequence is negated.
         """
-        height, width = frames.shape[-3:-1]
-        rows = (np.arange(height) + self.down).clip(0, height - 1)[:, None]
-        columns = (np.arange(width) + self.right).clip(0, width - 1)
-        if self.mirrored:
-            columns = columns[::-1]
-        frames = frames[..., rows, columns, :]
-        if flow is not None:
-            flow = flow[..., rows, columns, :]
-            if self.mirrored:
-                flow[..., 0] *= -1
-        return frames, flow
+        return shift_and_mirror(frames, flow, self.down, self.right, self.mirrored)
 
 
 class EvaluationConfig(BaseModel):

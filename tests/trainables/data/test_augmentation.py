@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trainables.data.augmentation import AugmentationConfig, StandardAugmentation
+from trainables.data.augmentation import AugmentationConfig, StandardAugmentation, shift_and_mirror
 
 STILL = np.random.default_rng(0).integers(0, 255, (16, 12, 3), dtype=np.uint8)
 FRAMES = np.repeat(STILL[None], 5, axis=0)
@@ -62,3 +64,29 @@ def test_flip_mirrors_frames_and_flow_with_its_sign(erase):
         assert kept.all() == (erase == 0)
     assert 5 < mirrored < 35
     np.testing.assert_array_equal(flow, original)
+
+
+@given(st.integers(-15, 15), st.integers(-11, 11), st.booleans())
+def test_shift_and_mirror_equals_index_arrays(down, right, mirrored):
+    rows, columns = (np.arange(16) + down).clip(0, 15)[:, None], (np.arange(12) + right).clip(0, 11)
+    columns = columns[::-1] if mirrored else columns
+    flow = FRAMES[..., :2] - np.float32(7.3)
+    original = FRAMES.copy(), flow.copy()
+    frames, moved = shift_and_mirror(FRAMES, flow, down, right, mirrored)
+    np.testing.assert_array_equal(frames, FRAMES[:, rows, columns])
+    np.testing.assert_array_equal(moved, flow[:, rows, columns] * [-1 if mirrored else 1, 1])
+    frames[:], moved[:] = 0, 0
+    np.testing.assert_array_equal(FRAMES, original[0])
+    np.testing.assert_array_equal(flow, original[1])
+
+
+def test_erase_paints_the_mean_rounded_down():
+    noise = np.random.default_rng(2).integers(0, 256, (5, 16, 12, 3), dtype=np.uint8)
+    config = AugmentationConfig(crop=0, flip=False, erase=1.0)
+    for number in range(20):
+        frames, flow = disturbed(
+            number, config=config, frames=noise, flow=np.ones((5, 16, 12, 2), np.float32)
+        )
+        erased = ~flow.any(axis=(0, 3))
+        assert erased.any()
+        assert (frames[:, erased] == noise.mean(axis=(0, 1, 2)).astype(np.uint8)).all()
