@@ -1,11 +1,14 @@
 """Epochs until a search reaches the best value of random search: ``python -m tests.benchmarks.search``.
 
-The search is the study of this project with the sampler and the scheduler of ``search_spaces/alignment.yaml``,
-driven without Ray, with as many trials at once as two cores have. The peer is Optuna's random sampler, and each
-of its trials trains to the last epoch. Both search the space of that file, and every trial is really trained,
-on smaller data and frames. Compute is counted in epochs, so that the load of the machine does not matter; the
-epochs of all trials count, also of those that run when the value is reached. A value counts when its trial is
-complete, because only a complete trial can become the champion.
+The search is the study of this project with sampler and scheduler of ``search_spaces/alignment.yaml``. It is
+driven without Ray, with as many trials at once as two cores run. The peer is Optuna's random sampler, and each
+of its trials trains to its last epoch. Both search the space of that file. Every trial is really trained, but
+on fewer identities and smaller frames, with fewer steps in an epoch.
+
+Compute is counted in epochs, so that the load of the machine does not matter. Random search costs all of its
+epochs, because only then its best trial is certain. The epochs of all our trials count, also of those that
+still run when a trial reaches the value. The value of a trial counts when the trial is complete, because only
+a complete trial can become the champion.
 
 ``--curves FOLDER`` keeps the validation scores of each config that was trained, and a second run trains only
 what the folder lacks. It does not notice a change of the trainable: name a new folder then.
@@ -19,14 +22,14 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 import torch
-from rich.console import Console
 
 from orchestrator.config.document import Override
 from orchestrator.config.sweep import Sweep, read_sweep
@@ -40,19 +43,18 @@ from trainables.config import AlignmentConfig
 
 METRIC = "val/mAP"
 LANES = 2
+SEEDS, TRIALS = 5, 24
 SMALLER = (
     "config.data.sets.walkers.generate.identities=100",
     "config.data.targets=[]",
     "config.data.height=32",
     "config.data.width=16",
-    "config.batch.passes=2",
-    "config.batch.identities=4",
+    "config.batch.passes=1",
     "config.batch.frames=5",
-    "config.batch.image_identities=4",
+    "config.batch.image_identities=6",
     "config.encoder.features=64",
-    "config.encoder.name=tests.benchmarks.tiny_encoder:TinyEncoder",
 )
-"""What makes an epoch of ``alignment.yaml`` take half a second of one core; the searched space is the same."""
+"""Changes of ``alignment.yaml`` with which an epoch takes half a second of one core."""
 
 
 class Alone:
@@ -101,9 +103,35 @@ class Progress:
         return next((epochs for epochs, reached in pairs if reached >= value), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """This project's search and random search, with one seed."""
+
+    ours: Progress
+    peer: Progress
+
+    @property
+    def reached(self) -> int | None:
+        """Epochs until our search reached random search's best, or None if it did not."""
+        return self.ours.epochs_until(max(self.peer.values))
+
+    @property
+    def ratio(self) -> float:
+        """Our epochs divided by those of random search; 1 if its best was not reached within them."""
+        return (self.reached or self.peer.epochs[-1]) / self.peer.epochs[-1]
+
+    def __str__(self) -> str:
+        best = max(self.peer.values)
+        first = self.peer.epochs_until(best)
+        ours = f"within {self.reached} epochs" if self.reached else "not reached"
+        return f"{best:.3f} in epoch {first} of {self.peer.epochs[-1]} at random, ours {ours}"
+
+
 def read(curves: Path, *changes: str) -> Sweep:
     """Return the sweep of ``alignment.yaml`` on the smaller data, with ``changes``."""
-    overrides = [Override.parse(text) for text in (f"config.data.cache={curves / 'data'}", *SMALLER, *changes)]
+    overrides = [
+        Override.parse(text) for text in (f"config.data.cache={curves / 'data'}", *SMALLER, *changes)
+    ]
     return read_sweep(ROOT / "search_spaces" / "alignment.yaml", overrides, environment={})
 
 
@@ -112,12 +140,13 @@ def random_search(curves: Path, seed: int, trials: int) -> Progress:
     torch.set_num_threads(1)
     sweep, source = read(curves), Curves(curves)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=seed))
-    values = []
-    for _ in range(trials):
-        config = sweep.trial_config(sweep.space.suggest(study.ask()))
-        *_, value = source.scores(config)  # type: ignore[arg-type]
-        values.append(value)
+    configs = [_config(sweep, sweep.space.suggest(study.ask())) for _ in range(trials)]
+    values = [list(source.scores(config))[-1] for config in configs]
     return Progress([sweep.epochs * number for number in range(1, trials + 1)], values)
+
+
+def _config(sweep: Sweep, values: Mapping[str, Any]) -> AlignmentConfig:
+    return cast(AlignmentConfig, sweep.trial_config(values))
 
 
 def our_search(curves: Path, seed: int, target: float, limit: int, *changes: str) -> Progress:
@@ -125,8 +154,8 @@ def our_search(curves: Path, seed: int, target: float, limit: int, *changes: str
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as storage:
         Path(storage, "alignment").mkdir()
-        # Trial n draws with seed + n, so seeds that lie close would repeat each other's trials.
-        seeded = f"sampler.tpe.seed={1000 * seed}"
+        # Trial n draws with seed + n: a seed near that of another search would repeat its first trials.
+        seeded = f"sampler.tpe.seed={1000 * (seed + 1)}"
         sweep = read(curves, f"storage={storage}", f"budget.trials={limit}", seeded, *changes)
         return _drive(SearchStudy(sweep, JobDirectory(sweep)), Curves(curves), target, limit)
 
@@ -157,9 +186,9 @@ def _drive(study: SearchStudy, source: Curves, target: float, limit: int) -> Pro
     return progress
 
 
-def measure(curves: Path, seeds: int, trials: int, *changes: str) -> list[tuple[Progress, Progress]]:
-    """Return random search and this project's search of each seed."""
-    AlignmentTrainable().prepare(read(curves).trial_config({}))  # type: ignore[arg-type]
+def measure(curves: Path, seeds: int, trials: int, changes: Sequence[str] = ()) -> list[Pair]:
+    """Run random search, then this project's search until it reaches the best value, with each seed."""
+    AlignmentTrainable().prepare(_config(read(curves), {}))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(LANES, mp_context=context) as pool:
         at_random = [pool.submit(random_search, curves, seed, trials) for seed in range(seeds)]
@@ -168,4 +197,56 @@ def measure(curves: Path, seeds: int, trials: int, *changes: str) -> list[tuple[
             pool.submit(our_search, curves, seed, max(peer.values), peer.epochs[-1], *changes)
             for seed, peer in enumerate(peers)
         ]
-        return [(peer, future.result()) for peer, future in zip(peers, ours, strict=True)]
+        return [Pair(future.result(), peer) for future, peer in zip(ours, peers, strict=True)]
+
+
+def row(pairs: Sequence[Pair]) -> Row:
+    """Return the row of the table: medians over the seeds."""
+    peer = pairs[0].peer
+    ratio = statistics.median(pair.ratio for pair in pairs)
+    missed = sum(pair.reached is None for pair in pairs)
+    return Row(
+        f"epochs until random search's best is reached, {len(pairs)} seeds",
+        f"{ratio * peer.epochs[-1]:.0f}" + f" ({missed} seeds: not within those of the peer)" * bool(missed),
+        f"random, {len(peer.values)} trials of full length: {peer.epochs[-1]}",
+        f"{ratio:.2f}",
+        "at most 0.25",
+        "; ".join(map(str, pairs)),
+    )
+
+
+def rows(quick: bool) -> list[Row]:
+    """Measure in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [row(measure(Path(folder), *((2, 4) if quick else (SEEDS, TRIALS))))]
+
+
+def main() -> int:
+    """Run the benchmark with its options, and print its row."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--curves", type=Path, metavar="FOLDER", help="keeps what was trained")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"default: {SEEDS}")
+    parser.add_argument("--trials", type=int, default=TRIALS, help=f"of random search; default: {TRIALS}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="changes our search, for example scheduler.asha.grace=1",
+    )
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        curves = parsed.curves or Path(folder)
+        curves.mkdir(parents=True, exist_ok=True)
+        result = row(measure(curves.absolute(), parsed.seeds, parsed.trials, parsed.set))
+    for text in (result.what, f"ours {result.ours}", result.peer, f"ratio {result.ratio}", result.raw):
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
