@@ -1,9 +1,9 @@
 """Epochs until a search reaches the best value of random search: ``python -m tests.benchmarks.search``.
 
 The search is the study of this project with sampler and scheduler of ``search_spaces/alignment.yaml``. It is
-driven without Ray, with as many trials at once as two cores run. The peer is Optuna's random sampler, and each
-of its trials trains to its last epoch. Both search the space of that file. Every trial is really trained, but
-on fewer identities and smaller frames, with fewer steps in an epoch.
+driven without Ray, with as many trials at once as two cores run. The peer is Optuna's random sampler; each of
+its trials trains to its last epoch. Both search the space of that file. Every trial is really trained, but on
+fewer identities and smaller frames, with fewer steps in an epoch.
 
 Compute is counted in epochs, so that the load of the machine does not matter. Random search costs all of its
 epochs, because only then its best trial is certain. The epochs of all our trials count, also of those that
@@ -43,7 +43,7 @@ from trainables.config import AlignmentConfig
 
 METRIC = "val/mAP"
 LANES = 2
-SEEDS, TRIALS = 5, 24
+SEEDS, TRIALS = 5, 16
 SMALLER = (
     "config.data.sets.walkers.generate.identities=100",
     "config.data.targets=[]",
