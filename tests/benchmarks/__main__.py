@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, str] = {
 }
 BENCHMARKS: dict[str, str] = {"step": "the joint step, embedding, training and imports, on one thread"}
 BENCHMARKS: dict[str, str] = {"data": "packing, augmented batches, memory of worker processes"}
+BENCHMARKS: dict[str, str] = {"search": "epochs until the best value of random search"}
 
 
 def main() -> int:
