@@ -128,7 +128,7 @@ class TrialMonitor(NotSnapshotted, Callback):
                 _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
             case EpochEnded(epoch):
                 # As the study has it: a repeated epoch keeps its first metrics and its time.
-                metrics = attributes.epochs(self._study.trials[number])[epoch]
+                metrics = self._study.trial(number).user_attrs[attributes.epoch_key(epoch)]
                 self._track_epoch(number, epoch, metrics)
                 self._epochs[number] = epoch
                 if self._job.implementation.throughput:
@@ -150,7 +150,7 @@ class TrialMonitor(NotSnapshotted, Callback):
 
     def publish_end(self, number: int) -> None:
         """Publish the end of one trial as the study has it."""
-        trial = self._study.trials[number]
+        trial = self._study.trial(number)
         self._rates.pop(number, None)
         self._activity.pop(number, None)
         self._track_end(trial)
@@ -159,7 +159,7 @@ class TrialMonitor(NotSnapshotted, Callback):
     def _track_start(self, number: int, values: Mapping[str, Any]) -> None:
         short = {path.rpartition(".")[2]: value for path, value in values.items()}
         label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
-        point = self._study.trials[number].user_attrs.get(attributes.POINT, "")
+        point = self._study.trial(number).user_attrs.get(attributes.POINT, "")
         self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values))
 
     def _track_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
