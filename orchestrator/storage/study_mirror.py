@@ -1,8 +1,7 @@
 """The study of a job for its driver: in memory for reading, and written through to the database.
 
 Optuna's cache asks the database for unfinished trials at each read, which costs more than all else that a
-driver does for a trial. A driver holds the lease of its job, so no other process writes to the study, and what
-it has read once stays true.
+driver does for a trial. A driver holds the lease of its job, so no other process writes to the study.
 """
 
 import copy
