@@ -1,27 +1,32 @@
-"""The folder of one trial in the storage: its checkpoints, the list that Ray Train keeps of them, and stacks.
+"""The folder of one trial in the storage: its checkpoints, and the stacks of workers that hung.
 
-A checkpoint counts only if it was uploaded completely.
+A checkpoint counts once the empty file ``<checkpoint>.complete`` beside its folder exists, which is written
+last. Ray Train cannot keep the checkpoints: a run of Ray Train trains many trials, and would keep the last
+checkpoint of only one.
 """
 
+import contextlib
 import platform
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs
-import ray.train
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from orchestrator.errors import StorageError, is_full, one_line
 
-_LIST = "checkpoint_manager_snapshot.json"
-"""File in which Ray Train lists the checkpoints of a trial; others do not count."""
+_CHECKPOINT = "checkpoint_"
+_COMPLETE = ".complete"
 
-_CHECKPOINT = "checkpoint_2"
-"""Prefix of the folders of checkpoints, which Ray Train names by the date."""
+_LIST = "checkpoint_manager_snapshot.json"
+"""File of sweeps of version 0.1.0: the list that Ray Train kept of the complete checkpoints."""
+
+_HANG = "hung-"
 
 _MAX_UPLOADS = 5
 """How often the upload of one file is tried before the attempt of its trial fails."""
@@ -32,19 +37,32 @@ _CHUNK_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class TrialFolder:
-    """The files of a trial. Every method but `delete_unregistered` raises OSError when the storage fails."""
+    """The files of a trial. A method raises OSError when the storage fails, unless it says otherwise."""
 
     filesystem: pyarrow.fs.FileSystem
     path: str
 
-    def upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Copy a local checkpoint completely into the folder ``name``; Ray Train's ``checkpoint_upload_fn``.
+    def create(self) -> None:
+        """Create the folder."""
+        self.filesystem.create_dir(self.path)
 
-        Arrow's own copying, which Train would use, ignores errors when it closes a file. In a bucket most of
-        a file is sent at that moment.
+    def last_checkpoint(self) -> str | None:
+        """Return the path of the last complete checkpoint, or None while there is none."""
+        names = self._complete(self._names())
+        return f"{self.path}/{names[-1]}" if names else None
+
+    def hangs(self) -> list[str]:
+        """Return the names of the files that workers which hung have left."""
+        return [name for name in self._names() if name.startswith(_HANG)]
+
+    def save(self, source: Path, epoch: int) -> str:
+        """Upload the files of a local folder as the checkpoint of an epoch; return its path.
+
+        Arrow's own copying ignores errors when it closes a file. In a bucket most of a file is sent at that
+        moment.
 
         Raises:
-            ValueError: the storage is not the one that Train's controller writes to.
+            ValueError: the storage is not the one that the lane writes to.
         """
         retrying = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, OSError) and not is_full(error)),
@@ -52,45 +70,43 @@ class TrialFolder:
             wait=wait_random_exponential(min=0.5, max=10),
             reraise=True,
         )
-        # Train creates the folder on the controller's node; if it is missing here, this is another storage.
+        # The lane has created the folder from its node; if it is missing here, this is another storage.
         if retrying(self.filesystem.get_file_info, self.path).type is pyarrow.fs.FileType.NotFound:
             raise ValueError(
                 f"storage {self.path} does not exist on {platform.node()}; all nodes have to share it"
             )
-        for source in sorted(Path(checkpoint.path).rglob("*")):
-            if source.is_file():
-                part = source.relative_to(checkpoint.path).as_posix()
-                retrying(self._copy, source, f"{self.path}/{name}/{part}")
-        return ray.train.Checkpoint(f"{self.path}/{name}", self.filesystem)
+        # The worker of an attempt that has ended may still write the same epoch: no two write one folder.
+        target = f"{self.path}/{_CHECKPOINT}{epoch:06d}_{uuid.uuid4().hex[:8]}"
+        for file in sorted(source.rglob("*")):
+            if file.is_file():
+                retrying(self._copy, file, f"{target}/{file.relative_to(source).as_posix()}")
+        retrying(self.write, f"{target.rpartition('/')[2]}{_COMPLETE}", b"")
+        return target
 
-    def _copy(self, source: Path, target: str) -> None:
-        self.filesystem.create_dir(target.rpartition("/")[0])
-        with source.open("rb") as file, self.filesystem.open_output_stream(target) as copy:
-            shutil.copyfileobj(file, copy, _CHUNK_BYTES)
+    def delete(self, checkpoint: str) -> None:
+        """Delete a checkpoint that a later one replaces; a fault of the storage leaves it."""
+        with contextlib.suppress(OSError):  # it is never read again, and only takes space
+            if self.filesystem.get_file_info(checkpoint + _COMPLETE).type is pyarrow.fs.FileType.File:
+                self.filesystem.delete_file(checkpoint + _COMPLETE)
+            self.filesystem.delete_dir(checkpoint)
 
-    def registered(self) -> str:
-        """Return the list that Train keeps of the checkpoints, as text; empty while there is none."""
-        return self.read(_LIST) if self.list_names(_LIST) else ""
+    def delete_incomplete(self) -> None:
+        """Delete what workers left that died, and all checkpoints but the last; a fault leaves them.
 
-    def delete_unregistered(self) -> None:
-        """Delete checkpoints of workers that died before Train listed them.
-
-        A checkpoint newer than the listed ones stays: a worker that does not know yet that its attempt has
-        ended may still be uploading it.
+        An incomplete checkpoint that is not older than the last one stays: a worker that does not know yet
+        that its attempt has ended may still be uploading it.
         """
-        try:
-            listed = re.findall(rf"{_CHECKPOINT}[\w.-]+", self.registered())
-            for name in self.list_names(_CHECKPOINT):
-                if name not in listed and name < max(listed, default=""):
-                    self.filesystem.delete_dir(f"{self.path}/{name}")
-        except OSError:
-            return  # they are never read; they only take space
+        with contextlib.suppress(OSError):
+            names = self._names()
+            complete = self._complete(names)
+            for name in names:
+                is_checkpoint = name.startswith(_CHECKPOINT) and not name.endswith(_COMPLETE)
+                if complete and is_checkpoint and _order(name) < _order(complete[-1]):
+                    self.delete(f"{self.path}/{name}")
 
-    def list_names(self, prefix: str) -> list[str]:
-        """Return the names of the files and folders that begin with ``prefix``."""
-        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        names = (entry.base_name for entry in self.filesystem.get_file_info(selector))
-        return [name for name in names if name.startswith(prefix)]
+    def record_hang(self, worker: str, stacks: bytes) -> None:
+        """Keep the stacks of a worker that hung."""
+        self.write(f"{_HANG}{worker}.txt", stacks)
 
     def read(self, name: str) -> str:
         """Return the text of a file."""
@@ -101,6 +117,28 @@ class TrialFolder:
         """Write a file."""
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
             file.write(content)
+
+    def _copy(self, source: Path, target: str) -> None:
+        self.filesystem.create_dir(target.rpartition("/")[0])
+        with source.open("rb") as file, self.filesystem.open_output_stream(target) as copy:
+            shutil.copyfileobj(file, copy, _CHUNK_BYTES)
+
+    def _names(self) -> list[str]:
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        return [str(entry.base_name) for entry in self.filesystem.get_file_info(selector)]
+
+    def _complete(self, names: list[str]) -> list[str]:
+        """Return the names of the complete checkpoints, the last one at the end."""
+        complete = {name for name in names if name + _COMPLETE in names}
+        if _LIST in names:
+            complete |= set(re.findall(rf"{_CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
+        return sorted(complete, key=_order)
+
+
+def _order(checkpoint: str) -> tuple[bool, str]:
+    """Return the key by which checkpoints sort: by date those of version 0.1.0, then by epoch the others."""
+    dated = re.match(rf"{_CHECKPOINT}\d{{4}}-", checkpoint) is not None
+    return not dated, checkpoint
 
 
 @contextmanager

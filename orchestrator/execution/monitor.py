@@ -16,7 +16,14 @@ from orchestrator.execution.tune_adapters import NotSnapshotted
 from orchestrator.storage.lease import HEARTBEAT_SECONDS, Lease
 from orchestrator.study import attributes
 from orchestrator.study.base import Study
-from orchestrator.study.trial_report import EpochEnded, Started, WorkersLost, decode, trial_name
+from orchestrator.study.trial_report import (
+    EpochEnded,
+    Started,
+    WorkersLost,
+    WorkersReplaced,
+    decode,
+    trial_name,
+)
 from orchestrator.tracking.tracker import State, Tracker
 
 _log = logging.getLogger(__name__)
@@ -130,13 +137,18 @@ class TrialMonitor(NotSnapshotted, Callback):
     ) -> None:
         """Publish one report of a trial."""
         number = trial.config["number"]
+        report = decode(result)
+        if report is None:
+            return
         self._metrics.note_report()
-        match decode(result):
+        match report:
             case Started():
                 self._activity[number] = _TRAINING
             case WorkersLost(reason):
                 self._activity[number] = f"{_WAITING}its workers"
                 _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
+            case WorkersReplaced(reason):
+                _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
             case EpochEnded(epoch):
                 # As the study has it: a repeated epoch keeps its first metrics and its time.
                 metrics = self._study.trial(number).user_attrs[attributes.epoch_key(epoch)]

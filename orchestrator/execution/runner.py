@@ -3,19 +3,16 @@
 import logging
 import tempfile
 from enum import Enum
-from typing import Any
 
 from ray import tune
-from ray.tune import Trainable
-from ray.tune.trainable.function_trainable import wrap_function
 
 from orchestrator.config.job import Job
 from orchestrator.config.sections import Resources
 from orchestrator.console.progress import Progress
 from orchestrator.execution.budget import BudgetStopper
 from orchestrator.execution.cluster import Cluster
+from orchestrator.execution.lane import lane_class
 from orchestrator.execution.monitor import TrialMonitor
-from orchestrator.execution.trial import run_trial
 from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
 from orchestrator.execution.worker import TrialSpec
 from orchestrator.interrupt import Interrupt
@@ -28,7 +25,7 @@ from orchestrator.tracking.tracker import Tracker
 _log = logging.getLogger(__name__)
 
 _MAX_RESTARTS = 10
-"""How often Tune restarts a trial whose own process, which only waits for its workers, died."""
+"""How often Tune restarts a trial whose lane, which only waits for its workers, died."""
 
 _TRIALS_PER_RUN = 1000
 """Trials of one run of Tune. Tune keeps every trial in memory; a new run bounds the driver's memory."""
@@ -67,6 +64,7 @@ def run_trials(
             gpus=job.resources.gpus,
             report_timeout=job.resources.report_timeout,
             scores_trials=study.scores_trials,
+            trials_per_worker=job.resources.trials_per_worker,
         )
         lease.on_heartbeat = monitor.on_heartbeat
         with progress.activity(monitor.status_line), interrupt.polled():
@@ -98,12 +96,13 @@ def _run_tune(
     # The records that Tune keeps are never read: a job resumes from its study.
     with tempfile.TemporaryDirectory() as scratch:
         tuner = tune.Tuner(
-            _tune_trainable(spec, cluster.driver_bundle()),
+            lane_class(spec, cluster.driver_bundle()),
             tune_config=tune.TuneConfig(
                 num_samples=min(study.remaining(), _TRIALS_PER_RUN),
                 search_alg=StudySearcher(study),
                 scheduler=StudyScheduler(study),
                 max_concurrent_trials=cluster.concurrency(resources),
+                reuse_actors=True,
                 trial_name_creator=lambda trial: trial_name(trial.config["number"]),
                 trial_dirname_creator=lambda trial: trial_name(trial.config["number"]),
             ),
@@ -112,6 +111,7 @@ def _run_tune(
                 storage_path=scratch,
                 stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=_MAX_RESTARTS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[monitor],
                 verbose=0,
             ),
@@ -119,17 +119,3 @@ def _run_tune(
         # Tune would print the traceback of every failed trial, which its MLflow run has.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner.fit()
-
-
-def _tune_trainable(spec: TrialSpec, bundle: tune.PlacementGroupFactory) -> type[Trainable]:
-    """Return what Tune runs for each trial: an actor with the name of its trial on the dashboard."""
-
-    class Trial(wrap_function(lambda suggestion: run_trial(suggestion, spec))):  # type: ignore[misc]
-        def __repr__(self) -> str:
-            return str(self.trial_name)
-
-        @classmethod
-        def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return bundle
-
-    return Trial

@@ -1,206 +1,109 @@
-"""One trial: a Ray Tune function that trains on a group of Ray Train workers and retries if it loses them."""
+"""One trial: its reports from its start to its end, however often it loses its workers."""
 
 import contextlib
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import replace
+import itertools
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-import ray
-import ray.train
-from ray import tune
-from ray.exceptions import RayError
-from ray.train import UserCallback
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
-
 from orchestrator.errors import StorageError, TrialError, is_full, one_line
-from orchestrator.execution.checkpoints import TrialFolder
-from orchestrator.execution.failures import (
-    Decision,
-    FailurePolicy,
-    WorkersLostError,
-    classify_controller_failure,
-    classify_worker_failures,
-    explain,
-)
-from orchestrator.execution.tasks import evaluate, trainable_task
-from orchestrator.execution.worker import HANG_PREFIX, TrialSpec, run_worker
-from orchestrator.study.trial_report import (
-    EpochEnded,
-    Failed,
-    Halted,
-    Scored,
-    Trained,
-    TrialReport,
-    WorkersLost,
-    decode,
-    encode,
-    trial_name,
-)
+from orchestrator.execution.failures import Decision, FailurePolicy, WorkersLostError
+from orchestrator.execution.mailbox import TrialJob
+from orchestrator.execution.worker import TrialSpec
+from orchestrator.execution.worker_group import POLL_SECONDS
+from orchestrator.study.trial_report import Failed, Halted, Trained, TrialReport, WorkersLost
 
-_REPORT_SECONDS = 1.0
-"""How long a trial waits for a report before it looks whether its training has ended."""
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.5, 30.0
+"""Shortest and longest pause before a trial that lost its workers continues on new ones."""
 
-_WAITS = wait_random_exponential(min=0.5, max=30)
+Reports = Generator[TrialReport | None, None, None]
+"""Reports of a trial, and None about once a second while there is none.
+
+After a report, the trial continues when the next one is asked for, and stops when the generator is closed.
+"""
 
 
-def run_trial(suggestion: Mapping[str, Any], spec: TrialSpec) -> None:
-    """Train one suggestion from its last checkpoint on, and score it if the job scores every trial.
+def run_trial(suggestion: Mapping[str, Any], spec: TrialSpec, run: Callable[[TrialJob], Reports]) -> Reports:
+    """Run a trial from its last checkpoint on, on new workers whenever it loses them.
 
     Args:
         suggestion: the fields of `orchestrator.study.base.Suggestion`.
         spec: what all trials of the job share.
+        run: runs the trial once, as `WorkerGroup.run` does.
     """
-    checkpoint = suggestion["checkpoint"]
-    if checkpoint is None:
+    attempts = _Attempts(spec, suggestion["number"])
+    trained = suggestion["checkpoint"]
+    for attempt in itertools.count():
         try:
-            checkpoint = _train(suggestion, spec)
-        except TrialError as error:
-            _report(Failed(error.reason, error.log))
+            checkpoint = attempts.last_checkpoint()
+            job = TrialJob(
+                suggestion["number"], suggestion["config"], trained or checkpoint, trained=trained is not None
+            )
+            with contextlib.closing(run(job)) as reports:
+                for report in reports:
+                    if isinstance(report, Trained):
+                        trained = report.checkpoint
+                    yield report
             return
-        except StorageError as error:
-            _report(Halted(str(error)))
+        except (TrialError, WorkersLostError, StorageError, OSError) as error:
+            consequence = attempts.consequence(error)
+        yield consequence
+        if not isinstance(consequence, WorkersLost):
             return
-    if spec.scores_trials:
-        _score(suggestion, spec, checkpoint)
+        yield from _pause(attempt)
 
 
-def _score(suggestion: Mapping[str, Any], spec: TrialSpec, path: str | None) -> None:
-    if path is None:
-        _report(Failed("it ended without a checkpoint"))
-        return
-    _report(Trained(path))
-    task = trainable_task(evaluate, spec.cpus, spec.gpus, f"score {trial_name(suggestion['number'])}")
-    try:
-        checkpoint = ray.train.Checkpoint(path, spec.filesystem)
-        scores = ray.get(task.remote(spec.trainable, suggestion["config"], checkpoint))
-    except RayError as error:
-        _report(Failed(f"it could not be scored: {explain(error)}", str(error)))
-    else:
-        _report(Scored(scores))
+class _Attempts:
+    """The attempts of one trial, and what follows from the failure of each."""
+
+    def __init__(self, spec: TrialSpec, number: int) -> None:
+        self._spec, self._folder = spec, spec.trial_folder(number)
+        self._policy: FailurePolicy | None = None
+        self._hangs: set[str] = set()
+
+    def last_checkpoint(self) -> str | None:
+        """Return the path of the checkpoint from which the next attempt continues; raises OSError."""
+        if self._policy is None:
+            self._folder.create()
+            self._hangs = set(self._folder.hangs())
+            self._policy = FailurePolicy(self._folder.last_checkpoint() or "", len(self._hangs))
+        return self._folder.last_checkpoint()
+
+    def consequence(self, error: Exception) -> TrialReport:
+        """Return what follows from what an attempt raised."""
+        try:
+            return self._judge(error)
+        except OSError as failure:
+            return self._judge(failure)
+
+    def _judge(self, error: Exception) -> TrialReport:
+        if isinstance(error, OSError):
+            if is_full(error):
+                return Halted(f"storage: {error}")
+            return WorkersLost(one_line(f"storage: {error}", 500))
+        assert self._policy is not None
+        checkpoint, hung = "", False
+        if isinstance(error, WorkersLostError) and not error.unlimited:
+            checkpoint, hangs = self._folder.last_checkpoint() or "", set(self._folder.hangs())
+            hung, self._hangs = bool(hangs - self._hangs), hangs
+        decision = self._policy.decide(error, checkpoint=checkpoint, hung=hung)
+        if decision is Decision.RETRY:
+            return WorkersLost(one_line(error, 500))
+        if decision is Decision.HALT:
+            return Halted(str(error))
+        if self._policy.has_hung:
+            reason = f"{self._policy.reason}: no report for {self._spec.report_timeout:g} s"
+            return Failed(reason, self._folder.read(max(self._hangs)))
+        return Failed(
+            self._policy.reason, error.log if isinstance(error, TrialError | WorkersLostError) else ""
+        )
 
 
-def _train(suggestion: Mapping[str, Any], spec: TrialSpec) -> str | None:
-    """Train until the trial is done; return the path of its last checkpoint.
-
-    Raises:
-        TrialError: the trial failed.
-        StorageError: no space is left.
-    """
-    folder = spec.trial_folder(suggestion["number"])
-    storage = Retrying(retry=retry_if_exception_type(OSError), wait=_WAITS, before_sleep=_report_lost)
-    hangs = set(storage(folder.list_names, HANG_PREFIX))
-    policy = FailurePolicy(storage(folder.registered), len(hangs))
-    checkpoint: str | None = None
-    for attempt in Retrying(
-        retry=retry_if_exception_type(WorkersLostError), wait=_WAITS, before_sleep=_report_lost, reraise=True
-    ):
-        with attempt:
-            try:
-                checkpoint = _attempt(suggestion, spec, folder)
-            except (WorkersLostError, TrialError, StorageError) as error:
-                registered, before = "", hangs
-                if isinstance(error, WorkersLostError) and not error.unlimited:
-                    registered = storage(folder.registered)
-                    hangs = set(storage(folder.list_names, HANG_PREFIX))
-                decision = policy.decide(error, checkpoint=registered, hung=bool(hangs - before))
-                if decision is not Decision.FAIL or not isinstance(error, WorkersLostError):
-                    raise
-                if policy.has_hung:
-                    reason = f"{policy.reason}: no report for {spec.report_timeout:g} s"
-                    raise TrialError(reason, storage(folder.read, max(hangs))) from error
-                raise TrialError(policy.reason, error.log) from error
-    return checkpoint
-
-
-def _attempt(suggestion: Mapping[str, Any], spec: TrialSpec, folder: TrialFolder) -> str | None:
-    """Train on one worker group from the last checkpoint on; raises as `_train`, or WorkersLostError."""
-    folder.delete_unregistered()
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
-    outcome: Future[ray.train.Result] = Future()
-    trainer = _trainer(suggestion, spec, reports)
-    threading.Thread(target=_settle, args=(outcome, trainer.fit), daemon=True).start()
-    try:
-        # Only this thread reports to Tune: Tune hangs when two do, as with Ray's own callback for this.
-        while not outcome.done() or not reports.empty():
-            with contextlib.suppress(Empty):
-                tune.report(reports.get(timeout=_REPORT_SECONDS))
-        checkpoint = outcome.result().checkpoint
-    except ray.train.WorkerGroupError as error:
-        raise classify_worker_failures(error.worker_failures, str(error)) from error
-    except (ray.train.TrainingFailedError, RayError) as error:
-        raise classify_controller_failure(error) from error
-    except OSError as error:
-        if is_full(error):
-            raise StorageError(f"storage: {error}", full=True) from error
-        raise WorkersLostError(one_line(f"storage: {error}", 300), str(error), unlimited=True) from error
-    folder.delete_unregistered()
-    return None if checkpoint is None else str(checkpoint.path)
-
-
-def _trainer(
-    suggestion: Mapping[str, Any], spec: TrialSpec, reports: Queue
-) -> "ray.train.torch.TorchTrainer":
-    from ray.train.torch import TorchTrainer
-
-    number = suggestion["number"]
-    return TorchTrainer(
-        run_worker,
-        train_loop_config={
-            "trainable": spec.trainable,
-            "config": suggestion["config"],
-            "spec": spec,
-            "number": number,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=spec.workers,
-            use_gpu=spec.gpus > 0,
-            resources_per_worker=spec.resources_per_worker(),
-        ),
-        run_config=ray.train.RunConfig(
-            # By this name Train finds the checkpoint of an interrupted trial.
-            name=trial_name(number),
-            storage_path=spec.folder,
-            storage_filesystem=spec.filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[ForwardReports(reports)],  # type: ignore[list-item]
-        ),
-    )
-
-
-class ForwardReports(UserCallback):
-    """Hands the reports of rank 0, with the path of its checkpoint, from Train's controller to the trial."""
-
-    def __init__(self, reports: Queue) -> None:
-        self._reports = reports
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None
-    ) -> None:
-        """Forward one report."""
-        report = decode(metrics[0])
-        if isinstance(report, EpochEnded) and checkpoint is not None:
-            report = replace(report, checkpoint=str(checkpoint.path))
-        if report is not None:
-            self._reports.put(encode(report))
-
-
-def _report(report: TrialReport) -> None:
-    tune.report(encode(report))
-
-
-def _report_lost(state: RetryCallState) -> None:
-    assert state.outcome is not None
-    _report(WorkersLost(one_line(state.outcome.exception(), 500)))
-
-
-def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
-    """Run ``function`` and set its result or exception, whatever it is."""
-    try:
-        future.set_result(function())
-    except BaseException as error:
-        future.set_exception(error)
+def _pause(attempt: int) -> Iterator[None]:
+    """Wait for a random time that grows with the number of attempts before."""
+    longest = min(_MAX_PAUSE_SECONDS, 2.0 ** min(attempt, 10))
+    until = time.monotonic() + random.uniform(_MIN_PAUSE_SECONDS, max(longest, _MIN_PAUSE_SECONDS))
+    while (remaining := until - time.monotonic()) > 0:
+        time.sleep(min(remaining, POLL_SECONDS))
+        yield None

@@ -7,7 +7,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.study.base import Study
-from orchestrator.study.trial_report import EpochEnded, Scored, Trained, decode
+from orchestrator.study.trial_report import EpochEnded, Scored, Trained, decode, is_last
 
 
 class NotSnapshotted:
@@ -55,15 +55,17 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
         self._study = study
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Record one report, and decide whether the trial continues."""
-        number = trial.config["number"]
-        match decode(result):
+        """Record one report, and decide whether the trial continues; it does not after its last report."""
+        number, report = trial.config["number"], decode(result)
+        match report:
             case Trained(checkpoint):
                 self._study.record_checkpoint(number, checkpoint)
             case Scored(scores):
                 self._study.record_scores(number, scores)
-            case EpochEnded() as report:
+            case EpochEnded():
                 self._study.record_epoch(number, report)
                 if self._study.should_stop(number, report):
                     return str(TrialScheduler.STOP)
+        if report is not None and is_last(report, self._study.scores_trials):
+            return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

@@ -1,11 +1,16 @@
-"""What runs on a Ray Train worker: the trainable, its context, and a watchdog for hangs."""
+"""What runs on a Ray Train worker: one trial after the other, with a context and a watchdog for hangs."""
 
+import contextlib
 import faulthandler
 import json
+import logging
+import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +18,35 @@ from typing import Any
 import pyarrow.fs
 import ray
 import ray.train
+from ray.exceptions import RayError
 
 from orchestrator import trainable
-from orchestrator.errors import newer_schema
+from orchestrator.errors import StorageError, newer_schema
 from orchestrator.execution.checkpoints import TrialFolder, storage_errors
+from orchestrator.execution.failures import explain
+from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
+from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.metrics import mark_worker
-from orchestrator.study.trial_report import EpochEnded, Started, encode, trial_name
+from orchestrator.study.trial_report import (
+    EpochEnded,
+    Failed,
+    Scored,
+    Started,
+    Trained,
+    TrialReport,
+    encode,
+    trial_name,
+)
+from orchestrator.trainable import Trainable
 
-HANG_PREFIX = "hung"
-"""Prefix of the files in a trial's folder with the stacks of a worker that hung."""
+_log = logging.getLogger(__name__)
 
 _REPORTS_FILE = "reported.json"
 _SCHEMA = 2
 """Version of the file with the reports in a checkpoint; version 1 was a plain list."""
+
+_WATCH_SECONDS = 1.0
+"""Longest time between two looks of the watchdog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +68,9 @@ class TrialSpec:
     scores_trials: bool
     """Whether each trial's last checkpoint is scored on the targets."""
 
+    trials_per_worker: int
+    """Trials after which the processes of the workers are replaced."""
+
     def resources_per_worker(self) -> dict[str, float]:
         """Return the Ray resources of one Train worker."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
@@ -57,6 +81,109 @@ class TrialSpec:
         return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}")
 
 
+class TrialStopped(BaseException):
+    """Ends ``fit`` of a trial that is stopped early; no ``except Exception`` catches it."""
+
+
+def run_worker(job: Mapping[str, Any]) -> None:
+    """Run the trials that the mailbox hands out, as the training loop of Ray Train.
+
+    ``job`` holds the `TrialSpec` as ``spec``, and the handle of the `Mailbox` as ``mailbox``.
+    """
+    spec, mailbox = job["spec"], job["mailbox"]
+    rank = ray.train.get_context().get_world_rank()
+    _log_to_worker_file(spec.trainable)
+    subject = trainable.load(spec.trainable)
+    footprint, leftover = ProcessFootprint(), ""
+    while (trial := ray.get(mailbox.next_trial.remote(rank, leftover))) is not None:
+        _log.info("%s starts on rank %d", trial_name(trial.number), rank)
+        _TrialRun(spec, mailbox, rank, trial, subject).run()
+        _log.info("%s has ended", trial_name(trial.number))
+        leftover = footprint.leftover()
+
+
+def _log_to_worker_file(dotted: str) -> None:
+    """Let messages of this package and of the trainable's reach the log file that Ray keeps of a worker."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in (__name__, dotted.partition(":")[0]):
+        logging.getLogger(package.partition(".")[0]).setLevel(logging.INFO)
+
+
+class _TrialRun:
+    """One trial on one worker."""
+
+    def __init__(self, spec: TrialSpec, mailbox: Any, rank: int, trial: TrialJob, subject: Trainable) -> None:
+        self._spec, self._mailbox, self._rank, self._trial = spec, mailbox, rank, trial
+        self._subject = subject
+        self._folder = spec.trial_folder(trial.number)
+
+    def run(self) -> None:
+        """Train the trial, and score it if the job scores every trial.
+
+        Raises:
+            BaseException: this process, or the group of all workers, cannot run another trial.
+        """
+        try:
+            config: Any = self._subject.Config.model_validate(self._trial.config)
+            with self._shown(), isolated(config.seed):
+                checkpoint = self._trial.checkpoint if self._trial.trained else self._train(config)
+                if checkpoint is not None and self._rank == 0:
+                    self._conclude(config, checkpoint)
+        except TrialStopped:
+            _log.info("%s is stopped early", trial_name(self._trial.number))
+        except BaseException as error:
+            in_use = isinstance(error, StorageError | RayError) or poisons_process(error)
+            if in_use or self._spec.workers > 1:  # other ranks may wait for this one forever
+                raise
+            self._tell(Failed(explain(error), traceback.format_exc()))
+
+    def _train(self, config: Any) -> str | None:
+        with _Watchdog(self._spec.report_timeout, self._folder) as watchdog, contextlib.ExitStack() as stack:
+            context = WorkerContext(self._trial, self._mailbox, self._folder, watchdog, stack)
+            self._tell(Started())
+            self._subject.fit(config, context)
+            if context.stopped:  # `fit` has caught the exception
+                raise TrialStopped
+        if context.checkpoint is None and self._rank == 0:
+            lacking = "checkpoint" if context.reports else "report"
+            self._tell(Failed(f"it ended without a {lacking}"))
+        return context.checkpoint
+
+    def _conclude(self, config: Any, checkpoint: str) -> None:
+        self._folder.delete_incomplete()
+        self._tell(Trained(checkpoint))
+        if self._spec.scores_trials:
+            try:
+                with ray.train.Checkpoint(checkpoint, self._spec.filesystem).as_directory() as folder:
+                    scores = self._subject.evaluate(config, Path(folder))
+                report: TrialReport = Scored({metric: float(score) for metric, score in scores.items()})
+            except Exception as error:
+                if poisons_process(error):
+                    raise
+                report = Failed(f"it could not be scored: {explain(error)}", traceback.format_exc())
+            self._tell(report)
+
+    def _tell(self, report: TrialReport) -> None:
+        if self._rank == 0:
+            ray.get(self._mailbox.tell.remote(encode(report)))
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Show the trial as a task on the Ray dashboard, and its GPUs among the metrics."""
+        name, ended = trial_name(self._trial.number), threading.Event()
+        gauge = threading.Thread(target=mark_worker, args=(self._spec.job, name, ended), daemon=True)
+        gauge.start()
+        if self._rank == 0:
+            self._mailbox.train.options(name=name).remote(self._trial.number)
+        try:
+            yield
+        finally:
+            ended.set()
+            gauge.join()
+            if self._rank == 0:
+                self._mailbox.end.remote(self._trial.number)
+
+
 class WorkerContext:
     """The trainable's view of one Ray Train worker (see `orchestrator.trainable.Context`).
 
@@ -64,83 +191,113 @@ class WorkerContext:
     died may have missed some; the study ignores those it has recorded.
     """
 
-    def __init__(self, folder: TrialFolder, on_report: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        trial: TrialJob,
+        mailbox: Any,
+        folder: TrialFolder,
+        watchdog: "_Watchdog",
+        stack: contextlib.ExitStack,
+    ) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
-        self._reports: list[dict[str, float]] = []
-        self._folder, self._on_report = folder, on_report
-        ray.train.report(encode(Started()))
+        self.checkpoint = trial.checkpoint
+        """Path of the last complete checkpoint, on rank 0."""
+        self.stopped = False
+        """Whether the trial is stopped early."""
+        self.reports: list[dict[str, float]] = []
+        """The reports of the trial so far, those before a resume too."""
+        self._trial, self._mailbox, self._folder = trial, mailbox, folder
+        self._watchdog, self._stack = watchdog, stack
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
-        """Report one epoch; rank 0 uploads what ``save`` writes as the checkpoint of the trial."""
-        self._reports.append(metrics)
-        report = encode(_epoch_report(metrics))
-        if save is None or self.rank != 0:
-            with storage_errors():
-                ray.train.report(report)
-        else:
+        """Report one epoch; rank 0 uploads what ``save`` writes as the checkpoint of the trial.
+
+        Raises:
+            TrialStopped: the trial is stopped early.
+        """
+        self.reports.append(metrics)
+        before = self.checkpoint
+        if save is not None and self.rank == 0:
             with tempfile.TemporaryDirectory() as folder, storage_errors():
                 save(Path(folder))
-                (Path(folder) / _REPORTS_FILE).write_text(_dump_reports(self._reports))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(report, checkpoint=checkpoint, checkpoint_upload_fn=self._folder.upload)
-        self._on_report()
+                (Path(folder) / _REPORTS_FILE).write_text(_dump_reports(self.reports))
+                self.checkpoint = self._folder.save(Path(folder), int(metrics["epoch"]))
+        verdict = self._send(metrics)
+        if before is not None and self.checkpoint != before:
+            self._folder.delete(before)
+        self._wait(verdict)
 
     def restore(self) -> Path | None:
-        """Return a folder with the trial's last checkpoint, or None when it starts from the beginning."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """Return a folder with the trial's last checkpoint, or None when it starts from the beginning.
+
+        Raises:
+            TrialStopped: the trial is stopped early.
+        """
+        if self._trial.checkpoint is None:
             return None
+        checkpoint = ray.train.Checkpoint(self._trial.checkpoint, self._folder.filesystem)
         with storage_errors():
-            folder = Path(checkpoint.to_directory())
-            self._reports = _load_reports((folder / _REPORTS_FILE).read_text())
-        for metrics in self._reports:
-            ray.train.report(encode(_epoch_report(metrics, str(checkpoint.path))))
-        self._on_report()
+            folder = Path(self._stack.enter_context(checkpoint.as_directory()))
+            self.reports = _load_reports((folder / _REPORTS_FILE).read_text())
+        for metrics in self.reports:
+            self._wait(self._send(metrics))
         return folder
 
+    def _send(self, metrics: Mapping[str, float]) -> Any:
+        values = {metric: value for metric, value in metrics.items() if metric != "epoch"}
+        report = encode(EpochEnded(int(metrics["epoch"]), values, self.checkpoint))
+        return self._mailbox.report.remote(self._trial.number, self.rank, report)
 
-def run_worker(job: Mapping[str, Any]) -> None:
-    """Train one trial on this worker; the training loop that Ray Train calls.
-
-    ``job`` holds the dotted ``trainable``, the ``config``, the `TrialSpec` as ``spec``, and the ``number``.
-    """
-    subject = trainable.load(job["trainable"])
-    spec, number = job["spec"], job["number"]
-    alive, ended = threading.Event(), threading.Event()
-    threading.Thread(target=_exit_when_hung, args=(alive, ended, spec, number), daemon=True).start()
-    threading.Thread(target=mark_worker, args=(spec.job, trial_name(number), ended), daemon=True).start()
-    try:
-        context = WorkerContext(spec.trial_folder(number), alive.set)
-        subject.fit(subject.Config.model_validate(job["config"]), context)
-    finally:
-        ended.set()
-        alive.set()
+    def _wait(self, verdict: Any) -> None:
+        """Wait for the verdict on a report, while the watchdog rests."""
+        with self._watchdog.paused():
+            self.stopped = not ray.get(verdict)
+        if self.stopped:
+            raise TrialStopped
 
 
-def _exit_when_hung(alive: threading.Event, ended: threading.Event, spec: TrialSpec, number: int) -> None:
-    """End this process when it has not reported for too long, and keep the stacks of its threads."""
-    while alive.wait(spec.report_timeout):
-        if ended.is_set():
-            return
-        alive.clear()
-    try:
-        with tempfile.TemporaryFile() as stacks:
-            faulthandler.dump_traceback(stacks)
-            stacks.seek(0)
-            worker = ray.get_runtime_context().get_worker_id()
-            spec.trial_folder(number).write(f"{HANG_PREFIX}-{worker}.txt", stacks.read())
-    finally:
-        os._exit(1)
+class _Watchdog:
+    """Ends this process when its trial has not reported for too long, and keeps the stacks of its threads."""
 
+    def __init__(self, timeout: float, folder: TrialFolder) -> None:
+        self._timeout, self._folder = timeout, folder
+        self._deadline = time.monotonic() + timeout
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-def _epoch_report(metrics: Mapping[str, float], checkpoint: str | None = None) -> EpochEnded:
-    values = {metric: value for metric, value in metrics.items() if metric != "epoch"}
-    return EpochEnded(int(metrics["epoch"]), values, checkpoint)
+    def __enter__(self) -> "_Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block, and start to count anew after it."""
+        self._deadline = math.inf
+        yield
+        self._deadline = time.monotonic() + self._timeout
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(_WATCH_SECONDS, self._timeout / 4)):
+            if time.monotonic() > self._deadline:
+                self._exit()
+
+    def _exit(self) -> None:
+        try:
+            with tempfile.TemporaryFile() as stacks:
+                faulthandler.dump_traceback(stacks)
+                stacks.seek(0)
+                self._folder.record_hang(ray.get_runtime_context().get_worker_id(), stacks.read())
+        finally:
+            os._exit(1)
 
 
 def _dump_reports(reports: list[dict[str, float]]) -> str:

@@ -17,7 +17,7 @@ from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
 from orchestrator.study.selection import best_trial, own_trials
-from orchestrator.study.trial_report import EpochEnded, TrialReport, trial_name
+from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 
 _RUNG = "completed_rung_"
@@ -196,12 +196,13 @@ class SearchStudy(Study):
 
     def record_completion(self, number: int, last: TrialReport | None) -> str | None:
         """Record the last values of the objectives, or return what the trial lacks."""
-        if not isinstance(last, EpochEnded):
+        epochs = attributes.epochs(self.trials[number])
+        if not epochs:
             return "it ended without a report"
-        if last.checkpoint is None:
-            return "it ended without a checkpoint"
-        self.record_checkpoint(number, last.checkpoint)
-        values = [float(last.metrics[objective.metric]) for objective in self.sweep.objective]
+        if not isinstance(last, Trained):
+            return "it did not train to its end"
+        metrics = epochs[max(epochs)]
+        values = [metrics[objective.metric] for objective in self.sweep.objective]
         self._tell(number, values=values)
         return None
 

@@ -36,10 +36,18 @@ class WorkersLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersReplaced:
+    """The trial gets new workers, because the trial before left something behind in them."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
-    """The trial is trained and will be scored."""
+    """The trial is trained to its end. If the job scores every trial, it will be scored."""
 
     checkpoint: str
+    """Path of its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +72,14 @@ class Halted:
     reason: str
 
 
-TrialReport = Started | EpochEnded | WorkersLost | Trained | Scored | Failed | Halted
+TrialReport = Started | EpochEnded | WorkersLost | WorkersReplaced | Trained | Scored | Failed | Halted
 
 _KIND = "report"
 _TYPES: dict[str, type[TrialReport]] = {
     "started": Started,
     "epoch": EpochEnded,
     "workers_lost": WorkersLost,
+    "workers_replaced": WorkersReplaced,
     "trained": Trained,
     "scored": Scored,
     "failed": Failed,
@@ -79,6 +88,11 @@ _TYPES: dict[str, type[TrialReport]] = {
 _NAMES = {report: name for name, report in _TYPES.items()}
 _MAPPINGS = ("metrics", "scores")
 """Fields that travel as JSON: Tune would flatten a mapping."""
+
+
+def is_last(report: TrialReport, scored: bool) -> bool:
+    """Return whether nothing follows a report; ``scored`` says whether the job scores every trial."""
+    return isinstance(report, Failed | Halted | Scored) or (isinstance(report, Trained) and not scored)
 
 
 def encode(report: TrialReport) -> dict[str, Any]:

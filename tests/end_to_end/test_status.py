@@ -22,7 +22,7 @@ from orchestrator.storage.lease import DriverRecord
 from orchestrator.storage.local import LocalStore
 from orchestrator.study.search import SearchStudy
 from orchestrator.study.status import Status, read_status
-from orchestrator.study.trial_report import EpochEnded, Failed, trial_name
+from orchestrator.study.trial_report import EpochEnded, Failed, Trained, trial_name
 from tests.support import command_line
 from tests.support.sweep_files import load_sweep, write_sweep
 
@@ -59,8 +59,9 @@ def fill(directory: JobDirectory, reason: str = "RuntimeError: no", trials: int 
         suggestion = study.ask()
         assert suggestion is not None and suggestion.number == number
     report = EpochEnded(1, {"val/score": -0.25}, "/x")
+    study.record_epoch(0, report)
     study.should_stop(0, report)
-    study.on_trial_end(0, report)
+    study.on_trial_end(0, Trained("/x"))
     study.on_trial_end(1, Failed(reason))
     study.study.enqueue_trial({"x": 1.0}, user_attrs={"point": "unity"})
 

@@ -1,13 +1,11 @@
 """Checkpoints in a bucket that fails: an upload is complete, or it raises."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
-import ray.train
 
 from orchestrator.execution import checkpoints
 from orchestrator.execution.checkpoints import TrialFolder
@@ -45,7 +43,6 @@ def test_upload_that_does_not_raise_is_complete(
     for name, content in CONTENT.items():
         (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "local" / name).write_bytes(content)
-    checkpoint = ray.train.Checkpoint.from_directory(tmp_path / "local")
     outcomes: Counter[str] = Counter()
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         proxy.plan(seed=3, rates=rates)
@@ -53,28 +50,30 @@ def test_upload_that_does_not_raise_is_complete(
         open_bucket(seaweed, seaweed.endpoint).create_dir(folder.path)
         for number in range(15):
             try:
-                uploaded = folder.upload(checkpoint, f"checkpoint_{number}")
+                uploaded = folder.save(tmp_path / "local", number)
             except OSError:
                 outcomes["refused"] += 1
                 continue
             outcomes["complete"] += 1
             bucket = open_bucket(seaweed, seaweed.endpoint)
             for name, content in CONTENT.items():
-                with bucket.open_input_stream(f"{uploaded.path}/{name}") as file:
+                with bucket.open_input_stream(f"{uploaded}/{name}") as file:
                     assert file.read() == content, (number, name)
         assert sum(proxy.counts()[kind] for kind in rates) > 5
     assert outcomes["complete"]
 
 
 def test_upload_after_two_faults_succeeds(seaweed: Seaweed, tmp_path: Path) -> None:
-    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "state.json").write_text("{}")
     with FaultyProxy(seaweed.endpoint, tmp_path / "proxy") as proxy:
         folder = TrialFolder(open_bucket(seaweed, proxy.endpoint), f"{seaweed.bucket}/again")
         open_bucket(seaweed, seaweed.endpoint).create_dir(folder.path)
         proxy.plan(rates={"expired": 1.0}, limit=2)
-        uploaded = folder.upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+        uploaded = folder.save(tmp_path / "local", 1)
         assert proxy.counts()["expired"] == 2
-    with open_bucket(seaweed, seaweed.endpoint).open_input_stream(f"{uploaded.path}/state.json") as file:
+        assert folder.last_checkpoint() == uploaded
+    with open_bucket(seaweed, seaweed.endpoint).open_input_stream(f"{uploaded}/state.json") as file:
         assert file.read() == b"{}"
 
 
@@ -82,18 +81,5 @@ def test_upload_to_unshared_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match="all nodes have to share it"):
-        folder.upload(ray.train.Checkpoint.from_directory(tmp_path), "checkpoint_0")
+        folder.save(tmp_path, 1)
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_unregistered_checkpoints_before_the_last_are_deleted(tmp_path: Path) -> None:
-    partial, registered, uploading = (f"checkpoint_2026-01-01_00-00-0{second}.5" for second in range(3))
-    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path))
-    for name in (partial, registered, uploading):
-        (tmp_path / name).mkdir()
-    folder.delete_unregistered()
-    assert len(folder.list_names("checkpoint_2")) == 3  # before the first one is registered
-    listed = {"checkpoint_results": [{"checkpoint_dir_name": registered}]}
-    folder.write("checkpoint_manager_snapshot.json", json.dumps(listed).encode())
-    folder.delete_unregistered()
-    assert sorted(folder.list_names("checkpoint_2")) == [registered, uploading]

@@ -23,7 +23,7 @@ from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.attributes import epochs
 from orchestrator.study.search import SearchStudy
-from orchestrator.study.trial_report import EpochEnded, Failed, Halted, encode
+from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Trained, encode
 from tests.support.sweep_files import load_sweep
 
 EPOCHS, TRIALS = 4, 8
@@ -108,6 +108,9 @@ class StudyMachine(RuleBasedStateMachine):
         checkpoint = f"{self.folder}/store/machine/trials/checkpoint_{epoch}"
         result = encode(EpochEnded(epoch, {"val/score": score}, checkpoint))
         stop = self.scheduler.on_trial_result(None, TuneTrial(suggestion), result) == TrialScheduler.STOP
+        if not stop and epoch == EPOCHS:
+            result = encode(Trained(checkpoint))
+            self.scheduler.on_trial_result(None, TuneTrial(suggestion), result)
         if stop or epoch == EPOCHS:
             self.searcher.on_trial_complete(trial, result)
             failed = not math.isfinite(score)

@@ -21,8 +21,8 @@ import psutil
 from tests.support.paths import ROOT
 from tests.support.servers import end, runs
 
-KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::Trial."}
-"""Processes of a trial by the beginnings of their titles."""
+KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "lane": "ray::Lane."}
+"""Processes of a lane by the beginnings of their titles."""
 
 _OF_RAY = (
     "ray::IDLE",

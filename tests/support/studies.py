@@ -12,7 +12,7 @@ from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.base import Study
 from orchestrator.study.search import SearchStudy
-from orchestrator.study.trial_report import EpochEnded, TrialReport, encode
+from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, encode
 
 
 class TuneTrial:
@@ -56,6 +56,13 @@ def epoch_ended(epoch: int, score: float, folder: str = "/sweeps/study") -> Epoc
     return EpochEnded(epoch, metrics, checkpoint=f"{folder}/checkpoint_{epoch}")
 
 
+def finish(loop: TuneLoop, point: Any, epoch: int) -> Trained:
+    """Report that a trial was trained to its end, with the checkpoint of an epoch."""
+    last = Trained(f"/sweeps/study/checkpoint_{epoch}")
+    assert not loop.report(point, last)
+    return last
+
+
 def run_trial(study: SearchStudy, scores: Sequence[float]) -> TrialState:
     """Run one trial that reports these scores until it is stopped; return its state."""
     loop = TuneLoop(study)
@@ -66,5 +73,7 @@ def run_trial(study: SearchStudy, scores: Sequence[float]) -> TrialState:
         last = epoch_ended(epoch, score)
         if not loop.report(point, last):
             break
+    else:
+        last = finish(loop, point, len(scores))
     loop.end(last)
     return study.trials[point["number"]].state

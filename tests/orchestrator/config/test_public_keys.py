@@ -20,6 +20,7 @@ SHARED = {
     "resources.gpus",
     "resources.concurrent",
     "resources.report_timeout",
+    "resources.trials_per_worker",
     "storage",
     "study",
     "tracking.uri",

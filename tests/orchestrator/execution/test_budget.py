@@ -10,7 +10,7 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.storage.lease import BudgetUsage, Lease
 from orchestrator.storage.local import LocalStore
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, encode
-from tests.support.studies import TuneLoop, epoch_ended, open_study
+from tests.support.studies import TuneLoop, epoch_ended, finish, open_study
 from tests.support.sweep_files import load_sweep
 
 
@@ -51,8 +51,9 @@ def test_stopper_after_failures_in_a_row_gives_their_reason(sweep: Sweep) -> Non
     stopper, loop = BudgetStopper(study, BudgetUsage(), Interrupt()), TuneLoop(study)
     for fails in (True, False, True, True):
         assert not stopper.stop_all()
-        loop.suggest()
-        loop.end(Failed("no") if fails else epoch_ended(4, 0.5))
+        point = loop.suggest()
+        loop.report(point, epoch_ended(4, 0.5))
+        loop.end(Failed("no") if fails else finish(loop, point, 4))
     assert stopper.failure_reason() == (
         "the last 2 trials failed, 2 of them with: no; "
         "fix the cause and rerun the command (limit: budget.failures)"

@@ -2,68 +2,131 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tenacity import wait_none
 
-from orchestrator.errors import TrialError
+from orchestrator.errors import StorageError, TrialError
 from orchestrator.execution import trial
 from orchestrator.execution.failures import WorkersLostError
+from orchestrator.execution.mailbox import TrialJob
+from orchestrator.execution.trial import Reports
 from orchestrator.execution.worker import TrialSpec
-from orchestrator.study.trial_report import TrialReport
+from orchestrator.study.trial_report import (
+    EpochEnded,
+    Failed,
+    Halted,
+    Started,
+    Trained,
+    TrialReport,
+    WorkersLost,
+)
 
-Train = Callable[..., str | None]
+Attempt = tuple[Exception | None, str]
+"""What an attempt raises, and the name of the worker that hung in it, if one did."""
+
+RunTrial = Callable[..., list[TrialReport]]
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train a trial whose attempts raise errors, each with the name of a worker that hung, if any."""
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialSpec:
+    monkeypatch.setattr(trial, "_MIN_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(trial, "_MAX_PAUSE_SECONDS", 0.0)
+    return TrialSpec("job", "module:Class", str(tmp_path / "trials"), None, 1, 1.0, 0.0, 60.0, False, 100)
 
-    def train(*attempts: tuple[Exception, str]) -> str | None:
-        remaining: Iterator[tuple[Exception, str]] = iter(attempts)
 
-        def attempt(*_: Any) -> str:
-            for error, hung in remaining:
-                if hung:
-                    (folder / f"hung-{hung}.txt").write_text(f"stacks of {hung}")
+@pytest.fixture
+def run_trial(spec: TrialSpec) -> RunTrial:
+    """Run a trial with these attempts; return its reports."""
+
+    def run_trial(*attempts: Attempt, jobs: list[TrialJob] | None = None) -> list[TrialReport]:
+        remaining: Iterator[Attempt] = iter(attempts)
+
+        def run(job: TrialJob) -> Reports:
+            if jobs is not None:
+                jobs.append(job)
+            error, hung = next(remaining)
+            if hung:
+                spec.trial_folder(0).record_hang(hung, f"stacks of {hung}".encode())
+            if error is not None:
                 raise error
-            return "checkpoint"
+            yield Trained("/trials/checkpoint")
 
-        folder = tmp_path / "trials" / "trial-0000"
-        folder.mkdir(parents=True)
-        monkeypatch.setattr(trial, "_attempt", attempt)
-        spec = TrialSpec("job", "module:Class", str(tmp_path / "trials"), None, 1, 1.0, 0.0, 60.0, False)
-        return trial._train({"number": 0}, spec)
+        suggestion = {"number": 0, "config": {"x": 1}, "checkpoint": None}
+        return [report for report in trial.run_trial(suggestion, spec, run) if report is not None]
 
-    def ignore(report: TrialReport) -> None:
-        """Stands for the report to Ray Tune."""
-
-    monkeypatch.setattr(trial, "_WAITS", wait_none())
-    monkeypatch.setattr(trial, "_report", ignore)
-    return train
+    return run_trial
 
 
 def lost(*, unlimited: bool = False) -> WorkersLostError:
     return WorkersLostError("its worker died", "log", unlimited=unlimited)
 
 
-def test_trial_that_loses_its_workers_resumes(train: Train) -> None:
-    assert train((lost(), ""), (lost(), "")) == "checkpoint"
+def test_trial_that_loses_its_workers_resumes(run_trial: RunTrial) -> None:
+    reports = run_trial((lost(), ""), (lost(), ""), (None, ""))
+    assert reports == [*[WorkersLost("its worker died")] * 2, Trained("/trials/checkpoint")]
 
 
-def test_trial_that_hangs_twice_fails_with_the_stacks(train: Train) -> None:
-    with pytest.raises(TrialError) as failure:
-        train((lost(), "a"), (lost(), "b"))
-    assert str(failure.value) == "it hung 2 times: no report for 60 s"
-    assert failure.value.log == "stacks of b"
+def test_trial_that_hangs_twice_fails_with_the_stacks(run_trial: RunTrial) -> None:
+    *_, last = run_trial((lost(), "a"), (lost(), "b"))
+    assert last == Failed("it hung 2 times: no report for 60 s", "stacks of b")
 
 
-def test_hang_while_the_storage_fails_counts(train: Train) -> None:
-    with pytest.raises(TrialError, match="it hung 2 times"):
-        train((lost(unlimited=True), "a"), (lost(), ""), (lost(), "b"))
+def test_hang_while_the_storage_fails_counts(run_trial: RunTrial) -> None:
+    *_, last = run_trial((lost(unlimited=True), "a"), (lost(), ""), (lost(), "b"))
+    assert isinstance(last, Failed) and last.reason.startswith("it hung 2 times")
 
 
-def test_trial_that_failed_is_not_tried_again(train: Train) -> None:
-    with pytest.raises(TrialError, match="no"):
-        train((TrialError("no", "log"), ""))
+def test_trial_that_failed_is_not_tried_again(run_trial: RunTrial) -> None:
+    assert run_trial((TrialError("no", "log"), "")) == [Failed("no", "log")]
+
+
+def test_full_storage_halts_the_trial(run_trial: RunTrial) -> None:
+    assert run_trial((StorageError("storage: full", full=True), "")) == [Halted("storage: full")]
+
+
+def test_storage_that_does_not_answer_is_tried_again(run_trial: RunTrial) -> None:
+    reports = run_trial(*[(OSError("no answer"), "")] * 20, (None, ""))
+    assert reports == [*[WorkersLost("storage: no answer")] * 20, Trained("/trials/checkpoint")]
+
+
+def test_next_attempt_continues_from_the_last_checkpoint(
+    run_trial: RunTrial, spec: TrialSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    jobs: list[TrialJob] = []
+    run_trial((lost(), ""), (None, ""), jobs=jobs)
+    saved = spec.trial_folder(0).save(tmp_path, 3)
+    run_trial((None, ""), jobs=jobs)
+    assert [job.checkpoint for job in jobs] == [None, None, saved]
+    assert not any(job.trained for job in jobs)
+
+
+def test_trial_that_loses_its_workers_while_scored_is_only_scored(spec: TrialSpec) -> None:
+    jobs: list[TrialJob] = []
+
+    def run(job: TrialJob) -> Reports:
+        jobs.append(job)
+        if len(jobs) == 1:
+            yield Trained("/trials/checkpoint")
+            raise lost()
+        yield Started()
+
+    suggestion = {"number": 0, "config": {}, "checkpoint": None}
+    list(trial.run_trial(suggestion, spec, run))
+    assert [(job.checkpoint, job.trained) for job in jobs] == [(None, False), ("/trials/checkpoint", True)]
+
+
+def test_closing_the_reports_stops_the_trial(spec: TrialSpec) -> None:
+    stopped = []
+
+    def run(job: TrialJob) -> Reports:
+        try:
+            yield EpochEnded(1, {"loss": 1.0})
+        except GeneratorExit:
+            stopped.append(job.number)
+            raise
+
+    reports = trial.run_trial({"number": 7, "config": {}, "checkpoint": None}, spec, run)
+    assert next(reports) == EpochEnded(1, {"loss": 1.0})
+    reports.close()
+    assert stopped == [7]

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.grid import GridStudy
-from orchestrator.study.trial_report import EpochEnded, Failed, Scored, Trained, TrialReport
+from orchestrator.study.trial_report import EpochEnded, Failed, Scored, Trained, TrialReport, is_last
 from tests.support.studies import TuneLoop
 from tests.support.sweep_files import load_comparison
 
@@ -59,7 +59,7 @@ def run(study: GridStudy, *reports: TrialReport, ends: bool = True) -> dict[str,
     suggestion = loop.suggest()
     assert isinstance(suggestion, dict)
     for report in reports:
-        assert loop.report(suggestion, report)
+        assert loop.report(suggestion, report) is not is_last(report, scored=True)
     if ends:
         loop.end(reports[-1])
     return suggestion

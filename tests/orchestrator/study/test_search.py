@@ -141,7 +141,7 @@ def test_trial_that_failed_keeps_its_reason_and_log(sweep: Sweep) -> None:
     study = open_study(sweep)
     loop = TuneLoop(study)
     failure = Failed("RuntimeError: no", log="x" * 5000 + "the end")
-    assert loop.report(loop.suggest(), failure)
+    assert not loop.report(loop.suggest(), failure)
     loop.end(failure)
     assert study.trials[0].state == TrialState.FAIL
     assert reason(study) == "RuntimeError: no"
@@ -241,13 +241,13 @@ def test_trial_without_a_report_of_an_epoch_fails(sweep: Sweep, last: Any) -> No
     assert reason(study) == "it ended without a report"
 
 
-def test_trial_without_a_checkpoint_fails(sweep: Sweep) -> None:
+def test_trial_whose_last_report_is_an_epoch_fails(sweep: Sweep) -> None:
     study = open_study(sweep)
     loop = TuneLoop(study)
-    loop.suggest()
-    loop.end(EpochEnded(4, {"val/score": 1.0}))
+    loop.report(loop.suggest(), epoch_ended(4, 1.0))
+    loop.end(epoch_ended(4, 1.0))
     assert study.trials[0].state == TrialState.FAIL
-    assert reason(study) == "it ended without a checkpoint"
+    assert reason(study) == "it did not train to its end"
 
 
 def test_values_that_are_invalid_together_fail_unstarted(sweep: Sweep) -> None:

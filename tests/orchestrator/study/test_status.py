@@ -11,7 +11,7 @@ from orchestrator import status, stop
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
-from orchestrator.study.trial_report import EpochEnded, Failed
+from orchestrator.study.trial_report import EpochEnded, Failed, Trained
 from tests.support.sweep_files import load_sweep
 
 
@@ -29,7 +29,8 @@ def store(tmp_path: Path) -> Path:
         report = EpochEnded(1, {"val/score": -0.25}, checkpoint="/x")
         study.record_epoch(0, report)
         study.should_stop(0, report)
-        study.on_trial_end(0, report)
+        study.record_checkpoint(0, "/x")
+        study.on_trial_end(0, Trained("/x"))
         study.on_trial_end(1, Failed("RuntimeError: no"))
         lease.record.used.seconds = 90.0  # last, because each heartbeat adds to it
     return tmp_path / "store"

@@ -1,0 +1,171 @@
+"""Isolation of trials that run in the same process one after the other."""
+
+import contextlib
+import gc
+import os
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+
+_MAX_GROWTH = 2 << 30
+"""Bytes of private memory that a process may gain from its first trial on."""
+
+_MAX_DEVICE_GROWTH = 256 << 20
+"""Bytes of device memory that a trial may leave allocated."""
+
+_GRACE_SECONDS = 2.0
+"""Time for the threads of a trial to end after it."""
+
+_TRACKERS = ("resource_tracker", "semaphore_tracker", "forkserver")
+"""Processes of ``multiprocessing`` that live as long as their parent and hold nothing of a trial."""
+
+
+@contextlib.contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seed the global generators, and restore the settings of the process after the block.
+
+    A trial in a used process therefore starts with the state of one in a new process. Restored are the
+    environment, the working directory, the import path, the filters of ``warnings``, and the settings of
+    NumPy and PyTorch that change results or speed.
+    """
+    import torch
+
+    environment, path, folder = dict(os.environ), list(sys.path), os.getcwd()
+    errors = np.geterr()
+    settings = _torch_settings()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for variable in os.environ.keys() - environment.keys():
+            del os.environ[variable]
+        os.environ.update(environment)
+        sys.path[:] = path
+        os.chdir(folder)
+        np.seterr(**errors)
+        _restore_torch(settings)
+
+
+def _torch_settings() -> dict[str, Any]:
+    import torch
+
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "grad": torch.is_grad_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "cudnn": {
+            name: getattr(torch.backends.cudnn, name)
+            for name in ("enabled", "benchmark", "deterministic", "benchmark_limit")
+        },
+        "onednn": torch.backends.mkldnn.enabled,
+    }
+
+
+def _restore_torch(settings: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    torch.set_default_dtype(settings["dtype"])
+    if torch.get_default_device() != settings["device"]:
+        torch.set_default_device(None if settings["device"].type == "cpu" else settings["device"])
+    torch.set_float32_matmul_precision(settings["precision"])
+    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
+    torch.set_grad_enabled(settings["grad"])
+    torch.autograd.set_detect_anomaly(settings["anomaly"])
+    for name, value in settings["cudnn"].items():
+        if getattr(torch.backends.cudnn, name) != value:
+            setattr(torch.backends.cudnn, name, value)
+    if torch.backends.mkldnn.enabled != settings["onednn"]:
+        torch.backends.mkldnn.enabled = settings["onednn"]
+    torch.clear_autocast_cache()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+class ProcessFootprint:
+    """What a process holds before its first trial: threads, child processes and memory."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._threads = set(threading.enumerate())
+        self._children = self._child_processes()
+        self._memory: int | None = None
+        # What is loaded now stays: without it, the garbage of a trial is found in milliseconds.
+        gc.collect()
+        gc.freeze()
+        self._device_memory = _device_memory()
+        self._grouped = _has_process_group()
+
+    def leftover(self) -> str:
+        """Return what the trials so far left behind, so that another one would not be alone; else empty."""
+        gc.collect()
+        new = [thread for thread in threading.enumerate() if thread not in self._threads]
+        for thread in new:
+            if thread is not threading.current_thread():
+                thread.join(_GRACE_SECONDS / len(new))
+        names = [thread.name for thread in new if thread.is_alive()]
+        if names:
+            return f"it left {len(names)} thread{'s' * (len(names) > 1)} ({', '.join(sorted(names)[:3])})"
+        if children := self._child_processes() - self._children:
+            return f"it left {len(children)} process{'es' * (len(children) > 1)}"
+        if self._grouped != _has_process_group():
+            return "it changed the process group of torch.distributed"
+        if (held := _device_memory() - self._device_memory) > _MAX_DEVICE_GROWTH:
+            return f"it left {held / 2**20:.0f} MiB of device memory allocated"
+        memory = self._process.memory_info()
+        private = memory.rss - getattr(memory, "shared", 0)
+        if self._memory is None:  # the first trial has loaded libraries and data, which stay
+            self._memory = private
+            gc.freeze()
+        if private - self._memory > _MAX_GROWTH:
+            return f"its memory grew by {(private - self._memory) / 2**30:.1f} GiB"
+        return ""
+
+    def _child_processes(self) -> set[psutil.Process]:
+        children = set()
+        for child in self._process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not any(tracker in " ".join(child.cmdline()) for tracker in _TRACKERS):
+                    children.add(child)
+        return children
+
+
+def poisons_process(error: BaseException) -> bool:
+    """Return whether the process that raised an error may be unable to train correctly.
+
+    An exception of the trial's own code leaves the process as it was. An error of the device or of the memory
+    may not.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "SystemError", "OutOfMemoryError", "AcceleratorError"}:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA", "NCCL", "cuDNN"))
+
+
+def _device_memory() -> int:
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
+def _has_process_group() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
