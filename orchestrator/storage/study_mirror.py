@@ -99,9 +99,26 @@ class StudyMirror(StudyStorage):
         trials = self._read(study_id)
         with self.transaction():
             trial_id = self._database.create_new_trial(study_id, template_trial)
-            # Read completely: a template may lack what the database adds.
-            trials.append(self._database.get_trial(trial_id))
-        self._locations[trial_id] = study_id, len(trials) - 1
+            if template_trial is not None:
+                trial = self._database.get_trial(trial_id)
+            else:
+                assert self._connection is not None
+                start, _ = read_times(self._connection, trial_id)
+                trial = FrozenTrial(
+                    trial_id=trial_id,
+                    number=len(trials),
+                    state=TrialState.RUNNING,
+                    value=None,
+                    params={},
+                    distributions={},
+                    user_attrs={},
+                    system_attrs={},
+                    intermediate_values={},
+                    datetime_start=start,
+                    datetime_complete=None,
+                )
+        trials.append(trial)
+        self._locations[trial_id] = study_id, trial.number
         return trial_id
 
     def set_trial_param(

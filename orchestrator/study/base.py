@@ -9,6 +9,7 @@ import posixpath
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -158,6 +159,10 @@ class Study(ABC):
         """Return the scores of a trial on the targets, where it was scored."""
         return dict(trial.user_attrs.get(attributes.SCORES, {}))
 
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make all that is recorded in a block permanent at once when it ends."""
+        return transaction(self._storage)
+
     def record_epoch(self, number: int, report: EpochEnded) -> None:
         """Record the metrics of an epoch; an epoch that is recorded already stays as it is."""
         key = attributes.epoch_key(report.epoch)
@@ -186,7 +191,7 @@ class Study(ABC):
         """
         if isinstance(last, Halted):
             return
-        with transaction(self._storage):
+        with self.transaction():
             self._record_end(number, last, died)
         trial = self.trial(number)
         if trial.state == TrialState.FAIL:

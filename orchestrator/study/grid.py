@@ -7,7 +7,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.comparison import Cell, Comparison
 from orchestrator.console.tables import format_number
-from orchestrator.storage.base import transaction
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes, statistics
 from orchestrator.study.base import Study, Suggestion
@@ -169,7 +168,7 @@ class GridStudy(Study):
 
     def _start(self, cell: Cell, before: FrozenTrial | None) -> int:
         """Start a trial of a cell; return its number. It is trained already if the one before it was."""
-        with transaction(self._storage):
+        with self.transaction():
             trial = self.study.ask()
             self._live[trial.number] = trial
             self._set(trial.number, attributes.CELL, cell.values)

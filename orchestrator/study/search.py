@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.tables import format_number
 from orchestrator.errors import InputError
-from orchestrator.storage.base import transaction
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
@@ -144,12 +143,12 @@ class SearchStudy(Study):
             self.study.sampler = self.sweep.sampler.build(offset=number)
             # A driver may have died between two values of a suggestion. The recorded values stay, and the
             # sampler suggests the others as it would have.
-            with transaction(self._storage):
+            with self.transaction():
                 suggestion = self._suggest(self._trial(number))
             if suggestion is not None:
                 return suggestion
         while self._counts.total() < self.total and not self.has_stagnated():
-            with transaction(self._storage):
+            with self.transaction():
                 suggestion = self._suggest(self._start())
             if suggestion is not None:
                 return suggestion
@@ -182,7 +181,7 @@ class SearchStudy(Study):
         if len(values) > 1:
             return False  # Optuna keeps no intermediate values for several objectives
         # The verdict is recorded before the trial is told, so that it survives this driver.
-        with transaction(self._storage):
+        with self.transaction():
             if epoch > (self.trial(number).last_step or 0):
                 trial.report(values[0], step=epoch)
             if self._last_judged(number) < epoch < self._last_epoch(number):
@@ -196,7 +195,7 @@ class SearchStudy(Study):
 
     def record_completion(self, number: int, last: TrialReport | None) -> str | None:
         """Record the last values of the objectives, or return what the trial lacks."""
-        epochs = attributes.epochs(self.trials[number])
+        epochs = attributes.epochs(self.trial(number))
         if not epochs:
             return "it ended without a report"
         if not isinstance(last, Trained):
