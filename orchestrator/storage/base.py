@@ -20,6 +20,9 @@ class StudyStorage(optuna.storages.BaseStorage):  # type: ignore[misc]
     def transaction(self) -> AbstractContextManager[None]:
         """Keep changes back until the block ends, and make all of them permanent then, or none."""
 
+    def on_trial_end(self) -> None:
+        """Do what is done now and then to keep the study quick to read."""
+
 
 def transaction(storage: optuna.storages.BaseStorage) -> AbstractContextManager[None]:
     """Write the changes of a block at once where the storage can, else one by one."""

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.job import Job
 from orchestrator.errors import InputError, newer_schema
-from orchestrator.storage.base import transaction
+from orchestrator.storage.base import StudyStorage, transaction
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
@@ -193,6 +193,8 @@ class Study(ABC):
             return
         with self.transaction():
             self._record_end(number, last, died)
+        if isinstance(self._storage, StudyStorage):
+            self._storage.on_trial_end()
         trial = self.trial(number)
         if trial.state == TrialState.FAIL:
             self.recent_failures.append(str(trial.user_attrs.get(attributes.REASON)))
