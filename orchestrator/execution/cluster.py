@@ -16,7 +16,7 @@ from orchestrator.config.sections import Resources
 from orchestrator.errors import InputError
 
 TRIAL_SLOT = "trial_slot"
-"""Custom resource of the process of a trial, so that these processes do not compete with workers for CPUs."""
+"""Custom resource of the process of a lane, so that these processes do not compete with workers for CPUs."""
 
 _SLOTS = 1024
 _DRIVER_CPUS = 0.05
@@ -31,7 +31,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # `Interrupt` handles SIGINT, and `BudgetStopper` tells Tune.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # A trial starts several processes; Ray warns of more than four times this many.
+    # A lane starts several processes; Ray warns of more than four times this many.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -50,7 +50,7 @@ class Cluster:
 
     @property
     def has_slots(self) -> bool:
-        """Whether processes of trials can take slots instead of CPUs."""
+        """Whether processes of lanes can take slots instead of CPUs."""
         return any(node.get(TRIAL_SLOT, 0) for node in self.nodes)
 
     def total(self, resource: str) -> float:
@@ -58,7 +58,7 @@ class Cluster:
         return sum(node.get(resource, 0) for node in self.nodes)
 
     def driver_bundle(self) -> tune.PlacementGroupFactory:
-        """Return the resources of the process of one trial; its workers have their own placement group."""
+        """Return the resources of the process of one lane; its workers have their own placement group."""
         return tune.PlacementGroupFactory([{TRIAL_SLOT: 1} if self.has_slots else {"CPU": _DRIVER_CPUS}])
 
     def concurrency(self, resources: Resources) -> int:

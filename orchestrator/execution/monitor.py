@@ -166,7 +166,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         self.publish_end(trial.config["number"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Log that the process of a trial died."""
+        """Log that the process of the lane of a trial died."""
         number = trial.config["number"]
         self._activity[number] = f"{_WAITING}a process"
         _log.warning("%s resumes from its last checkpoint: its process died", trial_name(number))

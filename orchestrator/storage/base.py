@@ -13,7 +13,7 @@ class LockedError(Exception):
     """Another process holds the lock."""
 
 
-class StudyStorage(optuna.storages.BaseStorage):  # type: ignore[misc]
+class StudyStorage(optuna.storages.BaseStorage):
     """A storage of Optuna that can write several changes at once."""
 
     @abstractmethod

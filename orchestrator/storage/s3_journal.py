@@ -31,7 +31,7 @@ _DIGEST_SEGMENTS = 16
 """Segments after which the digest is brought up to date."""
 
 
-class S3Journal(BaseJournalBackend):  # type: ignore[misc]
+class S3Journal(BaseJournalBackend):
     """The journal of one study under ``name`` in a store, for one Optuna storage.
 
     The writer knows what it wrote and reads nothing twice. A reader opens a new journal to see what is new.
@@ -142,7 +142,7 @@ class _Digest:
             last = self._store.read(segment(index["segments"] - 1))
             if last is None or last[1] != index["version"]:
                 return []
-            trials = {}
+            trials: dict[str, Any] = {}
             for part in index["parts"]:
                 trials |= self._load(part)
             ended = {int(number) for number in trials}
@@ -164,7 +164,8 @@ class _Digest:
         for key, value in study.system_attrs.items():
             copy.set_study_system_attr(study_id, key, value)
         of_study = list(operations.all)
-        unfinished, ended = {}, {}
+        unfinished: dict[int, Any] = {}
+        ended: dict[int, Any] = {}
         for trial in storage.get_all_trials(study._study_id, deepcopy=False):
             if trial.number not in self._ended:
                 copy.create_new_trial(study_id, trial)
@@ -184,7 +185,7 @@ class _Digest:
         self._store.write(f"{self._name}/{file}", json.dumps(content, separators=(",", ":")).encode())
 
 
-class _Operations(BaseJournalBackend):  # type: ignore[misc]
+class _Operations(BaseJournalBackend):
     """A journal in memory, which shows how Optuna writes a study."""
 
     def __init__(self) -> None:
@@ -199,7 +200,7 @@ class _Operations(BaseJournalBackend):  # type: ignore[misc]
         self.all += logs
 
 
-class S3Study(JournalStorage, StudyStorage):  # type: ignore[misc]
+class S3Study(JournalStorage, StudyStorage):
     """A study in a bucket."""
 
     def __init__(self, journal: S3Journal) -> None:

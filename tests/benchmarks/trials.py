@@ -1,10 +1,8 @@
-"""Cost of a sweep of many trials: ``python -m tests.benchmarks.trials --trials 10000 --recorded 9000``.
+"""Many trials without training: seconds of a trial, and memory of the driver, from the first to the last.
 
-The trials are those of Ray Tune, with study, MLflow and report, but each reports once by itself instead of
-starting Ray Train workers, which would take seconds. Of the ``--recorded`` ones only the first is run: the
-others are put into the study as a driver leaves them that dies before it delivers them to MLflow. The table
-shows the seconds of a trial and the memory of the driver over the sweep, then the time of the whole sweep and
-of its status, and the size of its files.
+Every trial runs for real: it is suggested, runs on the workers of a lane, saves a checkpoint, and is recorded
+in the study and in MLflow. The peer is a function of Ray Tune that reports once, with Optuna's search.
+``python -m tests.benchmarks.trials --trials N`` prints more detail for N trials.
 """
 
 import argparse
@@ -13,13 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psutil
-from ray import tune
 from rich.console import Console
 from rich.table import Table
 
@@ -27,86 +22,126 @@ from orchestrator import sweep
 from orchestrator.execution import runner
 from orchestrator.storage.local import LocalStore
 from orchestrator.study.status import read_status
-from orchestrator.study.trial_report import EpochEnded, encode, trial_name
+from tests.benchmarks.table import Row, seconds
 from tests.support.paths import ROOT
 from tests.support.sweep_files import write_sweep
 
-SEARCH = {"x": {"uniform": [-3, 3]}, "steps": {"int": [1, 8]}}
+_SAMPLES = 10
+"""Number of times at which seconds and memory are taken."""
+
+_PLAIN = """
+import sys, tempfile
+from ray import tune
+import ray
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+tune.Tuner(
+    lambda config: tune.report({"loss": config["rate"]}),
+    param_space={"rate": tune.loguniform(1e-4, 1e-1)},
+    tune_config=tune.TuneConfig(
+        metric="loss", mode="min", num_samples=int(sys.argv[1]), search_alg=OptunaSearch(seed=0)
+    ),
+    run_config=tune.RunConfig(storage_path=sys.argv[2], verbose=0),
+).fit()
+"""
+
+Sample = tuple[int, float, float]
+"""Trials that have ended, seconds since the first one ended, and MiB of the driver."""
 
 
-def end_at_once(suggestion: Mapping[str, Any], spec: Any) -> None:
-    """Report the only epoch of a trial."""
-    folder = Path(spec.folder) / trial_name(suggestion["number"]) / "checkpoint_1"
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text('{"epoch": 1, "x": 1.0, "y": -2.0}')
-    score = -abs(suggestion["config"]["x"])
-    tune.report(encode(EpochEnded(1, {"val/score": score, "train/loss": -score, "rate": 1.0}, str(folder))))
+def rows(quick: bool) -> list[Row]:
+    """Measure trials without training."""
+    trials, theirs = (300, 20) if quick else (10_000, 100)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _run(Path(folder), trials)
+    per_trial = samples[-1][1] / (samples[-1][0] - 1)
+    fewer, more = (_plain(count) for count in (theirs // 2, theirs))
+    peer = (more - fewer) / (theirs - theirs // 2)
+    raw = "; ".join(f"{count}: {elapsed:.0f} s, {memory:.0f} MiB" for count, elapsed, memory in samples)
+    first, last = samples[0], samples[-1]
+    return [
+        Row(
+            f"a trial without training, of {trials}",
+            f"{per_trial:.3f} s",
+            f"plain Tune function and OptunaSearch: {peer:.2f} s",
+            f"1/{peer / per_trial:.0f}",
+            "under 0.1 s",
+            raw,
+        ),
+        Row(
+            f"driver memory from {first[0]} to {last[0]} trials",
+            f"{first[2]:.0f} to {last[2]:.0f} MiB",
+            ratio=f"{last[2] / first[2]:.2f}",
+            aim="flat, 0.9 to 1.1",
+            raw=raw,
+        ),
+    ]
 
 
-def fill(storage: Path, trials: int) -> None:
-    """Put finished trials into the study: copies of its first one, but worse."""
-    study = optuna.load_study(study_name="many", storage=f"sqlite:///{storage}/many/study.db")
-    first = study.trials[0]
-    (epoch,) = (key for key in first.user_attrs if key.startswith("epoch "))
-    for number in range(trials):
-        x = 2 + number / trials
-        report = {**first.user_attrs[epoch], "val/score": -x, "train/loss": x}
-        trial = optuna.trial.create_trial(
-            values=[-x],
-            params={**first.params, "x": x},
-            distributions=first.distributions,
-            user_attrs={**first.user_attrs, epoch: report},
-            intermediate_values={1: -x},
-        )
-        study.add_trial(trial)
-
-
-def main() -> int:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--recorded", type=int, default=0)
-    parsed = parser.parse_args()
-    trials, recorded = parsed.trials, parsed.recorded
-    if not 0 <= recorded < trials:
-        parser.error(f"--recorded {recorded}: at least one trial of {trials} has to run")
+def _run(folder: Path, trials: int) -> list[Sample]:
+    """Run a sweep in this process; return samples of its progress."""
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # of the workers
-    samples: list[tuple[int, float, float]] = []
-    begin = time.perf_counter()
+    file = write_sweep(
+        folder,
+        "many",
+        trainable="tests.benchmarks.tiny_trainable:TinyTrainable",
+        config={"epochs": 1},
+        search={"rate": {"log_uniform": [1e-4, 1e-1]}},
+        objective={"metric": "loss"},
+        budget={"trials": trials},
+    )
+    ends: list[float] = []
+    samples: list[Sample] = []
     original = runner.TrialMonitor.publish_end
 
     def publish_end(monitor: Any, number: int) -> None:
         original(monitor, number)
-        if (number + 1) % max(1, (trials - recorded) // 10) == 0:
+        ends.append(time.perf_counter())
+        if len(ends) % max(1, trials // _SAMPLES) == 0:
             memory = psutil.Process().memory_info().rss / 2**20
-            samples.append((number + 1, time.perf_counter() - begin, memory))
+            samples.append((len(ends), ends[-1] - ends[0], memory))
 
-    runner.run_trial, runner.TrialMonitor.publish_end = end_at_once, publish_end  # type: ignore[assignment, method-assign]
+    runner.TrialMonitor.publish_end = publish_end  # type: ignore[method-assign]
+    try:
+        code = sweep.main([str(file), "--storage", str(folder)])
+    finally:
+        runner.TrialMonitor.publish_end = original  # type: ignore[method-assign]
+    if code:
+        raise RuntimeError(f"the sweep ended with {code}")
+    return samples
+
+
+def _plain(trials: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        file = write_sweep(Path(folder), "many", config={"epochs": 1}, search=SEARCH, budget={"trials": 1})
-        command = [str(file), "--storage", folder, "--trials"]
-        if recorded:
-            subprocess.run([sys.executable, "-m", "orchestrator.sweep", *command, "1"], check=True)
-            fill(Path(folder), recorded - 1)
-            begin = time.perf_counter()
-        code = sweep.main([*command, str(trials)])
-        table = Table("trials", "s / trial", "driver MiB", title=f"{trials} trials, exit code {code}")
-        before, last = 0.0, recorded
-        for count, seconds, memory in samples:
-            table.add_row(str(count), f"{(seconds - before) / (count - last):.3f}", f"{memory:.0f}")
-            before, last = seconds, count
-        after = time.perf_counter()
+        command = [sys.executable, "-c", _PLAIN, str(trials), folder]
+        return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+
+
+def main() -> int:
+    """Run one sweep and print its progress, and what its study costs afterwards."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=1000)
+    trials = parser.parse_args().trials
+    with tempfile.TemporaryDirectory() as folder:
+        samples = _run(Path(folder), trials)
+        table = Table("trials", "s / trial", "driver MiB", title=f"{trials} trials")
+        before = (1, 0.0)
+        for count, elapsed, memory in samples:
+            table.add_row(str(count), f"{(elapsed - before[1]) / (count - before[0]):.3f}", f"{memory:.0f}")
+            before = (count, elapsed)
+        begin = time.perf_counter()
         status = read_status(LocalStore(Path(folder)), "many")
-        report = Path(folder) / "many" / "report.html"
         rows = Table("afterwards", "")
-        rows.add_row("sweep, from start to summary", f"{after - begin:.0f} s")
-        rows.add_row("status", f"{time.perf_counter() - after:.1f} s, {status.trials}")
-        rows.add_row("report", f"{report.stat().st_size / 2**20:.1f} MiB")
-        rows.add_row("study", f"{(report.parent / 'study.db').stat().st_size / 2**20:.1f} MiB")
-        Console().print(table, rows)
-    return code
+        rows.add_row("status", f"{time.perf_counter() - begin:.1f} s, {status.trials}")
+        for name in ("report.html", "study.db"):
+            size = (Path(folder) / "many" / name).stat().st_size
+            rows.add_row(name, f"{size / 2**20:.1f} MiB")
+    Console().print(table, rows)
+    return 0
 
 
 if __name__ == "__main__":

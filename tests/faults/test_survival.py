@@ -182,7 +182,13 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
     """Run the sweep to its end with faults on the way; return the number of each kind."""
     driver, proxy = victims.driver, victims.proxy
     done: Counter[str] = Counter()
-    kinds = ["worker"] * 6 + ["controller"] * 3 + ["trial"] * 3 + ["driver", "driver", "Ctrl-C", "SIGTERM"]
+    kinds = (
+        ["worker"] * 6
+        + ["controller"] * 3
+        + ["lane"] * 3
+        + ["mailbox"] * 2
+        + ["driver", "driver", "Ctrl-C", "SIGTERM"]
+    )
     kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
     awaited = 1
     driver.start()

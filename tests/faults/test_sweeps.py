@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,24 +226,6 @@ def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) ->
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
     assert len(study(tmp_path).trials) == 3
-
-
-@pytest.mark.timeout(3600)
-def test_pruned_trials_leave_nothing(file: Path, tmp_path: Path) -> None:
-    environment = command_line.environment()
-    stops = int(os.environ.get("FAULT_STOPS", "20"))
-    trials = stops * 4 // 3 + 4
-    settings = ["sampler={random: {seed: 3}}", "scheduler={asha: {grace: 1, reduction: 8}}"]
-    settings += ["resources={concurrent: auto}", f"budget.trials={trials}"]
-    with RayNodes(2, environment, tmp_path / "ray.log") as nodes:
-        options = [*options_for(tmp_path, *settings), "--address", nodes.address]
-        done = command_line.run("sweep", file, *options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "unused placement groups" not in done.stdout  # the reaper had nothing to remove, either
-        assert nodes.placement_groups() == [] and nodes.left() == []
-    states = Counter(trial.state.name for trial in study(tmp_path).trials)
-    print(f"{states['PRUNED']} trials were stopped early, {states['COMPLETE']} were not")
-    assert states["PRUNED"] >= stops and states.total() == trials
 
 
 def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ import psutil
 from tests.support.paths import ROOT
 from tests.support.servers import end, runs
 
-KINDS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "lane": "ray::Lane."}
+KINDS = {
+    "worker": "ray::RayTrainWorker",
+    "controller": "ray::TrainController",
+    "lane": "ray::Lane.",
+    "mailbox": "ray::Mailbox",
+}
 """Processes of a lane by the beginnings of their titles."""
 
 _OF_RAY = (
