@@ -4,8 +4,8 @@ S3 cannot append. An append replaces the last segment, on the condition that it 
 wrote, so a driver that lost its lease cannot write into the study of its successor.
 
 A digest beside the segments says the same in fewer operations, one for each trial, so that a long journal is
-read in a second. The segments stay the only truth: a digest that is missing, damaged, or not of these segments
-is ignored, and the next driver makes a new one.
+read in a second. The segments stay the only truth: a digest that is missing, damaged or of other segments is
+ignored, and the next driver writes a new one.
 """
 
 import json
@@ -120,8 +120,8 @@ class _Digest:
     """What the first segments of a journal say, with one operation for each trial.
 
     ``<name>.digest/index.json`` holds ``segments`` (how many of them), ``version`` (of the last one), the
-    operations of the study and of the ``trials`` that had not ended, and the names of the ``parts``. A part is
-    written once, and holds the operations of trials that had ended, by number.
+    operations of the study and of the ``trials`` that had not ended, and the names of the ``parts``. A part
+    is written once, and holds the operations of trials that had ended, by number.
     """
 
     def __init__(self, store: Store, name: str) -> None:
