@@ -299,8 +299,9 @@ class Driver(ABC, Generic[OutcomeType]):
 
 def run_ids(study: Study, tracker: Tracker) -> dict[int, str]:
     """Return the MLflow run of each trial; a trial that was refused before it started has none."""
-    ids = {}
-    for trial in study.trials:
-        with contextlib.suppress(TrackingError):
-            ids[trial.number] = tracker.run_id(trial.number)
-    return ids
+    numbers = [trial.number for trial in study.started_trials]
+    try:
+        return tracker.run_ids(numbers)
+    except TrackingError as error:
+        _log.warning("%s", error)
+        return {}

@@ -40,6 +40,9 @@ _WORDS = {
     TrialState.RUNNING: "stopped",
 }
 
+_TRIALS_PER_NOTE = 200
+"""Trials that end until MLflow is told again how many are delivered."""
+
 _TRAINING = "training"
 _WAITING = "waiting for "
 
@@ -51,6 +54,11 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._job, self._study, self._lease, self._tracker = job, study, lease, tracker
         self._start = time.monotonic()
         self._ended_before = self._ended()
+        self._first = len(study.trials)
+        """Trials from this number on are new: no earlier driver has started them."""
+
+        self._started: set[int] = set()
+        self._published = 0
         self._epochs: dict[int, int] = {}
         self._activity: dict[int, str] = {}
         self._rates: dict[int, float] = {}
@@ -59,12 +67,13 @@ class TrialMonitor(NotSnapshotted, Callback):
 
     def catch_up(self) -> None:
         """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
+        trials = [trial for trial in self._study.started_trials if trial.number >= self._tracker.delivered]
         try:
-            recorded = self._tracker.recorded_trials()
+            recorded = self._tracker.recorded_trials(trial.number for trial in trials)
         except TrackingError as error:
             _log.warning("%s", error)
             return
-        for trial in self._study.started_trials:
+        for trial in trials:
             run = recorded.get(trial.number)
             if run is not None and trial.state in _STATES and run.state == _STATES[trial.state]:
                 continue
@@ -74,6 +83,7 @@ class TrialMonitor(NotSnapshotted, Callback):
                 if run is None or epoch > run.epoch:
                     self._track_epoch(trial.number, epoch, metrics)
             self._track_end(trial)
+        self._note_delivered()
 
     def on_heartbeat(self, seconds: float) -> dict[str, Any]:
         """Account for the seconds since the last heartbeat; return the activity for the driver's record."""
@@ -116,7 +126,8 @@ class TrialMonitor(NotSnapshotted, Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log a trial that starts, and open its MLflow run."""
         number, values = trial.config["number"], trial.config["values"]
-        self._track_start(number, values)
+        self._track_start(number, values, new=number >= self._first and number not in self._started)
+        self._started.add(number)
         again = " again" if number in self._activity else ""
         self._activity[number] = f"{_WAITING}its workers"
         _log.info("%s starts%s: %s", trial_name(number), again, format_values(values))
@@ -140,7 +151,7 @@ class TrialMonitor(NotSnapshotted, Callback):
                 _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
             case EpochEnded(epoch):
                 # As the study has it: a repeated epoch keeps its first metrics and its time.
-                metrics = attributes.epochs(self._study.trials[number])[epoch]
+                metrics = self._study.trial(number).user_attrs[attributes.epoch_key(epoch)]
                 self._track_epoch(number, epoch, metrics)
                 self._epochs[number] = epoch
                 if self._job.implementation.throughput:
@@ -162,17 +173,27 @@ class TrialMonitor(NotSnapshotted, Callback):
 
     def publish_end(self, number: int) -> None:
         """Publish the end of one trial as the study has it."""
-        trial = self._study.trials[number]
+        trial = self._study.trial(number)
         self._rates.pop(number, None)
         self._activity.pop(number, None)
         self._track_end(trial)
+        self._published += 1
+        if self._published % _TRIALS_PER_NOTE == 0:
+            self._note_delivered()
         _log.info("%s %s: %s", trial_name(number), _WORDS[trial.state], self._study.describe(trial))
 
-    def _track_start(self, number: int, values: Mapping[str, Any]) -> None:
+    def _note_delivered(self) -> None:
+        """Let the next driver skip the trials up to the first that has not ended, once they are delivered."""
+        trials = self._study.trials
+        first = next((trial.number for trial in trials if not trial.state.is_finished()), len(trials))
+        if first > self._tracker.delivered:
+            self._tracker.note_delivered(first)
+
+    def _track_start(self, number: int, values: Mapping[str, Any], new: bool = False) -> None:
         short = {path.rpartition(".")[2]: value for path, value in values.items()}
         label = " ".join(f"{key}={value}" for key, value in short.items() if not isinstance(value, float))
-        point = self._study.trials[number].user_attrs.get(attributes.POINT, "")
-        self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values))
+        point = self._study.trial(number).user_attrs.get(attributes.POINT, "")
+        self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values), new)
 
     def _track_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         values = {metric: value for metric, value in metrics.items() if metric != "time"}

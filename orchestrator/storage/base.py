@@ -1,7 +1,7 @@
 """What every store offers: named files, compare-and-swap, locks and the study of a job."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,22 @@ import pyarrow.fs
 
 class LockedError(Exception):
     """Another process holds the lock."""
+
+
+class StudyStorage(optuna.storages.BaseStorage):
+    """A storage of Optuna that can write several changes at once."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """Keep changes back until the block ends, and make all of them permanent then, or none."""
+
+    def on_trial_end(self) -> None:
+        """Do what is done now and then to keep the study quick to read."""
+
+
+def transaction(storage: optuna.storages.BaseStorage) -> AbstractContextManager[None]:
+    """Write the changes of a block at once where the storage can, else one by one."""
+    return storage.transaction() if isinstance(storage, StudyStorage) else nullcontext()
 
 
 class Store(ABC):

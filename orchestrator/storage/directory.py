@@ -22,6 +22,7 @@ from orchestrator.storage.base import Store
 from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
 from orchestrator.storage.study_database import database_problem, study_storage
+from orchestrator.storage.study_mirror import StudyMirror
 
 if TYPE_CHECKING:
     import ray.train
@@ -129,8 +130,9 @@ class JobDirectory:
                 yield job_id, lease
 
     def study_storage(self) -> optuna.storages.BaseStorage:
-        """Open the storage of the study of the job; raises SweepError."""
-        return study_storage(self.store, self._job.name, self._job.study)
+        """Open the study of the job for its driver; raises SweepError."""
+        storage = study_storage(self.store, self._job.name, self._job.study)
+        return StudyMirror(storage) if isinstance(storage, optuna.storages.RDBStorage) else storage
 
     def holds_checkpoints(self) -> bool:
         """Return whether any trial has uploaded a checkpoint; raises StorageError."""

@@ -27,7 +27,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from orchestrator.errors import InputError, StorageError, one_line
 from orchestrator.storage.base import Store
-from orchestrator.storage.s3_journal import S3Journal
+from orchestrator.storage.s3_journal import S3Journal, S3Study
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class S3Store(Store):
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the journal under the prefix of the job."""
-        return optuna.storages.JournalStorage(S3Journal(self, f"{job}/study"))
+        return S3Study(S3Journal(self, f"{job}/study"))
 
     def study_file(self, job: str) -> None:
         """None: the study is a journal."""

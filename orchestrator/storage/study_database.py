@@ -4,8 +4,8 @@ import logging
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from orchestrator.errors import StorageError, is_full, one_line
+from orchestrator.storage import study_tables
 from orchestrator.storage.base import Store
 
 # Optuna logs an error of a database, with its SQL, before it raises it.
@@ -31,8 +32,29 @@ def study_storage(store: Store, job: str, database: str = "") -> optuna.storages
     return store.study_storage(job)
 
 
-def read_trials(store: Store, name: str, resolved: Mapping[str, Any]) -> list[FrozenTrial]:
-    """Return all trials of a job's study; none where its driver has not created it yet.
+class StudyReader:
+    """The trials of a study for a command that shows them."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, study_id: int) -> None:
+        self._storage, self._study_id = storage, study_id
+
+    def read_trials(self, attributes: Collection[str]) -> list[FrozenTrial]:
+        """Return the trials by number, at least with state, values and these user attributes."""
+        if isinstance(self._storage, optuna.storages.RDBStorage):
+            with self._storage.engine.connect() as connection:
+                return study_tables.read_trials(connection, self._study_id, attributes)
+        trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return trials
+
+    def complete(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return one of the trials with everything that the study has about it."""
+        whole: FrozenTrial = self._storage.get_trial(trial._trial_id)
+        return whole
+
+
+@contextmanager
+def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator[StudyReader | None]:
+    """Open the study of a job for reading; None where its driver has not created it yet.
 
     ``resolved`` is the recorded file of the job. Nothing is written, not even to a database whose driver died
     while it wrote.
@@ -42,54 +64,53 @@ def read_trials(store: Store, name: str, resolved: Mapping[str, Any]) -> list[Fr
     """
     study, database = resolved.get("name", name), resolved.get("study", "")
     file = store.study_file(name)
-    if not database and file is None:
-        return _load(store.study_storage(name), study)
-    try:
-        if database or file is None:
-            return _load_database(database, study)
-        return _load_sqlite(file, study) if file.exists() else []
-    except (DBAPIError, StorageInternalError, ImportError, OSError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        reason = one_line(getattr(cause, "orig", cause), 200)
-        raise StorageError(f"study: {database or file} cannot be read: {reason}") from error
+    with ExitStack() as stack:
+        if not database and file is None:
+            yield _reader(store.study_storage(name), study)
+            return
+        try:
+            if database or file is None:
+                yield _open_database(database, study, stack)
+            else:
+                yield _open_sqlite(file, study, stack) if file.exists() else None
+        except (DBAPIError, StorageInternalError, ImportError, OSError, RuntimeError) as error:
+            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+            reason = one_line(getattr(cause, "orig", cause), 200)
+            raise StorageError(f"study: {database or file} cannot be read: {reason}") from error
 
 
-def _load_sqlite(file: Path, study: str) -> list[FrozenTrial]:
+def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None:
     try:
-        return _load_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", study)
+        return _open_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", study, stack)
     except OperationalError as error:
         if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_READONLY_ROLLBACK":
             raise
     # A driver died while it wrote. A copy is rolled back here; the next driver rolls back the file itself.
-    with tempfile.TemporaryDirectory() as folder:
-        for part in file.parent.glob(f"{file.name}*"):
-            shutil.copy(part, folder)
-        return _load_database(f"sqlite:///{folder}/{file.name}", study)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    for part in file.parent.glob(f"{file.name}*"):
+        shutil.copy(part, folder)
+    return _open_database(f"sqlite:///{folder}/{file.name}", study, stack)
 
 
-def _load_database(url: str, study: str) -> list[FrozenTrial]:
-    with ExitStack() as stack:
-        engine = sqlalchemy.create_engine(url)
-        stack.callback(engine.dispose)
-        with engine.connect() as connection:  # Optuna creates its tables one by one, and fills this one last
-            last_table = "alembic_version"
-            if not sqlalchemy.inspect(connection).has_table(last_table):
-                return []
-            if not connection.scalar(sqlalchemy.text(f"SELECT count(*) FROM {last_table}")):
-                return []
-        storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
-        stack.callback(storage.engine.dispose)
-        return _load(storage, study)
+def _open_database(url: str, study: str, stack: ExitStack) -> StudyReader | None:
+    engine = sqlalchemy.create_engine(url)
+    stack.callback(engine.dispose)
+    with engine.connect() as connection:  # Optuna creates its tables one by one, and fills this one last
+        last_table = "alembic_version"
+        if not sqlalchemy.inspect(connection).has_table(last_table):
+            return None
+        if not connection.scalar(sqlalchemy.text(f"SELECT count(*) FROM {last_table}")):
+            return None
+    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+    stack.callback(storage.engine.dispose)
+    return _reader(storage, study)
 
 
-def _load(storage: optuna.storages.BaseStorage, study: str) -> list[FrozenTrial]:
+def _reader(storage: optuna.storages.BaseStorage, study: str) -> StudyReader | None:
     try:
-        trials: list[FrozenTrial] = optuna.load_study(study_name=study, storage=storage).get_trials(
-            deepcopy=False
-        )
+        return StudyReader(storage, storage.get_study_id_from_name(study))
     except KeyError:
-        return []
-    return trials
+        return None
 
 
 class Problem(Enum):

@@ -9,6 +9,7 @@ import posixpath
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.job import Job
 from orchestrator.errors import InputError, newer_schema
+from orchestrator.storage.base import StudyStorage, transaction
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
@@ -67,26 +69,30 @@ class Study(ABC):
         self.study = optuna.create_study(
             study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
-        self._cached_trials: list[FrozenTrial] | None = None
         self._check_schema()
-        if not self.trials and directory.holds_checkpoints():
+        trials = self.trials
+        if not trials and directory.holds_checkpoints():
             raise InputError(
                 f"study: it holds no trial, but {directory.locate('trials')} holds checkpoints from which "
                 "new trials would resume; put the study back, or start over with --fresh"
             )
         self._live: dict[int, optuna.Trial] = {}
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
-        self._interrupted = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
-        self._ended_count = sum(trial.state.is_finished() for trial in self.trials)
+        self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        self._ended_count = sum(trial.state.is_finished() for trial in trials)
         self.recent_failures: list[str] = []
         """Reasons of the trials that failed in a row, since this driver started."""
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials of the study, by number."""
-        if self._cached_trials is None:
-            self._cached_trials = self.study.get_trials(deepcopy=False)
-        return self._cached_trials
+        """All trials of the study, by number; `trial` returns a single one sooner."""
+        trials: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return trials
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Return a trial as it is now."""
+        trial: FrozenTrial = self._storage.get_trial(self._trial_id(number))
+        return trial
 
     @property
     def started_trials(self) -> list[FrozenTrial]:
@@ -153,10 +159,14 @@ class Study(ABC):
         """Return the scores of a trial on the targets, where it was scored."""
         return dict(trial.user_attrs.get(attributes.SCORES, {}))
 
+    def transaction(self) -> AbstractContextManager[None]:
+        """Make all that is recorded in a block permanent at once when it ends."""
+        return transaction(self._storage)
+
     def record_epoch(self, number: int, report: EpochEnded) -> None:
         """Record the metrics of an epoch; an epoch that is recorded already stays as it is."""
         key = attributes.epoch_key(report.epoch)
-        if key not in self.trials[number].user_attrs:
+        if key not in self.trial(number).user_attrs:
             metrics = {metric: float(value) for metric, value in report.metrics.items()}
             self._set(number, key, {"time": int(time.time() * 1000), **metrics})
 
@@ -181,6 +191,17 @@ class Study(ABC):
         """
         if isinstance(last, Halted):
             return
+        with self.transaction():
+            self._record_end(number, last, died)
+        if isinstance(self._storage, StudyStorage):
+            self._storage.on_trial_end()
+        trial = self.trial(number)
+        if trial.state == TrialState.FAIL:
+            self.recent_failures.append(str(trial.user_attrs.get(attributes.REASON)))
+        else:
+            self.recent_failures.clear()
+
+    def _record_end(self, number: int, last: TrialReport | None, died: bool) -> None:
         if died:
             self._finish(number, TrialState.FAIL, "its process died repeatedly")
         elif isinstance(last, Failed):
@@ -190,15 +211,10 @@ class Study(ABC):
             self._finish(number, *self._verdicts.pop(number))
         elif missing := self.record_completion(number, last):
             self._finish(number, TrialState.FAIL, missing)
-        trial = self.trials[number]
-        if trial.state == TrialState.FAIL:
-            self.recent_failures.append(str(trial.user_attrs.get(attributes.REASON)))
-        else:
-            self.recent_failures.clear()
 
     def checkpoint(self, number: int) -> "ray.train.Checkpoint":
         """Return the last checkpoint of a trained trial."""
-        return self._directory.checkpoint(str(self.trials[number].user_attrs[attributes.CHECKPOINT]))
+        return self._directory.checkpoint(str(self.trial(number).user_attrs[attributes.CHECKPOINT]))
 
     def prune_running(self, reason: str) -> list[int]:
         """Prune every trial that still runs, because the budget is spent; return their numbers."""
@@ -223,13 +239,14 @@ class Study(ABC):
         self._set(number, attributes.ORDER, self._ended_count)
         self.study.tell(number, **result)
         self._live.pop(number, None)
-        self._cached_trials = None
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        self._trial(number).set_user_attr(key, value)
-        self._cached_trials = None
+        self._storage.set_trial_user_attr(self._trial_id(number), key, value)
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._live:  # suggested by a previous driver
-            self._live[number] = optuna.Trial(self.study, self.trials[number]._trial_id)
+            self._live[number] = optuna.Trial(self.study, self._trial_id(number))
         return self._live[number]
+
+    def _trial_id(self, number: int) -> int:
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number))

@@ -59,22 +59,14 @@ class GridStudy(Study):
         latest = self._latest()
         while self._interrupted:
             number = self._interrupted.pop(0)
-            key = _key(
-                self.trials[number].user_attrs.get(attributes.CELL, {})
-            )  # a driver may have died before it set the cell
+            # A driver may have died before it set the cell.
+            key = _key(self.trial(number).user_attrs.get(attributes.CELL, {}))
             if key in self._cells and latest[key].number == number:
                 return self._suggestion(number, self._cells[key])
         for key, cell in self._cells.items():
             before = latest.get(key)
             if before is None or before.number in self._failed_before:
-                trial = self.study.ask()
-                self._live[trial.number] = trial
-                self._cached_trials = None
-                self._set(trial.number, attributes.CELL, cell.values)
-                attrs = before.user_attrs if before is not None else {}
-                for key_kept in {attributes.CHECKPOINT, attributes.LAST_METRICS} & attrs.keys():
-                    self._set(trial.number, key_kept, attrs[key_kept])
-                return self._suggestion(trial.number, cell)
+                return self._suggestion(self._start(cell, before), cell)
         return None
 
     def should_stop(self, number: int, report: EpochEnded) -> bool:
@@ -86,7 +78,7 @@ class GridStudy(Study):
 
     def record_completion(self, number: int, last: TrialReport | None) -> str | None:
         """Record a scored trial as complete, or return what it lacks."""
-        if attributes.SCORES not in self.trials[number].user_attrs:
+        if attributes.SCORES not in self.trial(number).user_attrs:
             return "it ended without scores"
         self._tell(number, values=0.0)  # Optuna requires a value; a comparison has no objective
         return None
@@ -174,9 +166,20 @@ class GridStudy(Study):
         scores = self.results(trial) if state == "complete" else {}
         return Row(cell.variant, point, state, trial.number, reason, scores)
 
+    def _start(self, cell: Cell, before: FrozenTrial | None) -> int:
+        """Start a trial of a cell; return its number. It is trained already if the one before it was."""
+        with self.transaction():
+            trial = self.study.ask()
+            self._live[trial.number] = trial
+            self._set(trial.number, attributes.CELL, cell.values)
+            attrs = before.user_attrs if before is not None else {}
+            for key in {attributes.CHECKPOINT, attributes.LAST_METRICS} & attrs.keys():
+                self._set(trial.number, key, attrs[key])
+        return int(trial.number)
+
     def _suggestion(self, number: int, cell: Cell) -> Suggestion:
         config = self._comparison.cell_config(cell).model_dump(mode="json")
-        trained = attributes.CHECKPOINT in self.trials[number].user_attrs
+        trained = attributes.CHECKPOINT in self.trial(number).user_attrs
         return Suggestion(number, cell.values, config, self.checkpoint(number).path if trained else None)
 
 

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +22,13 @@ from orchestrator.study.warm_start import TransferredTrial
 _RUNG = "completed_rung_"
 """Prefix of the system attributes in which Optuna's successive halving keeps its rungs."""
 
+_STATES = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
 
 class SearchStudy(Study):
     """The search of a sweep."""
@@ -34,6 +43,13 @@ class SearchStudy(Study):
             directions=[objective.direction for objective in sweep.objective],
             pruner=sweep.scheduler.build(sweep.epochs),
         )
+        # Kept up to date from here on: a look at all trials for each trial would be quadratic.
+        self._counts = Counter(_STATES[trial.state] for trial in self.started_trials)
+        self._best = best_trial(self.started_trials, sweep.objective[0].mode)
+        since = self._order(self._best) if self._best is not None else 0
+        self._without_gain = sum(self._order(trial) > since for trial in self.started_trials)
+        self._epochs: dict[int, int] = {}
+        """Epochs of the trials that run, by number."""
 
     @property
     def started_trials(self) -> list[FrozenTrial]:
@@ -67,7 +83,6 @@ class SearchStudy(Study):
                     )
                 )
         self.study.set_user_attr(attributes.SEEDED, True)
-        self._cached_trials = None
 
     @property
     def total(self) -> int:
@@ -76,28 +91,19 @@ class SearchStudy(Study):
 
     def count(self) -> dict[str, int]:
         """Return the number of trials by state: running, complete, pruned, failed."""
-        names = {
-            TrialState.RUNNING: "running",
-            TrialState.COMPLETE: "complete",
-            TrialState.PRUNED: "pruned",
-            TrialState.FAIL: "failed",
-        }
-        counts = dict.fromkeys(names.values(), 0)
-        for trial in self.started_trials:
-            counts[names[trial.state]] += 1
-        return counts
+        return {state: self._counts[state] for state in _STATES.values()}
 
     def remaining(self) -> int:
         """Return how many trials have not ended: running, interrupted and not yet suggested."""
-        return self.count()["running"] + max(0, self.total - len(self.started_trials))
+        return self._counts["running"] + max(0, self.total - self._counts.total())
 
     def is_finished(self) -> bool:
         """Return whether the budget is spent, in trials or in trials without gain."""
-        return self.remaining() == 0 or (self.has_stagnated() and self.count()["running"] == 0)
+        return self.remaining() == 0 or (self.has_stagnated() and self._counts["running"] == 0)
 
     def best(self) -> FrozenTrial | None:
         """Return the best complete trial, or None when none is complete."""
-        return best_trial(self.started_trials, self.sweep.objective[0].mode)
+        return self._best
 
     def objective(self, trial: FrozenTrial) -> float | None:
         """Return the value of the first objective of a complete trial."""
@@ -127,13 +133,8 @@ class SearchStudy(Study):
 
     def has_stagnated(self) -> bool:
         """Return whether the last ``budget.no_gain_for`` ended trials did not improve the first objective."""
-        patience, best = self.sweep.budget.no_gain_for, self.best()
-        if patience is None or best is None:
-            return False
-        order = attributes.ORDER
-        since = int(best.user_attrs.get(order, 0))
-        later = sum(int(trial.user_attrs.get(order, 0)) > since for trial in self.started_trials)
-        return later >= patience
+        patience = self.sweep.budget.no_gain_for
+        return patience is not None and self._best is not None and self._without_gain >= patience
 
     def ask(self) -> Suggestion | None:
         """Return the next trial, interrupted ones first, or None when the budget is spent."""
@@ -142,18 +143,29 @@ class SearchStudy(Study):
             self.study.sampler = self.sweep.sampler.build(offset=number)
             # A driver may have died between two values of a suggestion. The recorded values stay, and the
             # sampler suggests the others as it would have.
-            if (suggestion := self._suggest(self._trial(number))) is not None:
+            with self.transaction():
+                suggestion = self._suggest(self._trial(number))
+            if suggestion is not None:
                 return suggestion
-        while len(self.started_trials) < self.total and not self.has_stagnated():
-            # A new sampler for each trial makes a suggestion a function of the study alone, so a resumed
-            # sweep suggests what an undisturbed one would have.
-            waiting = (trial.number for trial in self.trials if trial.state == TrialState.WAITING)
-            self.study.sampler = self.sweep.sampler.build(offset=next(waiting, len(self.trials)))
-            trial = self.study.ask()
-            self._live[trial.number] = trial
-            if (suggestion := self._suggest(trial)) is not None:
+        while self._counts.total() < self.total and not self.has_stagnated():
+            with self.transaction():
+                suggestion = self._suggest(self._start())
+            if suggestion is not None:
                 return suggestion
         return None
+
+    def _start(self) -> optuna.Trial:
+        """Start the next trial, an enqueued one first."""
+        # A new sampler for each trial makes a suggestion a function of the study alone, so a resumed
+        # sweep suggests what an undisturbed one would have.
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        self.study.sampler = self.sweep.sampler.build(
+            offset=waiting[0].number if waiting else len(self.trials)
+        )
+        trial = self.study.ask()
+        self._live[trial.number] = trial
+        self._counts["running"] += 1
+        return trial
 
     def should_stop(self, number: int, report: EpochEnded) -> bool:
         """Report one epoch to the pruner; return whether the trial has to stop now."""
@@ -168,22 +180,22 @@ class SearchStudy(Study):
             values.append(float(value))
         if len(values) > 1:
             return False  # Optuna keeps no intermediate values for several objectives
-        if epoch > (self.trials[number].last_step or 0):
-            trial.report(values[0], step=epoch)
-            self._cached_trials = None
-        if self._last_judged(number) < epoch < self._epochs(number):
-            # The verdict is recorded before the trial is told, so that it survives this driver.
-            if self.study.pruner.prune(self.study, self._before_verdict(number, epoch)):
-                self._set(number, attributes.PRUNED, f"stopped early, after epoch {epoch}")
-            self._set(number, attributes.JUDGED, epoch)
-        reason = self.trials[number].user_attrs.get(attributes.PRUNED)
+        # The verdict is recorded before the trial is told, so that it survives this driver.
+        with self.transaction():
+            if epoch > (self.trial(number).last_step or 0):
+                trial.report(values[0], step=epoch)
+            if self._last_judged(number) < epoch < self._last_epoch(number):
+                if self.study.pruner.prune(self.study, self._before_verdict(number, epoch)):
+                    self._set(number, attributes.PRUNED, f"stopped early, after epoch {epoch}")
+                self._set(number, attributes.JUDGED, epoch)
+        reason = self.trial(number).user_attrs.get(attributes.PRUNED)
         if reason is not None:
             self._verdicts[number] = (TrialState.PRUNED, reason)
         return reason is not None
 
     def record_completion(self, number: int, last: TrialReport | None) -> str | None:
         """Record the last values of the objectives, or return what the trial lacks."""
-        epochs = attributes.epochs(self.trials[number])
+        epochs = attributes.epochs(self.trial(number))
         if not epochs:
             return "it ended without a report"
         if not isinstance(last, Trained):
@@ -196,7 +208,6 @@ class SearchStudy(Study):
     def _suggest(self, trial: optuna.Trial) -> Suggestion | None:
         """Suggest the values of a trial; one whose values are invalid together fails, and gives None."""
         values = self.sweep.space.suggest(trial)
-        self._cached_trials = None
         try:
             config = self.sweep.trial_config(values)
         except InputError as error:
@@ -208,7 +219,7 @@ class SearchStudy(Study):
         """Return the last epoch that the pruner judged; without a pruner, the last one there is."""
         if self.sweep.scheduler.name == "none":
             return self.sweep.epochs
-        return int(self.trials[number].user_attrs.get(attributes.JUDGED, 0))
+        return int(self.trial(number).user_attrs.get(attributes.JUDGED, 0))
 
     def _before_verdict(self, number: int, epoch: int) -> FrozenTrial:
         """Return a trial as the pruner has to see it at an epoch.
@@ -216,7 +227,7 @@ class SearchStudy(Study):
         A driver may die after the pruner recorded its rung and before the verdict was recorded. What the
         pruner recorded at this epoch is hidden, so that it judges again.
         """
-        trial = copy.copy(self.trials[number])
+        trial = copy.copy(self.trial(number))
         before = sum(rung < epoch for rung in self.sweep.scheduler.rungs(self.sweep.epochs))
         trial.system_attrs = {
             key: value
@@ -228,6 +239,25 @@ class SearchStudy(Study):
     def _format(self, value: float) -> str:
         return f"{self.sweep.objective[0].metric} {format_number(value)}"
 
-    def _epochs(self, number: int) -> int:
-        config = self.sweep.trial_config(self.trials[number].params)
-        return int(config.epochs)  # type: ignore[attr-defined]  # checked when the trainable was loaded
+    def _last_epoch(self, number: int) -> int:
+        """Return the number of epochs of a trial."""
+        if number not in self._epochs:
+            config = self.sweep.trial_config(self.trial(number).params)
+            # `epochs` was checked when the trainable was loaded.
+            self._epochs[number] = int(config.epochs)  # type: ignore[attr-defined]
+        return self._epochs[number]
+
+    def _tell(self, number: int, **result: Any) -> None:
+        super()._tell(number, **result)
+        self._epochs.pop(number, None)
+        trial = self.trial(number)
+        self._counts.update({"running": -1, _STATES[trial.state]: 1})
+        self._without_gain += 1
+        rivals = [trial] if self._best is None else sorted((self._best, trial), key=lambda each: each.number)
+        best = best_trial(rivals, self.sweep.objective[0].mode)
+        if best is not self._best:
+            self._best, self._without_gain = best, 0
+
+    @staticmethod
+    def _order(trial: FrozenTrial) -> int:
+        return int(trial.user_attrs.get(attributes.ORDER, 0)) if trial.state.is_finished() else 0

@@ -11,10 +11,13 @@ from optuna.trial import FrozenTrial
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.base import Store
 from orchestrator.storage.directory import read_record
-from orchestrator.storage.study_database import read_trials
+from orchestrator.storage.study_database import open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.study.trial_report import trial_name
+
+_ATTRIBUTES = (attributes.SOURCE, attributes.CELL, attributes.POINT, attributes.REASON)
+"""Attributes of trials that a status depends on."""
 
 DRIVEN = ("running", "silent")
 """States of a job that has a driver, or may have one."""
@@ -54,7 +57,11 @@ def read_status(store: Store, name: str) -> Status:
     status = Status(name, kind, store.locate(name), "stopped")
     used, activity = _add_driver(status, store)
     outcome = read_record(store, f"{name}/outcome.json", "report")
-    trials = _own_trials(kind, read_trials(store, name, resolved))
+    with open_study(store, name, resolved) as study:
+        trials = _own_trials(kind, study.read_trials(_ATTRIBUTES)) if study is not None else []
+        best = best_trial(trials, resolved["objective"][0]["mode"]) if kind == "sweep" else None
+        if best is not None and study is not None:
+            status.best = _describe_best(study.complete(best), resolved["objective"])
     _add_trials(status, trials, activity)
     budget = resolved.get("budget", {})
     status.budget = {
@@ -62,8 +69,6 @@ def read_status(store: Store, name: str) -> Status:
         "seconds": [round(used.seconds, 1), budget.get("wall")],
         "gpu_hours": [round(used.gpu_seconds / 3600, 4), budget.get("gpu_hours")],
     }
-    if kind == "sweep":
-        status.best = _best(trials, resolved["objective"])
     # An outcome may be that of a smaller budget, or of a comparison before it was extended.
     final = outcome is not None and outcome.get("budget") == resolved.get("budget")
     if outcome is not None and final and status.state not in DRIVEN and "running" not in status.trials:
@@ -125,10 +130,7 @@ def _add_trials(status: Status, trials: Sequence[FrozenTrial], activity: Mapping
     ]
 
 
-def _best(trials: Sequence[FrozenTrial], objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    best = best_trial(trials, objectives[0]["mode"])
-    if best is None:
-        return None
+def _describe_best(best: FrozenTrial, objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     values = {each["metric"]: value for each, value in zip(objectives, best.values, strict=True)}
     return {"trial": trial_name(best.number), **values, "parameters": dict(best.params)}
 

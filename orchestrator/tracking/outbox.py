@@ -49,7 +49,8 @@ class Outbox:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._delivery: Future[None] | None = None
         self._problem = ""
-        self._refused: list[str] = []
+        self.refused: list[str] = []
+        """What the server refused, with its reasons."""
 
     def post(self, what: str, job: Callable[[], None]) -> None:
         """Queue `job`; `what` names it in messages, such as "epoch 3 of trial 7"."""
@@ -86,8 +87,8 @@ class Outbox:
         if self._jobs:
             first = f"{self._jobs[0][0]}: {self._problem}"
             return f"tracking: {len(self._jobs)} writes not delivered to {self._server}, the first is {first}"
-        if self._refused:
-            first, number = self._refused[0], len(self._refused)
+        if self.refused:
+            first, number = self.refused[0], len(self.refused)
             return f"tracking: {number} writes refused by {self._server}, the first is {first}"
         return None
 
@@ -117,7 +118,7 @@ class Outbox:
                         self._problem, self._delivery = describe_error(error), None
                     return
                 kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
-                self._refused.append(f"{what}: {kind}{describe_error(error)}")
+                self.refused.append(f"{what}: {kind}{describe_error(error)}")
             with self._lock:
                 if self._jobs:
                     self._jobs.popleft()
@@ -131,10 +132,13 @@ class Outbox:
             return self._jobs[0]
 
 
+def is_final(error: MlflowException) -> bool:
+    """Return whether a server refuses a request, so that a retry would not change that."""
+    return error.error_code in _FINAL
+
+
 def _is_temporary(error: Exception) -> bool:
-    return isinstance(error, OSError) or (
-        isinstance(error, MlflowException) and error.error_code not in _FINAL
-    )
+    return isinstance(error, OSError) or (isinstance(error, MlflowException) and not is_final(error))
 
 
 def describe_error(error: Exception, limit: int = 200) -> str:

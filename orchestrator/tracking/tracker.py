@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.config.document import flatten
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import provenance
-from orchestrator.tracking.outbox import Outbox, describe_error
+from orchestrator.tracking.outbox import Outbox, describe_error, is_final
 from orchestrator.tracking.preflight import sqlite_file
 from orchestrator.trainable import DataSetRecord
 
@@ -31,6 +32,15 @@ _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL":
 
 _SCHEMA = 2
 """Version of the tags of runs. Runs without the tag ``schema`` have version 1, with the same tags."""
+
+_DELIVERED = "trials.delivered"
+"""Tag of the run of a job: every trial below this number has ended, and all its records are here."""
+
+_PAGE = 1000
+"""Runs in one answer."""
+
+_MAX_METRICS = 1000
+"""Points that MLflow accepts in one request."""
 
 _MAX_PARAMS = 100
 """Parameters that MLflow accepts in one request."""
@@ -76,6 +86,10 @@ class Tracker:
         self.kind = kind
         self._run_ids: dict[int, str] = {}
         self._last_epoch: dict[int, int] = {}
+        self._waiting: dict[int, dict[int, list[Metric]]] = {}
+        """Points that were not delivered yet, by trial and epoch."""
+
+        self._lock = threading.Lock()
         self._monitor: SystemMetricsMonitor | None = None
         try:
             with self._exclusive():
@@ -90,6 +104,9 @@ class Tracker:
             self.client.update_run(self.parent_run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}") from error
+        self.delivered = int(parent.data.tags.get(_DELIVERED, 0))
+        """Every trial below this number has ended, and MLflow has all its records."""
+
         self._recorded_params = set(parent.data.params)
         self._outbox = Outbox(self.uri)
 
@@ -138,55 +155,97 @@ class Tracker:
         self._outbox.post(f"the {self.kind}'s settings", write)
         self._start_monitor()
 
-    def start_trial(self, number: int, name: str, params: Mapping[str, Any]) -> None:
-        """Find or create the run of trial `number`; `name` distinguishes it in lists, such as `gru 128`."""
+    def start_trial(self, number: int, name: str, params: Mapping[str, Any], new: bool = False) -> None:
+        """Find or create the run of a trial.
+
+        Args:
+            number: the trial.
+            name: distinguishes it in lists, such as `gru 128`.
+            params: its parameters.
+            new: whether no driver has started it before, so that MLflow need not be searched for its run.
+        """
         flat = _texts(params)
         started = _now()
+        searched = not new
 
         def write() -> None:
-            run = self._find_run(number)
+            nonlocal searched
+            run = self._find_run(number) if searched else None
+            searched = True  # if this attempt fails, its request may have been accepted all the same
+            exists = run is not None
             if run is None:
                 run = self.client.create_run(
                     self.experiment_id,
                     start_time=started,
                     tags=self._tags("trial")
-                    | {"trial.number": str(number), "mlflow.parentRunId": self.parent_run_id},
+                    | {
+                        "trial.number": str(number),
+                        "trial.state": "RUNNING",
+                        "mlflow.parentRunId": self.parent_run_id,
+                    },
                     run_name=f"trial-{number:04d} {name}".strip(),
                 )
-            self._run_ids[number] = run.info.run_id
-            self._last_epoch[number] = int(run.data.metrics.get("epoch", 0))
+            self._note_run(number, run)
             self._log_params(run.info.run_id, {k: v for k, v in flat.items() if k not in run.data.params})
-            self.client.set_tag(run.info.run_id, "trial.state", "RUNNING")
-            self.client.update_run(run.info.run_id, status="RUNNING")
+            if exists:
+                self.client.set_tag(run.info.run_id, "trial.state", "RUNNING")
+                self.client.update_run(run.info.run_id, status="RUNNING")
 
         self._outbox.post(f"the start of trial {number}", write)
 
-    def recorded_trials(self) -> dict[int, RecordedTrial]:
-        """Return every trial of the sweep as MLflow has it; raises TrackingError."""
+    def recorded_trials(self, numbers: Iterable[int]) -> dict[int, RecordedTrial]:
+        """Return those of the trials that MLflow has, as it has them.
+
+        The runs are listed from the newest to the first thousand that holds none of the trials, so that
+        a trial that started long before the others may be left out.
+
+        Raises:
+            TrackingError: MLflow does not answer.
+        """
+        missing = set(numbers)
         trials: dict[int, RecordedTrial] = {}
         which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
         token: str | None = None
         try:
-            while token is None or token:
+            while missing and (token is None or token):
                 page = self.client.search_runs(
-                    [self.experiment_id], which, max_results=1000, page_token=token
+                    [self.experiment_id],
+                    which,
+                    max_results=_PAGE,
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
                 )
-                for run in page:
-                    trial = RecordedTrial(
+                runs = {int(run.data.tags["trial.number"]): run for run in page}
+                for number in missing & runs.keys():
+                    run = runs[number]
+                    self._note_run(number, run)
+                    trials[number] = RecordedTrial(
                         run.info.run_id,
                         int(run.data.metrics.get("epoch", 0)),
                         run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
                     )
-                    trials[int(run.data.tags["trial.number"])] = trial
-                token = page.token or ""
+                token = (page.token or "") if missing & runs.keys() else ""
+                missing -= runs.keys()
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
         return trials
 
+    def note_delivered(self, number: int) -> None:
+        """Record that every trial below ``number`` has ended, once all that was posted is delivered."""
+
+        def write() -> None:
+            if not self._outbox.refused:
+                self.client.set_tag(self.parent_run_id, _DELIVERED, str(number))
+                self.delivered = number
+
+        self._outbox.post(f"the delivery of {number} trials", write)
+
     def log_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
     ) -> None:
-        """Record the metrics of one epoch, counted from 1, in one request; a recorded epoch is skipped.
+        """Record the metrics of one epoch, counted from 1; a recorded epoch is skipped.
+
+        Epochs of a trial that wait for MLflow are delivered in one request.
 
         MLflow keeps one point for each ``time`` (ms, default: now). Infinities are recorded as NaN, because
         MLflow would store ±1.8e308, which flattens every chart.
@@ -198,10 +257,14 @@ class Tracker:
             for key, value in values.items()
         ]
 
+        with self._lock:
+            self._waiting.setdefault(number, {})[epoch] = points
+
         def write() -> None:
-            if epoch > self._last_epoch[number]:
-                self.client.log_batch(self._run_ids[number], metrics=points)
-                self._last_epoch[number] = epoch
+            with self._lock:
+                waiting = dict(self._waiting.get(number, {}))
+            if epoch in waiting and not self._deliver_epochs(number, waiting):
+                self._deliver_epochs(number, {epoch: points})
 
         self._post_to_trial(number, f"epoch {epoch} of trial {number}", write)
 
@@ -262,6 +325,14 @@ class Tracker:
             )
         return self._run_ids[number]
 
+    def run_ids(self, numbers: Iterable[int], timeout: float = 30.0) -> dict[int, str]:
+        """Return the ids of the runs of those trials that have one; raises TrackingError."""
+        wanted = set(numbers)
+        if wanted - self._run_ids.keys():
+            self.flush(timeout)
+        self.recorded_trials(wanted - self._run_ids.keys())
+        return {number: self._run_ids[number] for number in sorted(wanted & self._run_ids.keys())}
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, such as the HTML report, as an artifact (in ``folder``) of the sweep's run."""
         self._outbox.post(
@@ -309,14 +380,42 @@ class Tracker:
         self._stop_monitor()
         return self._outbox.close(timeout)
 
+    def _deliver_epochs(self, number: int, epochs: Mapping[int, list[Metric]]) -> bool:
+        """Deliver epochs of a trial in one request; return False if it is refused and they are several."""
+        last = self._last_epoch[number]
+        batch: dict[int, list[Metric]] = {}
+        for epoch in sorted(epochs):
+            if sum(map(len, batch.values())) + len(epochs[epoch]) > _MAX_METRICS and batch:
+                break
+            batch[epoch] = epochs[epoch]
+        points = [point for epoch, values in batch.items() if epoch > last for point in values]
+        try:
+            if points:
+                self.client.log_batch(self._run_ids[number], metrics=points)
+        except MlflowException as error:
+            if len(batch) > 1 and is_final(error):
+                return False
+            raise
+        self._last_epoch[number] = max(last, *batch)
+        with self._lock:
+            for epoch in batch:
+                self._waiting[number].pop(epoch, None)
+            if not self._waiting[number]:
+                del self._waiting[number]
+        return True
+
+    def _note_run(self, number: int, run: Run) -> None:
+        self._run_ids[number] = run.info.run_id
+        recorded = int(run.data.metrics.get("epoch", 0))
+        self._last_epoch[number] = max(recorded, self._last_epoch.get(number, 0))
+
     def _post_to_trial(self, number: int, what: str, job: Callable[[], None]) -> None:
         def write() -> None:
             if number not in self._run_ids:  # started by an earlier process, or its start was refused
                 run = self._find_run(number)
                 if run is None:
                     raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
-                self._run_ids[number] = run.info.run_id
-                self._last_epoch[number] = int(run.data.metrics.get("epoch", 0))
+                self._note_run(number, run)
             job()
 
         self._outbox.post(what, write)

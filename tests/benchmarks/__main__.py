@@ -22,6 +22,7 @@ from tests.benchmarks.table import Row
 BENCHMARKS: dict[str, str] = {
     "lanes": "start and cost of a trial, against Ray's documented nesting",
     "trials": "trials without training: seconds of each, memory of the driver",
+    "tracking": "status, MLflow and the driver with many trials",
     "default_sweep": "the default sweep, against a bare loop over its trials",
     "scoring": "CMC and mAP at the sizes of published test sets",
     "pictures": "pictures of a comparison, against one process that embeds each run again",

@@ -13,7 +13,7 @@ from sqlalchemy import exc
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.local import LocalStore
-from orchestrator.storage.study_database import DatabaseProblem, Problem, database_problem, read_trials
+from orchestrator.storage.study_database import DatabaseProblem, Problem, database_problem, open_study
 
 
 def postgresql(kind: type[exc.DBAPIError], code: str | None, text: str) -> exc.DBAPIError:
@@ -131,6 +131,11 @@ def database(tmp_path: Path) -> Path:
     study = optuna.create_study(study_name="job", storage=LocalStore(tmp_path).study_storage("job"))
     study.add_trial(optuna.trial.create_trial(value=0.5))
     return tmp_path / "job" / "study.db"
+
+
+def read_trials(store: LocalStore, name: str, resolved: dict[str, Any]) -> list[optuna.trial.FrozenTrial]:
+    with open_study(store, name, resolved) as study:
+        return [] if study is None else study.read_trials(())
 
 
 def trials(database: Path) -> list[optuna.trial.FrozenTrial]:

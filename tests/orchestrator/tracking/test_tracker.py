@@ -335,3 +335,66 @@ def test_ui_command_quotes_a_path_for_the_shell() -> None:
     expected = "mlflow ui --backend-store-uri 'sqlite:////my sweeps/mlflow.db'"
     assert ui_command("sqlite:////my sweeps/mlflow.db") == expected
     assert ui_command("http://server:5000") == "http://server:5000"
+
+
+def test_epochs_that_wait_are_delivered_in_one_request(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Tracker(uri, "alignment", "alignment", "waiting") as tracker:
+        tracker.start_trial(0, "gru", {}, new=True)
+        assert tracker.flush() is None
+        requests: list[int] = []
+        original = tracker.client.log_batch
+
+        def log_batch(run_id: str, metrics: Any) -> None:
+            requests.append(len(metrics))
+            original(run_id, metrics=metrics)
+
+        monkeypatch.setattr(tracker.client, "log_batch", log_batch)
+        posted = threading.Event()
+        tracker._outbox.post("a wait", lambda: posted.wait() and None)
+        for epoch in range(1, 9):
+            tracker.log_epoch(0, epoch, {"train/loss": 1 / epoch}, time=epoch)
+        posted.set()
+        assert tracker.flush() is None
+        assert requests == [16]
+        history = tracker.client.get_metric_history(tracker.run_id(0), "train/loss")
+        assert sorted(point.step for point in history) == list(range(1, 9))
+
+
+def test_epoch_that_is_refused_leaves_those_beside_it(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "refused epoch") as tracker:
+        tracker.start_trial(0, "gru", {}, new=True)
+        tracker.log_epoch(0, 1, {"train/loss": 1.0}, time=1)
+        tracker.log_epoch(0, 2, {"not a valid name;": 1.0}, time=2)
+        tracker.log_epoch(0, 3, {"train/loss": 0.5}, time=3)
+        line = tracker.flush()
+        assert line is not None and line.startswith("tracking: 1 writes refused") and "epoch 2" in line
+        history = tracker.client.get_metric_history(tracker.run_id(0), "train/loss")
+        assert sorted(point.step for point in history) == [1, 3]
+
+
+def test_delivered_trials_are_noted_for_the_next_driver(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "noted") as tracker:
+        assert tracker.delivered == 0
+        tracker.start_trial(0, "gru", {}, new=True)
+        tracker.end_trial(0, "COMPLETE", value=0.5)
+        tracker.note_delivered(1)
+        assert tracker.flush() is None
+    with Tracker(uri, "alignment", "alignment", "noted") as tracker:
+        assert tracker.delivered == 1
+
+
+def test_delivery_after_a_refusal_is_not_noted(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "not noted") as tracker:
+        tracker.end_trial(0, "COMPLETE", value=0.5)
+        tracker.note_delivered(1)
+        assert "refused" in (tracker.flush() or "")
+        assert tracker.delivered == 0
+
+
+def test_recorded_trials_are_only_those_asked_for(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "asked") as tracker:
+        for number in range(3):
+            tracker.start_trial(number, "gru", {}, new=True)
+        assert tracker.flush() is None
+        assert tracker.recorded_trials([1, 7]).keys() == {1}
+        assert tracker.run_ids([0, 7]).keys() == {0}
