@@ -41,7 +41,7 @@ class TrialFolder:
 
     filesystem: pyarrow.fs.FileSystem
     path: str
-    owner: str
+    owner: str = ""
     """Mark of the job in the names of its checkpoints.
 
     A worker of a job that was started over may still write into the folder of the new job.

@@ -162,8 +162,12 @@ class TrialMonitor(NotSnapshotted, Callback):
         self.publish_end(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Publish the end of a trial whose process died too often."""
-        self.publish_end(trial.config["number"])
+        """Publish the end of a trial whose process died too often, unless the study lets it resume."""
+        number = trial.config["number"]
+        if self._study.trial(number).state.is_finished():
+            self.publish_end(number)
+        else:
+            self.on_trial_recover(iteration, trials, trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log that the process of the lane of a trial died."""

@@ -57,15 +57,16 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record one report, and decide whether the trial continues; it does not after its last report."""
         number, report = trial.config["number"], decode(result)
-        match report:
-            case Trained(checkpoint):
-                self._study.record_checkpoint(number, checkpoint)
-            case Scored(scores):
-                self._study.record_scores(number, scores)
-            case EpochEnded():
-                self._study.record_epoch(number, report)
-                if self._study.should_stop(number, report):
-                    return str(TrialScheduler.STOP)
+        with self._study.transaction():
+            match report:
+                case Trained(checkpoint):
+                    self._study.record_checkpoint(number, checkpoint)
+                case Scored(scores):
+                    self._study.record_scores(number, scores)
+                case EpochEnded():
+                    self._study.record_epoch(number, report)
+                    if self._study.should_stop(number, report):
+                        return str(TrialScheduler.STOP)
         if report is not None and is_last(report, self._study.scores_trials):
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

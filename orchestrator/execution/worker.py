@@ -27,6 +27,7 @@ from orchestrator.execution.failures import explain
 from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
 from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.metrics import mark_worker
+from orchestrator.execution.tasks import score
 from orchestrator.study.trial_report import (
     EpochEnded,
     Failed,
@@ -168,9 +169,8 @@ class _TrialRun:
         self._tell(Trained(checkpoint))
         if self._spec.scores_trials:
             try:
-                with ray.train.Checkpoint(checkpoint, self._spec.filesystem).as_directory() as folder:
-                    scores = self._subject.evaluate(config, Path(folder))
-                report: TrialReport = Scored({metric: float(score) for metric, score in scores.items()})
+                saved = ray.train.Checkpoint(checkpoint, self._spec.filesystem)
+                report: TrialReport = Scored(score(self._subject, config, saved))
             except Exception as error:
                 if poisons_process(error):
                     raise

@@ -4,10 +4,12 @@ Ray Tune asks it for trials and whether to stop one (`orchestrator.execution.tun
 to persistent storage before Tune continues, so a new driver resumes from the study alone.
 """
 
+import bisect
 import logging
 import posixpath
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+
+_MAX_DEATHS = 3
+"""How often Ray Tune may give a trial up, because its process died, until it fails."""
 
 _LOG_CHARACTERS = 4000
 """Length of the log that is kept of a failed trial, from its end."""
@@ -77,6 +82,7 @@ class Study(ABC):
                 "new trials would resume; put the study back, or start over with --fresh"
             )
         self._live: dict[int, optuna.Trial] = {}
+        self._deaths: Counter[int] = Counter()
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
         self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self._ended_count = sum(trial.state.is_finished() for trial in trials)
@@ -187,10 +193,15 @@ class Study(ABC):
         Args:
             number: the trial.
             last: its last report.
-            died: whether its process died too often.
+            died: whether its process died. The trial resumes, unless that has happened too often.
         """
         if isinstance(last, Halted):
             return
+        if died:
+            self._deaths[number] += 1
+            if self._deaths[number] < _MAX_DEATHS:
+                bisect.insort(self._interrupted, number)
+                return
         with self.transaction():
             self._record_end(number, last, died)
         if isinstance(self._storage, StudyStorage):

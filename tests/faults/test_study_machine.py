@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class StudyMachine(RuleBasedStateMachine):
         self.ended: dict[int, TrialState] = {}
         self.running: dict[int, Any] = {}
         """Suggestions that the present driver runs, by number, each with its Tune trial."""
+        self.deaths: Counter[int] = Counter()
+        """How often the process of a trial died under the present driver."""
 
     @initialize()
     def begin(self) -> None:
@@ -71,6 +74,7 @@ class StudyMachine(RuleBasedStateMachine):
     @rule()
     def the_driver_dies(self) -> None:
         self.running.clear()
+        self.deaths.clear()
         self.open()
 
     @rule()
@@ -133,7 +137,11 @@ class StudyMachine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, died: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.running)))
         self.searcher.on_trial_complete(self.running[number][1], None if died else encode(Failed("no")), died)
-        self.end(number, TrialState.FAIL)
+        self.deaths[number] += died
+        if died and self.deaths[number] < 3:
+            del self.running[number]  # it resumes
+        else:
+            self.end(number, TrialState.FAIL)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

@@ -152,8 +152,10 @@ def test_trial_that_failed_keeps_its_reason_and_log(sweep: Sweep) -> None:
 def test_trial_whose_process_died_repeatedly_fails(sweep: Sweep) -> None:
     study = open_study(sweep)
     loop = TuneLoop(study)
-    loop.suggest()
-    loop.end(None, died=True)
+    for _ in range(3):
+        assert study.trials == [] or study.trials[0].state == TrialState.RUNNING
+        assert loop.suggest()["number"] == 0
+        loop.end(None, died=True)
     assert study.trials[0].state == TrialState.FAIL
     assert reason(study) == "its process died repeatedly"
 
