@@ -69,19 +69,19 @@ def isolated(seed: Sequence[int]) -> Iterator[None]:
     random.seed(int(seeds[0]))
     np.random.seed(seeds[1])
     torch.manual_seed(int(seeds[2]))
-    try:
-        with warnings.catch_warnings():
+    with warnings.catch_warnings():
+        try:
             yield
-    finally:
-        for variable in os.environ.keys() - environment.keys():
-            del os.environ[variable]
-        os.environ.update(environment)
-        sys.path[:] = path
-        os.chdir(folder)
-        locale.setlocale(locale.LC_ALL, words)
-        logging.disable(level)
-        np.seterr(**errors)
-        _restore_torch(settings)
+        finally:
+            for variable in os.environ.keys() - environment.keys():
+                del os.environ[variable]
+            os.environ.update(environment)
+            sys.path[:] = path
+            os.chdir(folder)
+            locale.setlocale(locale.LC_ALL, words)
+            logging.disable(level)
+            np.seterr(**errors)
+            _restore_torch(settings)
 
 
 def _torch_settings() -> dict[str, Any]:
