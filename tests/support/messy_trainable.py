@@ -62,7 +62,7 @@ class MessyTrainable:
                 raise RuntimeError("crashed as asked")
             if config.fault == "memory":
                 raise MemoryError("no memory left, as asked")
-            if config.fault == "thread":
+            if config.fault == "thread" and epoch == 1:
                 threading.Thread(target=time.sleep, args=(3600,), name="left behind", daemon=True).start()
 
     def evaluate(self, config: MessyConfig, checkpoint: Path) -> dict[str, float]:
