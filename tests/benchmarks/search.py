@@ -35,7 +35,7 @@ from orchestrator.config.document import Override
 from orchestrator.config.sweep import Sweep, read_sweep
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
-from orchestrator.study.trial_report import EpochEnded
+from orchestrator.study.trial_report import EpochEnded, Trained
 from tests.benchmarks.table import Row
 from tests.support.paths import ROOT
 from trainables.alignment import AlignmentTrainable
@@ -171,12 +171,14 @@ def _drive(study: SearchStudy, source: Curves, target: float, limit: int) -> Pro
         number = next(iter(running))
         scores = running.pop(number)
         epoch, value = next(scores)
-        report = EpochEnded(epoch, {METRIC: value}, checkpoint=f"{study.sweep.storage}/alignment/{number}")
+        report = EpochEnded(epoch, {METRIC: value})
         study.record_epoch(number, report)
         if study.should_stop(number, report):
             study.on_trial_end(number, report)
         elif epoch == study.sweep.epochs:
-            study.on_trial_end(number, report)
+            checkpoint = f"{study.sweep.storage}/alignment/{number}"
+            study.record_checkpoint(number, checkpoint)
+            study.on_trial_end(number, Trained(checkpoint))
             progress.epochs.append(spent)
             progress.values.append(value)
         else:
