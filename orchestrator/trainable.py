@@ -106,6 +106,8 @@ class Trainable(Protocol):
     def fit(self, config: Any, context: Context) -> None:
         """Train on one worker, from ``context.restore()`` if there is a checkpoint.
 
+        A process may train one trial after the other. Each gets an instance of its own.
+
         Raises:
             FloatingPointError: the loss or a gradient is not finite.
         """
