@@ -10,7 +10,7 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lookup import recorded_job
-from orchestrator.storage.study_database import read_trials
+from orchestrator.storage.study_database import open_study
 from orchestrator.study.search import SearchStudy
 from tests.support.command_line import refused
 from tests.support.servers import Postgres
@@ -90,4 +90,6 @@ def test_trials_in_a_sound_postgresql_are_read(sweep: Sweep) -> None:
     store = JobDirectory(sweep).store
     job = recorded_job(store, "parabola")
     assert job is not None
-    assert [trial.values for trial in read_trials(store, "parabola", job[1])] == [[0.5]]
+    with open_study(store, "parabola", job[1]) as study:
+        assert study is not None
+        assert [trial.values for trial in study.read_trials(())] == [[0.5]]
