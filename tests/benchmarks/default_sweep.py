@@ -28,6 +28,8 @@ from tests.support.paths import ROOT
 
 SWEEP = ROOT / "search_spaces" / "alignment.yaml"
 
+_REPETITIONS = 3
+
 Epochs = dict[int, dict[str, float]]
 
 
@@ -67,7 +69,7 @@ def rows(quick: bool) -> list[Row]:
     """Run sweep and bare loop in turns."""
     trials = 4 if quick else None
     commands, phases, loops, inside, outside = [], [], [], [], []
-    for _ in range(1 if quick else 3):
+    for _ in range(1 if quick else _REPETITIONS):
         with tempfile.TemporaryDirectory() as folder:
             command, phase, jobs, ours = _sweep(Path(folder), trials)
         reports: list[Epochs] = []
