@@ -24,8 +24,8 @@ _ANSWER_SECONDS = 5.0
 _HEALTH_SECONDS = 30.0
 
 _ENVIRONMENT = {
-    # Train notices the end of its workers at this interval, and the trial waits for it.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Train notices the end of its workers at this interval, and a lane waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -1,0 +1,245 @@
+"""One trial on a worker, with a mailbox that answers at once; without Ray running."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import ray.train.torch
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import StorageError
+from orchestrator.execution import worker
+from orchestrator.execution.mailbox import TrialJob
+from orchestrator.execution.worker import TrialSpec, TrialStopped, WorkerContext
+from orchestrator.study.trial_report import (
+    EpochEnded,
+    Failed,
+    Scored,
+    Started,
+    Trained,
+    TrialReport,
+    decode,
+)
+
+Fit = Callable[[WorkerContext], None]
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    epochs: int = 3
+    seed: int = 0
+
+
+class Subject:
+    """A trainable whose training is a function of the test."""
+
+    Config = Config
+    InputError = ValueError
+    metrics: ClassVar[dict[str, str]] = {"loss": "min"}
+    throughput = None
+    fit_function: Fit
+    scores: ClassVar[dict[str, float] | Exception] = {"test/score": 0.5}
+
+    def prepare(self, config: Any) -> list[Any]:
+        return []
+
+    def check(self, config: Any, workers: int, metrics: Sequence[str]) -> None:
+        pass
+
+    def fit(self, config: Any, context: WorkerContext) -> None:
+        type(self).fit_function(context)
+
+    def evaluate(self, config: Any, checkpoint: Path) -> dict[str, float]:
+        if isinstance(self.scores, Exception):
+            raise self.scores
+        return self.scores
+
+    def export(self, config: Any, checkpoint: Path, directory: Path) -> dict[str, Any]:
+        return {}
+
+
+class Method:
+    """A method of an actor, called in this process."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+    def options(self, **options: Any) -> "Method":
+        return self
+
+
+class ReadyMailbox:
+    """A mailbox that keeps what it is told, and lets a trial continue up to an epoch."""
+
+    def __init__(self, last_epoch: int) -> None:
+        self.messages: list[TrialReport] = []
+        self.tell = Method(lambda number, message: self._keep(message))
+        self.report = Method(self._report)
+        self.finish = self.train = self.end = Method(lambda: None)
+        self._last_epoch = last_epoch
+
+    def _keep(self, message: dict[str, Any]) -> None:
+        report = decode(message)
+        assert report is not None
+        self.messages.append(report)
+
+    def _report(self, number: int, rank: int, message: dict[str, Any]) -> bool:
+        self._keep(message)
+        return int(message["epoch"]) < self._last_epoch
+
+
+def save(folder: Path) -> None:
+    (folder / "state").write_text("1")
+
+
+def train(context: WorkerContext) -> None:
+    for epoch in range(len(context.reports) + 1, 4):
+        context.report({"epoch": epoch, "loss": 1.0 / epoch}, save)
+
+
+def train_without_checkpoint(context: WorkerContext) -> None:
+    context.report({"epoch": 1, "loss": 1.0}, None)
+
+
+def report_again_after_the_stop(context: WorkerContext) -> None:
+    with contextlib.suppress(BaseException):
+        train(context)
+    context.report({"epoch": 9, "loss": 0.0}, save)
+
+
+def fail_after_the_stop(context: WorkerContext) -> None:
+    try:
+        train(context)
+    finally:
+        raise RuntimeError("cannot clean up")
+
+
+def swallow_the_stop(context: WorkerContext) -> None:
+    with contextlib.suppress(BaseException):
+        train(context)
+
+
+def raise_error(context: WorkerContext) -> None:
+    raise ValueError("no batch has two identities")
+
+
+def raise_device_error(context: WorkerContext) -> None:
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> TrialSpec:
+    dotted = f"{__name__}:Subject"
+    return TrialSpec("job", "0123456789", dotted, str(tmp_path), None, 1, 1.0, 0.0, 60.0, False, 100)
+
+
+@pytest.fixture
+def run(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrialReport]]:
+    """Run a trial with this training; return what the lane hears of it."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(worker.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(worker, "mark_worker", lambda job, trial, ended: None)
+
+    def run(
+        fit: Fit, *, last_epoch: int = 99, checkpoint: str | None = None, **changes: Any
+    ) -> list[TrialReport]:
+        Subject.fit_function = staticmethod(fit)  # type: ignore[assignment]
+        mailbox = ReadyMailbox(last_epoch)
+        spec.trial_folder(0).create()
+        job = TrialJob(0, {}, checkpoint, trained=False)
+        worker._TrialRun(replace(spec, **changes), mailbox, 0, job).run()
+        return mailbox.messages
+
+    return run
+
+
+def epochs(messages: Sequence[TrialReport]) -> list[int]:
+    return [message.epoch for message in messages if isinstance(message, EpochEnded)]
+
+
+def test_trial_reports_its_epochs_and_its_checkpoint(run: Any, spec: TrialSpec) -> None:
+    started, *reports, last = run(train)
+    assert started == Started() and epochs(reports) == [1, 2, 3]
+    assert last == Trained(spec.trial_folder(0).last_checkpoint() or "")
+    assert len(list(Path(spec.trial_folder(0).path).glob("checkpoint_*.complete"))) == 1
+
+
+def test_trial_of_a_job_that_scores_is_scored(run: Any) -> None:
+    *_, trained, scored = run(train, scores_trials=True)
+    assert isinstance(trained, Trained) and scored == Scored({"test/score": 0.5})
+
+
+def test_trial_that_cannot_be_scored_fails(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "scores", OSError("the targets are out of reach"))
+    *_, last = run(train, scores_trials=True)
+    assert last.reason == "it could not be scored: OSError: the targets are out of reach"
+
+
+def test_trial_that_is_stopped_says_nothing_more(run: Any) -> None:
+    messages = run(train, last_epoch=2)
+    assert epochs(messages) == [1, 2] and isinstance(messages[-1], EpochEnded)
+
+
+@pytest.mark.parametrize("fit", [report_again_after_the_stop, fail_after_the_stop, swallow_the_stop])
+def test_training_that_resists_its_stop_says_nothing_more(run: Any, fit: Fit) -> None:
+    messages = run(fit, last_epoch=2)
+    assert epochs(messages) == [1, 2] and isinstance(messages[-1], EpochEnded)
+
+
+def test_trial_that_raises_fails_and_keeps_its_process(run: Any) -> None:
+    *_, last = run(raise_error)
+    assert isinstance(last, Failed) and last.reason == "ValueError: no batch has two identities"
+    assert "raise_error" in last.log
+
+
+def test_error_of_the_device_ends_the_process(run: Any) -> None:
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(raise_device_error)
+
+
+def test_error_of_one_of_two_workers_ends_both(run: Any) -> None:
+    with pytest.raises(ValueError, match="no batch"):
+        run(raise_error, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("fit", "lacking"), [(train_without_checkpoint, "checkpoint"), (lambda context: None, "report")]
+)
+def test_trial_without_report_or_checkpoint_fails(run: Any, fit: Fit, lacking: str) -> None:
+    *_, last = run(fit)
+    assert last == Failed(f"it ended without a {lacking}")
+
+
+def test_trial_resumes_from_a_copy_of_its_checkpoint(run: Any, spec: TrialSpec) -> None:
+    run(train, last_epoch=2)
+    checkpoint = spec.trial_folder(0).last_checkpoint()
+    folders: list[Path | None] = []
+
+    def resume(context: WorkerContext) -> None:
+        folders.append(context.restore())
+        assert folders[0] is not None and (folders[0] / "state").read_text() == "1"
+        train(context)
+
+    messages = run(resume, checkpoint=checkpoint)
+    assert epochs(messages) == [1, 2, 3] and isinstance(messages[-1], Trained)
+    assert str(folders[0]) != checkpoint
+    assert folders[0] is not None and not folders[0].exists()
+
+
+def test_checkpoint_without_its_reports_is_a_fault_of_the_storage(run: Any, spec: TrialSpec) -> None:
+    run(train, last_epoch=2)
+    checkpoint = spec.trial_folder(0).last_checkpoint()
+    Path(f"{checkpoint}/reported.json").unlink()
+    with pytest.raises(StorageError) as failure:
+        run(lambda context: context.restore() and None, checkpoint=checkpoint)
+    assert failure.value.missing
+
+
+def test_no_except_clause_for_errors_catches_a_stop() -> None:
+    assert not issubclass(TrialStopped, Exception)
