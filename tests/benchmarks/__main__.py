@@ -1,4 +1,4 @@
-"""The benchmarks: ``python -m tests.benchmarks [NAME...]`` prints one table with a row for each measurement.
+"""The benchmarks: ``python -m tests.benchmarks [NAME...]`` prints a table for each, with a row for each measurement.
 
 Each module of this package that is named in `BENCHMARKS` has a function ``rows(quick)``. It measures this
 project and its peer in turns, and returns the rows. ``--quick`` takes smaller sizes and fewer repetitions, to
@@ -24,16 +24,16 @@ BENCHMARKS: dict[str, str] = {
     "trials": "trials without training: seconds of each, memory of the driver",
     "tracking": "status, MLflow and the driver with many trials",
     "default_sweep": "the default sweep, against a bare loop over its trials",
+    "step": "the joint step, embedding, training and imports, on one thread",
+    "data": "packing, augmented batches, memory of worker processes",
     "scoring": "CMC and mAP at the sizes of published test sets",
     "pictures": "pictures of a comparison, against one process that embeds each run again",
+    "search": "epochs until the best value of random search",
 }
-BENCHMARKS: dict[str, str] = {"step": "the joint step, embedding, training and imports, on one thread"}
-BENCHMARKS: dict[str, str] = {"data": "packing, augmented batches, memory of worker processes"}
-BENCHMARKS: dict[str, str] = {"search": "epochs until the best value of random search"}
 
 
 def main() -> int:
-    """Run the chosen benchmarks and print their table."""
+    """Run the chosen benchmarks and print their tables."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
@@ -50,18 +50,17 @@ def main() -> int:
             parser.error(f"there is no benchmark {name}; the benchmarks are {', '.join(BENCHMARKS)}")
     console = Console(width=max(160, Console().width))
     console.print(machine())
-    rows: list[Row] = []
     for name in parsed.names or BENCHMARKS:
         begin = time.perf_counter()
-        rows += importlib.import_module(f"tests.benchmarks.{name}").rows(parsed.quick)
-        print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-    table = Table("what", "this project", "peer, same run", "ratio", "aim", show_lines=True)
-    for row in rows:
-        table.add_row(row.what, row.ours, row.peer, row.ratio, row.aim)
-    console.print(table)
-    if parsed.raw:
+        rows: list[Row] = importlib.import_module(f"tests.benchmarks.{name}").rows(parsed.quick)
+        title = f"{name}: {BENCHMARKS[name]} ({time.perf_counter() - begin:.0f} s)"
+        table = Table("what", "this project", "peer, same run", "ratio", "aim", show_lines=True, title=title)
         for row in rows:
-            console.print(f"{row.what}: {row.raw}", highlight=False)
+            table.add_row(row.what, row.ours, row.peer, row.ratio, row.aim)
+        console.print(table)
+        if parsed.raw:
+            for row in rows:
+                console.print(f"{row.what}: {row.raw}", highlight=False)
     return 0
 
 
