@@ -1,4 +1,4 @@
-"""The benchmarks: ``python -m tests.benchmarks [NAME...]`` prints a table for each, with a row for each measurement.
+"""The benchmarks: ``python -m tests.benchmarks [NAME...]`` prints a table for each of them.
 
 Each module of this package that is named in `BENCHMARKS` has a function ``rows(quick)``. It measures this
 project and its peer in turns, and returns the rows. ``--quick`` takes smaller sizes and fewer repetitions, to
