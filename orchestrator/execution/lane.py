@@ -6,10 +6,8 @@ from typing import Any, ClassVar
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
 from ray.util.placement_group import placement_group_table
 from ray.util.state import list_tasks
-from ray.util.state.exception import RayStateApiException
 
 from orchestrator.errors import SweepError, TrialError, one_line
 from orchestrator.execution.failures import WorkersLostError
@@ -141,6 +139,6 @@ def _another_job_waits() -> bool:
             return True
         waits: list[_Filter] = [("state", "=", "PENDING_NODE_ASSIGNMENT"), ("job_id", "!=", job)]
         return bool(list_tasks(address=context.gcs_address, filters=waits, limit=1, timeout=10))
-    except (RayError, RayStateApiException) as error:
+    except Exception as error:  # Ray raises many types while its dashboard is unreachable
         _log.warning("cannot see whether another job waits: %s", one_line(error, 300))
         return False

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
 from typing import Any
@@ -59,14 +58,8 @@ class WorkerGroup:
         self._outcome: Future[ray.train.Result] = Future()
         trainer = _trainer(spec, self._mailbox, name, scratch)
         threading.Thread(target=_settle, args=(self._outcome, trainer.fit), daemon=True).start()
-        self._begin = time.monotonic()
         self._idle = True
         self._trials = 0
-
-    @property
-    def age(self) -> float:
-        """Seconds since the workers were requested."""
-        return time.monotonic() - self._begin
 
     def run(self, job: TrialJob) -> Generator[TrialReport | None, None, None]:
         """Run a trial; yield each of its reports, and None every second without one.
@@ -116,11 +109,11 @@ class WorkerGroup:
     def _raise_outcome(self, number: int) -> None:
         """Raise why the workers have ended; a trial that they did not take is not to blame."""
         taken = ray.get(self._mailbox.was_taken.remote(number))
-        error = self._outcome.exception()
-        if not taken and error is None:
+        failure = self._outcome.exception()
+        if not taken and failure is None:
             raise GroupEndedError(ray.get(self._mailbox.fault.remote()))
         if not taken and self._trials > 1:
-            raise GroupEndedError(f"its workers ended: {one_line(error, 300)}") from error
+            raise GroupEndedError(f"its workers ended: {one_line(failure, 300)}") from failure
         try:
             self._outcome.result()
         except ray.train.WorkerGroupError as error:
