@@ -154,7 +154,8 @@ def _check_finite(method: str, values: Mapping[str, float]) -> None:
 def _check_pictures(trainable: Illustrating, config: Any, checkpoint: Path, folder: Path) -> None:
     folder.mkdir()
     runs = [trainable.illustrate_run("plain", number, config, checkpoint, folder) for number in range(2)]
-    trainable.illustrate_comparison({"plain": pickle.loads(pickle.dumps(runs)), "unscored": []}, folder)
+    received = pickle.loads(pickle.dumps(runs))  # as the tasks of a comparison exchange them
+    trainable.illustrate_comparison({"plain": received, "unscored": []}, folder)
     assert any(folder.glob("*.png")), "neither illustrate_run nor illustrate_comparison writes a PNG file"
 
 
