@@ -45,18 +45,16 @@ class PictureDrawing:
     def draw(self, folder: Path) -> None:
         """Write the pictures into a folder; raises SweepError if one of them cannot be drawn."""
         needed: dict[int, Any] = {}
-        try:
-            for index in range(len(self._runs)):
-                self._pending[self._draw_run(index)] = index
-            while self._pending:
-                (done, *_), _ = ray.wait(list(self._pending))
-                index = self._pending[done]
-                pictures, needed[index] = _result(done, self._runs[index].label)
-                _write(pictures, folder)
-                del self._pending[done]
-        finally:
-            for reference in self._pending:  # after an error or an interruption
-                ray.cancel(reference)
+        for index in range(len(self._runs)):
+            self._pending[self._draw_run(index)] = index
+        # After an error, tasks that are left end with the driver. `ray.cancel` of Ray 2.60 may end the driver:
+        # "Check failed: Tried to complete task that was not pending".
+        while self._pending:
+            (done, *_), _ = ray.wait(list(self._pending))
+            index = self._pending[done]
+            pictures, needed[index] = _result(done, self._runs[index].label)
+            _write(pictures, folder)
+            del self._pending[done]
         variants: dict[str, list[Any]] = {name: [] for name in self._comparison.variants}
         for index, run in enumerate(self._runs):
             variants[run.variant].append(needed[index])
