@@ -44,7 +44,8 @@ class AlignmentConfig(BaseModel):
         0, ge=0, description="number of first epochs that train on images alone; 0 for method sequence"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of training; auto: bfloat16 on GPUs, float32 elsewhere"
+        "auto",
+        description="arithmetic of training; auto: bfloat16 on GPUs that support it and on CPUs with AMX",
     )
     compile: bool = Field(
         False, description="torch.compile the frame encoder: takes about a minute; not worthwhile on CPUs"

@@ -39,6 +39,7 @@ def tiny(cache: Path) -> Callable[..., AlignmentConfig]:
     base = {
         "epochs": 3,
         "method": "alignment",
+        "precision": "float32",  # equal on every CPU
         "data": {
             "sets": {
                 "walkers": {

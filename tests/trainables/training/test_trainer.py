@@ -15,7 +15,7 @@ from tests.support.recorder import InterruptedTrialError, Recorder
 from trainables.alignment import AlignmentTrainable
 from trainables.data.loading import Loader
 from trainables.network.encoders import ENCODERS
-from trainables.training.trainer import WEIGHTS
+from trainables.training.trainer import WEIGHTS, prefers_bfloat16
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
 """Losses of `tiny()`; store new ones after an intended change of the losses."""
@@ -23,6 +23,7 @@ GOLDEN = Path(__file__).with_name("golden_curve.json")
 VARIANTS = {
     "alignment-residual-adamw": {},
     "images-first": {"pretrain_epochs": 1},
+    "alignment-bfloat16": {"precision": "bfloat16"},
     "sequence-mclaughlin-sgd": {
         "method": "sequence",
         "encoder": {"name": "mclaughlin2016"},
@@ -64,6 +65,29 @@ def test_encoder_compiled_computes_the_same(tiny, prepared, tmp_path):
         [value for name, value in report.items() if name.startswith("train/")] for report in (compiled, plain)
     )
     assert losses == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({"neon": True}, False)],
+)
+def test_precision_auto_follows_the_processor(capabilities, expected, tiny, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert prefers_bfloat16(torch.device("cpu")) is expected
+    reduced = {
+        precision: prepared.training(tiny(precision=precision), Recorder(tmp_path)).reduced
+        for precision in ("auto", "float32", "bfloat16")
+    }
+    assert reduced == {"auto": expected, "float32": False, "bfloat16": True}
+
+
+def test_bfloat16_learns_as_float32(tiny, prepared, tmp_path):
+    curves = [
+        [report["train/loss"] for report in fit(tiny(precision=precision), tmp_path / precision).reports]
+        for precision in ("bfloat16", "float32")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    assert curves[0] != curves[1]
 
 
 def test_phase_start_resets_the_optimizer(tiny, prepared, tmp_path):
