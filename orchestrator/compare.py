@@ -69,11 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
 
     def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":
-        # Imports take seconds, which --help does not need.
+        # Imports take seconds, which --help and a file with an error do not need.
         from orchestrator.config.comparison import read_comparison
+
+        comparison = read_comparison(parsed.file, overrides)
+
         from orchestrator.drivers.comparison import ComparisonDriver
 
-        return ComparisonDriver(read_comparison(parsed.file, overrides), progress, interrupt)
+        return ComparisonDriver(comparison, progress, interrupt)
 
     return launch("comparison", parsed, make_driver, arguments)
 

@@ -45,14 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
 
     def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":
-        # Imports take seconds, which --help does not need.
+        # Imports take seconds, which --help and a file with an error do not need.
         from orchestrator.config.document import Override
         from orchestrator.config.sweep import read_sweep
-        from orchestrator.drivers.sweep import SweepDriver
 
         if parsed.trials is not None:
             overrides.append(Override("budget.trials", parsed.trials, f"--trials {parsed.trials}"))
-        return SweepDriver(read_sweep(parsed.file, overrides), progress, interrupt)
+        sweep = read_sweep(parsed.file, overrides)
+
+        from orchestrator.drivers.sweep import SweepDriver
+
+        return SweepDriver(sweep, progress, interrupt)
 
     return launch("sweep", parsed, make_driver, arguments)
 
