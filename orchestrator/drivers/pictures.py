@@ -47,8 +47,8 @@ class PictureDrawing:
         needed: dict[int, Any] = {}
         for index in range(len(self._runs)):
             self._pending[self._draw_run(index)] = index
-        # After an error, tasks that are left end with the driver. `ray.cancel` of Ray 2.60 may end it at once:
-        # "Check failed: Tried to complete task that was not pending".
+        # After an error, tasks that are left end with the driver. `ray.cancel` of Ray 2.60 may end the driver
+        # itself: "Check failed: Tried to complete task that was not pending".
         while self._pending:
             (done, *_), _ = ray.wait(list(self._pending))
             index = self._pending[done]
