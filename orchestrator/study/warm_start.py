@@ -23,7 +23,7 @@ from orchestrator.errors import InputError, nearest
 from orchestrator.study.attributes import SOURCE, epochs
 from orchestrator.tracking import preflight
 from orchestrator.tracking.outbox import describe_error
-from orchestrator.tracking.tracker import quiet_mlflow
+from orchestrator.tracking.store import quiet_mlflow
 
 MLFLOW = "mlflow:"
 """Prefix of a source that is an MLflow experiment."""

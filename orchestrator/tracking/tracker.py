@@ -1,30 +1,24 @@
 """The runs of a job in MLflow: a parent run for the job, a child run for each trial."""
 
-import json
-import logging
 import math
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-import mlflow
 import yaml
-from filelock import FileLock
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.config.document import flatten
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, describe_error, is_final
-from orchestrator.tracking.preflight import sqlite_file
+from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
+from orchestrator.tracking.store import open_experiment, quiet_mlflow
 from orchestrator.trainable import DataSetRecord
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -44,12 +38,6 @@ _MAX_METRICS = 1000
 
 _MAX_PARAMS = 100
 """Parameters that MLflow accepts in one request."""
-
-_DIGEST_CHARACTERS = 36
-"""Length of a data set's digest that MLflow keeps."""
-
-_TAG_CHARACTERS = 5000
-"""Length of a tag that every MLflow store keeps."""
 
 
 class RecordedTrial(NamedTuple):
@@ -92,12 +80,10 @@ class Tracker:
         self._lock = threading.Lock()
         self._monitor: SystemMetricsMonitor | None = None
         try:
-            with self._exclusive():
-                self.client = mlflow.MlflowClient(self.uri, registry_uri=self.uri)
-                self.experiment_id = self._open_experiment(experiment)
+            self.client, self.experiment_id = open_experiment(self.uri, experiment)
             parent = self._find_run() or self.client.create_run(
                 self.experiment_id,
-                tags=self._tags(kind) | {f"mlflow.source.{key}": text for key, text in _source().items()},
+                tags=self._tags(kind) | run_source(),
                 run_name=sweep_name,
             )
             self.parent_run_id: str = parent.info.run_id
@@ -137,17 +123,17 @@ class Tracker:
         installed = provenance.packages()
         code = provenance.git_state(Path(__file__).parent)
         machine = provenance.hardware()
-        inputs = _dataset_inputs(data_sets)
+        inputs = dataset_inputs(data_sets)
         tags = {f"git.{key}": value for key, value in code.items()}
         tags |= {f"host.{key}": value for key, value in machine.items()}
         tags |= {"mlflow.note.content": note} if note else {}
         recorded = self._recorded_params
-        new = _texts({key: value for key, value in params.items() if key not in recorded})
+        new = param_texts({key: value for key, value in params.items() if key not in recorded})
         self._recorded_params |= set(params)
 
         def write() -> None:
             self._log_params(self.parent_run_id, new)
-            self.client.log_batch(self.parent_run_id, tags=_run_tags(tags))
+            self.client.log_batch(self.parent_run_id, tags=run_tags(tags))
             self.client.log_inputs(self.parent_run_id, datasets=inputs)
             self.client.log_text(self.parent_run_id, text, "config.yaml")
             self.client.log_text(self.parent_run_id, installed, "requirements.txt")
@@ -164,7 +150,7 @@ class Tracker:
             params: its parameters.
             new: whether no driver has started it before, so that MLflow need not be searched for its run.
         """
-        flat = _texts(params)
+        flat = param_texts(params)
         started = _now()
         searched = not new
 
@@ -301,7 +287,7 @@ class Tracker:
 
         def write() -> None:
             run_id = self._run_ids[number]
-            self.client.log_batch(run_id, metrics=metrics, tags=_run_tags(tags))
+            self.client.log_batch(run_id, metrics=metrics, tags=run_tags(tags))
             if log_tail:
                 self.client.log_text(run_id, log_tail, "log-tail.txt")
             self.client.set_terminated(run_id, _STATUS[state], ended)
@@ -354,7 +340,7 @@ class Tracker:
         tags = {"mlflow.note.content": note} if note else {}
 
         def write() -> None:
-            self.client.log_batch(self.parent_run_id, metrics=points, tags=_run_tags(tags))
+            self.client.log_batch(self.parent_run_id, metrics=points, tags=run_tags(tags))
             self.client.set_terminated(self.parent_run_id, status, ended)
 
         self._outbox.post(f"the end of the {self.kind}", write)
@@ -420,40 +406,6 @@ class Tracker:
 
         self._outbox.post(what, write)
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Lock a database file against other sweeps while MLflow creates its tables without a lock."""
-        if not self.uri.startswith("sqlite"):
-            yield
-            return
-        file = sqlite_file(self.uri)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock")):
-            yield
-
-    def _open_experiment(self, name: str) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return self.client.create_experiment(name, artifact_location=self._artifacts(name))
-            except MlflowException as error:  # another sweep may have been faster
-                experiment = self.client.get_experiment_by_name(name)
-                if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
-                    raise
-        if experiment.lifecycle_stage != "active":
-            raise InputError(
-                f"tracking.experiment: {name!r} was deleted at {self.uri}; restore it "
-                f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`) or "
-                "choose another name"
-            )
-        return experiment.experiment_id
-
-    def _artifacts(self, experiment: str) -> str | None:
-        """Return a folder beside the database; MLflow's default is the working directory."""
-        if not self.uri.startswith("sqlite"):
-            return None
-        return (sqlite_file(self.uri).parent / "artifacts" / experiment).as_uri()
-
     def _find_run(self, number: int | None = None) -> Run | None:
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
         runs = self.client.search_runs(
@@ -486,57 +438,5 @@ class Tracker:
             self._monitor = None
 
 
-def _dataset_inputs(records: Iterable[DataSetRecord]) -> list[DatasetInput]:
-    """Return one input per data set. MLflow keeps one context for each, so the roles of a set are joined."""
-    roles: dict[tuple[str, str], list[str]] = {}
-    sets: dict[tuple[str, str], DataSetRecord] = {}
-    for record in records:
-        key = record.name, record.digest
-        sets[key] = record
-        roles.setdefault(key, []).append(record.role)
-    return [
-        DatasetInput(
-            _dataset(record), [InputTag("mlflow.data.context", ", ".join(dict.fromkeys(roles[key])))]
-        )
-        for key, record in sets.items()
-    ]
-
-
-def _dataset(record: DataSetRecord) -> Dataset:
-    folder = Path(record.source)
-    kind, source = "code", json.dumps({"tags": {"source": record.source}})
-    if folder.is_dir():
-        kind, source = "local", json.dumps({"uri": str(folder)})
-    return Dataset(
-        name=record.name,
-        digest=record.digest[:_DIGEST_CHARACTERS],
-        source_type=kind,
-        source=source,
-        profile=json.dumps({**record.counts, "digest": record.digest}),
-    )
-
-
-def _source() -> dict[str, str]:
-    source = {"name": " ".join(Path(part).name for part in sys.argv[:1]), "type": "LOCAL"}
-    commit = provenance.git_state(Path(__file__).parent).get("commit")
-    return source | ({"git.commit": commit} if commit else {})
-
-
-def _texts(params: Mapping[str, Any]) -> dict[str, str]:
-    return {path: str(value) for path, value in flatten(params).items() if value != {}}
-
-
-def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:
-    return [RunTag(key, value[:_TAG_CHARACTERS]) for key, value in tags.items()]
-
-
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def quiet_mlflow() -> None:
-    """Silence what MLflow and Alembic log at each start about migrations and monitors; warnings stay."""
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # The monitor of system metrics warns when the server does not answer; the outbox reports that already.
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)

@@ -1,0 +1,65 @@
+"""Open an MLflow store, and find or create an experiment in it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import InputError
+from orchestrator.tracking.preflight import sqlite_file
+
+
+def open_experiment(uri: str, name: str) -> tuple[mlflow.MlflowClient, str]:
+    """Return a client of the store and the id of the experiment.
+
+    Raises:
+        InputError: the experiment was deleted.
+        MlflowException, SQLAlchemyError, OSError: the store cannot be opened.
+    """
+    with _exclusive(uri):
+        client = mlflow.MlflowClient(uri, registry_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return client, client.create_experiment(name, artifact_location=_artifacts(uri, name))
+            except MlflowException as error:  # another sweep may have been faster
+                experiment = client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                    raise
+    if experiment.lifecycle_stage != "active":
+        raise InputError(
+            f"tracking.experiment: {name!r} was deleted at {uri}; restore it "
+            f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`) or "
+            "choose another name"
+        )
+    return client, experiment.experiment_id
+
+
+def quiet_mlflow() -> None:
+    """Silence what MLflow and Alembic log at each start about migrations and monitors; warnings stay."""
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The monitor of system metrics warns when the server does not answer; the outbox reports that already.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _exclusive(uri: str) -> Iterator[None]:
+    """Lock a database file against other sweeps while MLflow creates its tables without a lock."""
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    file = sqlite_file(uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        yield
+
+
+def _artifacts(uri: str, experiment: str) -> str | None:
+    """Return a folder beside the database; MLflow's default is the working directory."""
+    if not uri.startswith("sqlite"):
+        return None
+    return (sqlite_file(uri).parent / "artifacts" / experiment).as_uri()
