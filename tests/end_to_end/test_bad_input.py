@@ -289,7 +289,7 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("trainable=json:dumps", "'json:dumps' is not a class"),
     ],
 )
-def test_read_sweep_faulty_override_begins_the_line(file: Path, override: str, expected: str) -> None:
+def test_read_sweep_invalid_override_is_named_first(file: Path, override: str, expected: str) -> None:
     line = error_line(file, override)
     assert expected in line
     assert line.startswith(f"--set {override}")
@@ -421,7 +421,7 @@ PIECES = st.sampled_from(
 @given(
     cuts=st.lists(st.tuples(st.integers(0, len(SWEEP)), st.integers(0, 6), PIECES), min_size=1, max_size=4)
 )
-def test_read_sweep_mutilated_text_reads_or_is_one_line(
+def test_read_sweep_damaged_text_is_read_or_refused_in_one_line(
     tmp_path: Path, cuts: list[tuple[int, int, str]]
 ) -> None:
     text = SWEEP
@@ -441,7 +441,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), value=VALUES, delete=st.booleans())
-def test_read_sweep_mutated_tree_reads_or_is_one_line(
+def test_read_sweep_mutated_document_is_read_or_refused_in_one_line(
     tmp_path: Path, seed: int, value: object, delete: bool
 ) -> None:
     tree, choose = yaml.safe_load(SWEEP), random.Random(seed)

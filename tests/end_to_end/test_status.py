@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def directory(tmp_path: Path, store: LocalStore) -> JobDirectory:
-    """The directory of a sweep that was never driven."""
+    """The directory of a sweep that has not started."""
     return JobDirectory(load_sweep(tmp_path, **SWEEP))
 
 
@@ -68,7 +68,7 @@ def fill(directory: JobDirectory, reason: str = "RuntimeError: no", trials: int 
 
 @contextmanager
 def driven(directory: JobDirectory) -> Iterator[lease.Lease]:
-    """Drive the sweep in this process."""
+    """Fill the sweep with trials, and hold its lock as a driver does."""
     with directory.open(False, Interrupt()) as (_, held):
         fill(directory)
         held.record.used = lease.BudgetUsage(seconds=90, gpu_seconds=1800)
@@ -204,7 +204,9 @@ def test_driver_state_without_lock_follows_the_record(
 
     assert state(write_record(store)) == "running"
     assert state(write_record(store, renewed=time.time() - 60)) == "silent"
-    old = write_record(store, renewed=time.time() + 3600, heartbeat=1)  # by a wrong clock
+    old = write_record(
+        store, renewed=time.time() + 3600, heartbeat=1
+    )  # written by a host whose clock is ahead
     write_record(store, renewed=time.time() + 3600, heartbeat=2)
     assert state(old) == "running"
     assert state(write_record(store, ended=True)) == "stopped"
@@ -251,7 +253,7 @@ def test_status_of_comparison_counts_last_attempts(
         trial.set_user_attr("cell", {"variant": variant, "seed": 0})
         trial.set_user_attr("reason", "ValueError: so")
         study.tell(trial, 0.0 if state == TrialState.COMPLETE else None, state=state)
-    study.ask()  # its driver died before it recorded the cell
+    study.ask()  # the driver died before it recorded the cell
     code, out, _ = run_command(status, capsys, "claim", "--storage", store.uri, "--json")
     shown = json.loads(out)
     assert code == 0 and shown["kind"] == "comparison" and shown["best"] is None
@@ -345,7 +347,7 @@ def test_status_and_stop_bad_input_is_refused(
         (stop, [], "arguments are required: sweep"),
     ],
 )
-def test_status_and_stop_wrong_option_is_one_line(
+def test_status_and_stop_refuse_invalid_options_in_one_line(
     command: Any, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as refusal:

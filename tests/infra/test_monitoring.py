@@ -150,16 +150,16 @@ def test_monitoring_secrets_are_read_from_files(file: str) -> None:
 
 def test_alertmanager_sends_all_alerts_only_when_enabled(tmp_path: Path) -> None:
     amtool = need("amtool", "prometheus-alertmanager")
-    silent = MONITORING / "alertmanager.yml"
-    telling = tmp_path / "alertmanager.yml"
-    telling.write_text(replaced(silent.read_text(), {"receiver: nobody": "receiver: chat"}))
+    disabled = MONITORING / "alertmanager.yml"
+    enabled = tmp_path / "alertmanager.yml"
+    enabled.write_text(replaced(disabled.read_text(), {"receiver: nobody": "receiver: chat"}))
     severities = {alert["labels"]["severity"] for alert in alerts().values()}
-    for file, receiver in ((silent, "nobody"), (telling, "chat")):
+    for file, receiver in ((disabled, "nobody"), (enabled, "chat")):
         tool(amtool, "check-config", file)
         for severity in severities:
             labels = (f"severity={severity}", f"sweep={SWEEP}")
-            told = tool(amtool, "config", "routes", "test", f"--config.file={file}", *labels)
-            assert told.strip() == receiver
+            receivers = tool(amtool, "config", "routes", "test", f"--config.file={file}", *labels)
+            assert receivers.strip() == receiver
 
 
 def test_alertmanager_groups_by_sweep_routes_by_severity() -> None:

@@ -105,7 +105,7 @@ def test_mode_is_that_of_the_metric_with_the_same_name(file: Path, score: str, m
         ("trainable=tests.support.example_trainable:Example", "did you mean 'ExampleTrainable'?"),
     ],
 )
-def test_read_comparison_faulty_override_begins_the_line(file: Path, override: str, expected: str) -> None:
+def test_read_comparison_invalid_override_is_named_first(file: Path, override: str, expected: str) -> None:
     with pytest.raises(InputError) as error:
         read(file, override)
     assert expected in str(error.value)
