@@ -5,10 +5,12 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from orchestrator.errors import InputError, nearest, quote
+from orchestrator.errors import InputError, nearest, one_line, quote
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _Base = TypeVar("_Base")
@@ -59,12 +61,23 @@ def resolve(dotted: str, is_suitable: Callable[[Any], bool] = inspect.isclass) -
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"there is no module {error.name!r}{_nearest_module(error.name)}") from error
         raise InputError(f"module {module_name!r} needs {error.name!r}, which is not installed") from error
-    except (ImportError, SyntaxError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does while it is imported
         module = sys.modules.get(module_name)
         if module is None or not isinstance(error, AttributeError):
-            raise InputError(f"module {module_name!r} cannot be imported: {error}") from error
+            raise InputError(
+                f"module {module_name!r} cannot be imported: {describe_raised(error)}"
+            ) from error
         names = [key for key, value in vars(module).items() if is_suitable(value)]
         raise InputError(f"module {module_name!r} has no {name!r}{nearest(name, names)}") from error
+
+
+def describe_raised(error: BaseException) -> str:
+    """Return type, message and place of what foreign code raised: ``ValueError: no (code.py, line 3)``."""
+    if isinstance(error, SyntaxError):  # its text names the place
+        return f"{type(error).__name__}: {one_line(error, 300)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {one_line(error, 300)}{place}"
 
 
 def _nearest_module(missing: str) -> str:

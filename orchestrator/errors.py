@@ -92,9 +92,21 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def plain_text(value: object) -> str:
+    """Return ``str(value)`` as text that every database keeps, without NUL and lone surrogates.
+
+    A value whose ``str()`` raises is named by its type.
+    """
+    try:
+        text = str(value)
+    except Exception as error:
+        text = f"{type(value).__name__}, whose text raises {type(error).__name__}"
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 def one_line(text: object, limit: int) -> str:
-    """Return ``str(text)`` in one line of at most ``limit`` characters."""
-    line = " ".join(str(text).split())
+    """Return ``str(text)`` as plain text in one line of at most ``limit`` characters."""
+    line = " ".join(plain_text(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 

@@ -1,5 +1,7 @@
 """The contract between the orchestrator and a trainable, and the loading of a trainable."""
 
+import posixpath
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -7,7 +9,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from pydantic import BaseModel
 
 from orchestrator import components
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, quote
 
 
 class DataSetRecord(Protocol):
@@ -56,6 +58,10 @@ class Context(Protocol):
             metrics: ``epoch`` (from 1, counted over resumes) and those of ``Trainable.metrics`` that the
                 config has, such as scores on validation data; aggregated over the ranks.
             save: writes the checkpoint files into the folder that it gets; called on rank 0 only.
+
+        Raises:
+            ValueError: a metric is not a number, has a name that MLflow refuses, or the epoch is not a later
+                one than before.
         """
 
     def restore(self) -> Path | None:
@@ -159,6 +165,26 @@ class Illustrating(Protocol):
         """
 
 
+@runtime_checkable
+class SearchChecking(Protocol):
+    """A trainable that knows paths of its config that make no sense in a search."""
+
+    def check_search(self, config: Any, paths: Sequence[str], metrics: Sequence[str]) -> None:
+        """Check the searched paths.
+
+        Args:
+            config: the fixed config.
+            paths: the searched paths.
+            metrics: the objectives.
+
+        Raises:
+            InputError: the message is one line that begins with a searched path.
+        """
+
+
+_METRIC_NAME = re.compile(r"[/\w.\- :]{1,250}")
+"""Names that MLflow 3 accepts."""
+
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")
 
 
@@ -175,8 +201,9 @@ def load(dotted: str) -> Trainable:
         raise InputError(f"{dotted!r} is not a valid trainable: {violation}")
     try:
         return cast(Trainable, candidate())
-    except TypeError as error:
-        raise InputError(f"{dotted!r} cannot be instantiated without arguments: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the class does
+        reason = components.describe_raised(error)
+        raise InputError(f"{dotted!r} cannot be instantiated without arguments: {reason}") from error
 
 
 def contract_violation(candidate: type) -> str | None:
@@ -201,7 +228,64 @@ def contract_violation(candidate: type) -> str | None:
     metrics: object = getattr(candidate, "metrics")  # noqa: B009
     if not (isinstance(metrics, Mapping) and metrics and set(metrics.values()) <= {"max", "min"}):
         return "its 'metrics' do not map names to 'max' or 'min'"
+    for name in metrics:
+        if fault := metric_name_fault(name):
+            return f"its 'metrics' have {fault}"
     throughput: object = getattr(candidate, "throughput")  # noqa: B009
     if throughput is not None and throughput not in metrics:
         return f"its 'throughput' {throughput!r} is not one of its metrics"
     return None
+
+
+def metric_name_fault(name: object) -> str | None:
+    """Return why MLflow would refuse a metric of this name, or None for a valid name."""
+    if not (isinstance(name, str) and _METRIC_NAME.fullmatch(name)):
+        return (
+            f"the invalid name {quote(name)}; expected at most 250 letters, digits, spaces and any of /_-.:"
+        )
+    if posixpath.normpath(name) != name or name.startswith(("/", "..")) or name == ".":
+        return f"the invalid name {quote(name)}; expected a name like val/mAP"
+    return None
+
+
+def checked_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as floats.
+
+    Raises:
+        ValueError: one is not a number, or has a name that MLflow refuses.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"metrics must be a mapping, not {quote(metrics)}")
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if fault := metric_name_fault(name):
+            raise ValueError(f"there is a metric with {fault}")
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError
+            numbers[name] = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is too large for a float") from None
+        except Exception:  # whatever the conversion of a foreign type raises
+            raise ValueError(f"{name} must be a number, not {quote(value)}") from None
+    return numbers
+
+
+def checked_report(metrics: Mapping[str, Any], last: int, epochs: int) -> dict[str, float]:
+    """Return the metrics of an epoch as floats.
+
+    Args:
+        metrics: what the trainable reports.
+        last: the last epoch that was reported, 0 for none.
+        epochs: the highest number of epochs.
+
+    Raises:
+        ValueError: the metrics are not valid, or the epoch is none of the next ones.
+    """
+    numbers = checked_metrics(metrics)
+    if "epoch" not in numbers:
+        raise ValueError("a report must contain epoch")
+    epoch = numbers["epoch"]
+    if not (epoch.is_integer() and last < epoch <= epochs):
+        raise ValueError(f"epoch is {epoch:g}; expected a whole number from {last + 1} to {epochs}")
+    return numbers

@@ -30,6 +30,21 @@ from trainables.training.trainer import WEIGHTS, Context, Training
 _log = logging.getLogger(__name__)
 
 
+_MEASURES = ("data.split.", "data.validation.", "data.targets.", "data.shared_identities.", "evaluation.")
+"""Paths of the config, or groups of them, that decide how a trial is scored."""
+
+_LOSS_WEIGHTS = ("loss.", "alignment.weights.")
+
+_PSEUDO = frozenset({"alignment.length", "alignment.schedule", "alignment.weights.pseudo"})
+
+_USED_ALIGNMENT: dict[str, frozenset[str]] = {
+    "sequence": frozenset(),
+    "pretrain": _PSEUDO,
+    "static": _PSEUDO,
+}
+"""Paths below ``alignment`` that a method uses, for methods that do not use all."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataSetRecord:
     """Data set that a training used, in one role."""
@@ -119,6 +134,37 @@ class AlignmentTrainable:
                     f"method: {config.method!r} does not report {lost[0]} in every epoch; with these"
                     f" alignment.weights and pretrain_epochs its losses are {', '.join(reported)}"
                 )
+
+    def check_search(self, config: AlignmentConfig, paths: Sequence[str], metrics: Sequence[str]) -> None:
+        """Check that a search of these paths finds better models.
+
+        Args:
+            config: the fixed config.
+            paths: the searched paths.
+            metrics: the objectives.
+
+        Raises:
+            DataError: a path changes how trials are measured, or has no effect.
+        """
+        for path in paths:
+            group = f"{path}."
+            if path == "seed":
+                raise DataError(
+                    "seed: the search would pick the luckiest training; compare several seeds with"
+                    " orchestrator.compare"
+                )
+            if group.startswith(_MEASURES):
+                raise DataError(
+                    f"{path}: it changes how a trial is scored, so trials could not be compared; fix it under"
+                    " config"
+                )
+            if group.startswith(_LOSS_WEIGHTS) and (own := [name for name in metrics if "train/" in name]):
+                raise DataError(
+                    f"{path}: it scales the objective {own[0]} itself; optimize for example val/mAP"
+                )
+            used = None if "method" in paths else _USED_ALIGNMENT.get(config.method)
+            if used is not None and group.startswith("alignment.") and path not in used:
+                raise DataError(f"{path}: it has no effect on method {config.method}; remove it")
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
         """Train on one worker.

@@ -24,6 +24,7 @@ from orchestrator.config.search_space import Space
 from orchestrator.config.sections import Budget, Objective, Point, PointName, Registry, Source
 from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, nearest, quote
+from orchestrator.trainable import SearchChecking
 
 _MAY_CHANGE = ("budget", "resources", "storage", "tracking")
 """Sections that may change between two runs of a sweep."""
@@ -193,6 +194,11 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
         location = ("warm_start", sweep.warm_start.index(sweep.name))
         reason = f"{sweep.name} is this sweep itself, which keeps its trials; name an earlier sweep"
         raise FieldError(Fault(location[: 1 + isinstance(tree["warm_start"], list)], reason))
+    if sweep.sampler.name == "brute_force":
+        for path, parameter in sweep.search.items():
+            if parameter.uniform or parameter.log_uniform:
+                reason = "brute_force tries every value; search a choice or an int, or use another sampler"
+                raise FieldError(Fault(("search", path), reason))
     space = Space.build(sweep.search, implementation.Config, sweep.config)
     enqueue = {
         name: space.check_point(point, implementation.Config, "enqueue", name)
@@ -200,6 +206,12 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     }
     sweep = sweep.model_copy(update={"objective": objective, "enqueue": enqueue})
     sweep._space = space
+    if isinstance(implementation, SearchChecking):
+        try:
+            implementation.check_search(sweep.trial_config({}), list(sweep.search), sweep.required_metrics())
+        except implementation.InputError as error:
+            path, _, reason = str(error).partition(": ")
+            raise FieldError(Fault(("search", path), reason)) from error
     refuse_ineffective(
         overrides,
         {

@@ -27,7 +27,7 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.report.sweep import write_report
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
-from orchestrator.study.search import SearchStudy
+from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
@@ -81,8 +81,10 @@ class SweepDriver(Driver[SweepOutcome]):
         return {"trials": self._sweep.budget.trials}
 
     def check(self, new: bool) -> None:
-        """Check the data, and the earlier sweeps to learn from."""
+        """Check the data, the sampler, and the earlier sweeps to learn from."""
         super().check(new)
+        with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
+            rehearse_sampler(self._sweep)
         if new:
             self._transferred = self._transfer()
 

@@ -111,6 +111,11 @@ class TrialFolder:
                 if name in complete or epoch_of(name) < epoch_of(kept):
                     self.delete(f"{self.path}/{name}")
 
+    def set_aside(self, checkpoint: str) -> None:
+        """Let a damaged checkpoint count no longer; its files stay."""
+        with contextlib.suppress(OSError):
+            self.filesystem.delete_file(checkpoint + _COMPLETE)
+
     def record_hang(self, worker: str, stacks: bytes) -> None:
         """Keep the stacks of a worker that hung."""
         self.write(f"{_HANG}{worker}.txt", stacks)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -74,16 +74,26 @@ class TrialMonitor(NotSnapshotted, Callback):
             _log.warning("%s", error)
             return
         for trial in trials:
-            run = recorded.get(trial.number)
-            if run is not None and trial.state in _STATES and run.state == _STATES[trial.state]:
-                continue
+            run, epochs = recorded.get(trial.number), attributes.epochs(trial)
             if run is None:
                 self._track_start(trial.number, self._study.values(trial))
-            for epoch, metrics in attributes.epochs(trial).items():
-                if run is None or epoch > run.epoch:
-                    self._track_epoch(trial.number, epoch, metrics)
+                missing = set(epochs)
+            else:
+                missing = self._missing_epochs(trial.number, epochs)
+                if not missing and trial.state in _STATES and run.state == _STATES[trial.state]:
+                    continue
+            for epoch in sorted(missing):
+                self._track_epoch(trial.number, epoch, epochs[epoch])
             self._track_end(trial)
         self._note_delivered()
+
+    def _missing_epochs(self, number: int, epochs: Iterable[int]) -> set[int]:
+        """Return those of the epochs of a trial that MLflow lacks."""
+        try:
+            return set(epochs) - self._tracker.recorded_epochs(number)
+        except TrackingError as error:
+            _log.warning("%s", error)
+            return set()
 
     def on_heartbeat(self, seconds: float) -> dict[str, Any]:
         """Account for the seconds since the last heartbeat; return the activity for the driver's record."""

@@ -11,7 +11,7 @@ import ray.train
 
 from orchestrator import trainable
 from orchestrator.execution.checkpoints import TrialFolder
-from orchestrator.trainable import Illustrating, Trainable
+from orchestrator.trainable import Illustrating, Trainable, checked_metrics
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
@@ -37,7 +37,7 @@ def score(subject: Trainable, config: Any, checkpoint: ray.train.Checkpoint) -> 
             with contextlib.suppress(OSError):  # the pictures can do without the added files
                 for file in set(folder.iterdir()) - before:
                     TrialFolder(checkpoint.filesystem, checkpoint.path).write(file.name, file.read_bytes())
-    return {metric: float(value) for metric, value in scores.items()}
+    return checked_metrics(scores)
 
 
 Pictures = dict[str, bytes]

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ import ray.train
 from ray.exceptions import RayError
 
 from orchestrator import trainable
-from orchestrator.errors import StorageError, newer_schema
+from orchestrator.errors import InputError, StorageError, newer_schema, one_line, plain_text
 from orchestrator.execution.checkpoints import TrialFolder, epoch_of, storage_errors
 from orchestrator.execution.failures import explain
 from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
@@ -39,6 +40,7 @@ from orchestrator.study.trial_report import (
     is_last,
     trial_name,
 )
+from orchestrator.trainable import checked_report
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +85,10 @@ class TrialSpec:
         """Return the folder of a trial."""
         filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
         return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", self.job_id[:8])
+
+
+class _DamagedError(Exception):
+    """A checkpoint cannot be used."""
 
 
 class TrialStopped(BaseException):
@@ -146,11 +152,11 @@ class _TrialRun:
             if lasting or self._spec.workers > 1:  # other ranks may wait for this one forever
                 raise
             _log.warning("%s raised an exception", trial_name(self._trial.number), exc_info=error)
-            self._tell(Failed(explain(error), traceback.format_exc()))
+            self._tell(Failed(explain(error), plain_text(traceback.format_exc())))
 
     def _train(self, config: Any) -> str | None:
         with _Watchdog(self._spec.report_timeout, self._folder) as watchdog, contextlib.ExitStack() as stack:
-            context = WorkerContext(self._trial, self._mailbox, self._folder, watchdog, stack)
+            context = WorkerContext(self._trial, config.epochs, self._mailbox, self._folder, watchdog, stack)
             self._tell(Started())
             try:
                 self._subject.fit(config, context)
@@ -174,7 +180,8 @@ class _TrialRun:
             except Exception as error:
                 if poisons_process(error):
                     raise
-                report = Failed(f"it could not be scored: {explain(error)}", traceback.format_exc())
+                log = plain_text(traceback.format_exc())
+                report = Failed(f"it could not be scored: {explain(error)}", log)
             self._tell(report)
 
     def _tell(self, report: TrialReport) -> None:
@@ -209,6 +216,7 @@ class WorkerContext:
     def __init__(
         self,
         trial: TrialJob,
+        epochs: int,
         mailbox: Any,
         folder: TrialFolder,
         watchdog: "_Watchdog",
@@ -226,7 +234,7 @@ class WorkerContext:
         """Whether the trial is stopped early."""
         self.reports: list[dict[str, float]] = []
         """The reports of the trial so far, those before a resume too."""
-        self._trial, self._mailbox, self._folder = trial, mailbox, folder
+        self._trial, self._epochs, self._mailbox, self._folder = trial, epochs, mailbox, folder
         self._watchdog, self._stack = watchdog, stack  # the stack outlives what `restore` returns
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
@@ -234,9 +242,12 @@ class WorkerContext:
 
         Raises:
             TrialStopped: the trial is stopped early.
+            ValueError: the metrics or the epoch are not valid.
         """
         if self.stopped:
             raise TrialStopped
+        last = int(self.reports[-1]["epoch"]) if self.reports else 0
+        metrics = checked_report(metrics, last, self._epochs)
         self.reports.append(metrics)
         before = self.checkpoint
         if save is not None and self.rank == 0:
@@ -254,6 +265,8 @@ class WorkerContext:
 
         Raises:
             TrialStopped: the trial is stopped early.
+            StorageError: the checkpoint cannot be read. A damaged one is set aside, so that the next attempt
+                uses the one before it.
         """
         if self._trial.checkpoint is None:
             return None
@@ -261,7 +274,12 @@ class WorkerContext:
         with storage_errors():
             copy = self._stack.enter_context(tempfile.TemporaryDirectory())
             folder = Path(checkpoint.to_directory(copy))
-            self.reports = _load_reports((folder / _REPORTS_FILE).read_text())
+        try:
+            self.reports = _load_reports(folder / _REPORTS_FILE)
+        except _DamagedError as error:
+            self._folder.set_aside(checkpoint.path)
+            name = checkpoint.path.rpartition("/")[2]
+            raise StorageError(f"storage: {name} is damaged ({error}) and not used", missing=True) from error
         for metrics in self.reports:
             self._wait(self._send(metrics))
         return folder
@@ -324,11 +342,26 @@ def _dump_reports(reports: list[dict[str, float]]) -> str:
     return json.dumps({"schema": _SCHEMA, "reports": reports})
 
 
-def _load_reports(text: str) -> list[dict[str, float]]:
-    content = json.loads(text)
-    if isinstance(content, list):
-        content = {"schema": 1, "reports": content}
-    if content["schema"] > _SCHEMA:
-        raise ValueError(newer_schema(f"{_REPORTS_FILE} of the checkpoint", content["schema"], _SCHEMA))
-    reports: list[dict[str, float]] = content["reports"]
-    return reports
+def _load_reports(file: Path) -> list[dict[str, float]]:
+    """Return the reports of a checkpoint, without those of an earlier version that are not valid.
+
+    Raises:
+        InputError: a later version of this project wrote them.
+        _DamagedError: they cannot be read.
+    """
+    try:
+        content = json.loads(file.read_text())
+        if isinstance(content, list):
+            content = {"schema": 1, "reports": content}
+        schema, reports = int(content["schema"]), list(content["reports"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _DamagedError(f"{_REPORTS_FILE}: {one_line(error, 100)}") from error
+    if schema > _SCHEMA:
+        raise InputError(newer_schema(f"{_REPORTS_FILE} of the checkpoint", schema, _SCHEMA))
+    valid: list[dict[str, float]] = []
+    for report in reports:
+        try:
+            valid.append(checked_report(report, int(valid[-1]["epoch"]) if valid else 0, sys.maxsize))
+        except ValueError as error:
+            _log.warning("a report of the checkpoint is left out: %s", error)
+    return valid

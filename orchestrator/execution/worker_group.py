@@ -11,7 +11,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import StorageError, is_full, one_line
+from orchestrator.errors import StorageError, is_full, one_line, plain_text
 from orchestrator.execution.failures import (
     WorkersLostError,
     classify_controller_failure,
@@ -117,7 +117,7 @@ class WorkerGroup:
         try:
             self._outcome.result()
         except ray.train.WorkerGroupError as error:
-            raise classify_worker_failures(error.worker_failures, str(error)) from error
+            raise classify_worker_failures(error.worker_failures, plain_text(error)) from error
         except (ray.train.TrainingFailedError, RayError) as error:
             raise classify_controller_failure(error) from error
         except OSError as error:

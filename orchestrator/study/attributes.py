@@ -10,6 +10,9 @@ SCHEMA_VERSION = 2
 SEEDED = "begun"
 """Of a study: true once the enqueued points and the trials of earlier sweeps are all in it."""
 
+EXHAUSTED = "exhausted"
+"""Of a study: true once the sampler has suggested every combination."""
+
 SOURCE = "source"
 """Of a trial transferred from an earlier sweep: that sweep, or ``mlflow:EXPERIMENT``."""
 

@@ -1,23 +1,33 @@
 """The study of a sweep: suggests trials with an Optuna sampler and stops them with an Optuna pruner."""
 
 import copy
+import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from orchestrator.components import describe_raised
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.tables import format_number
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
 from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
+
+_log = logging.getLogger(__name__)
+
+_REHEARSED = 50
+"""Most suggestions of a rehearsal."""
 
 _RUNG = "completed_rung_"
 """Prefix of the system attributes in which Optuna's successive halving keeps its rungs."""
@@ -43,6 +53,9 @@ class SearchStudy(Study):
             directions=[objective.direction for objective in sweep.objective],
             pruner=sweep.scheduler.build(sweep.epochs),
         )
+        # A sampler calls it when every combination was suggested. Optuna's own ends its `optimize` loop.
+        self.study.stop = self._end_search  # type: ignore[method-assign]
+        self._exhausted = attributes.EXHAUSTED in self.study.user_attrs
         # Kept up to date from here on: a look at all trials for each trial would be quadratic.
         self._counts = Counter(_STATES[trial.state] for trial in self.started_trials)
         self._best = best_trial(self.started_trials, sweep.objective[0].mode)
@@ -95,7 +108,8 @@ class SearchStudy(Study):
 
     def remaining(self) -> int:
         """Return how many trials have not ended: running, interrupted and not yet suggested."""
-        return self._counts["running"] + max(0, self.total - self._counts.total())
+        new = 0 if self._exhausted else max(0, self.total - self._counts.total())
+        return self._counts["running"] + new
 
     def is_finished(self) -> bool:
         """Return whether the budget is spent, in trials or in trials without gain."""
@@ -147,7 +161,7 @@ class SearchStudy(Study):
                 suggestion = self._suggest(self._trial(number))
             if suggestion is not None:
                 return suggestion
-        while self._counts.total() < self.total and not self.has_stagnated():
+        while self._counts.total() < self.total and not self.has_stagnated() and not self._exhausted:
             with self.transaction():
                 suggestion = self._suggest(self._start())
             if suggestion is not None:
@@ -207,7 +221,13 @@ class SearchStudy(Study):
 
     def _suggest(self, trial: optuna.Trial) -> Suggestion | None:
         """Suggest the values of a trial; one whose values are invalid together fails, and gives None."""
-        values = self.sweep.space.suggest(trial)
+        try:
+            values = self.sweep.space.suggest(trial)
+        except (StorageInternalError, SQLAlchemyError, OSError):
+            raise
+        except Exception as error:  # whatever a sampler raises
+            name, reason = self.sweep.sampler.name, describe_raised(error)
+            raise SweepError(f"sampler: {name} failed to suggest trial {trial.number}: {reason}") from error
         try:
             config = self.sweep.trial_config(values)
         except InputError as error:
@@ -247,6 +267,12 @@ class SearchStudy(Study):
             self._epochs[number] = int(config.epochs)  # type: ignore[attr-defined]
         return self._epochs[number]
 
+    def _end_search(self) -> None:
+        if not self._exhausted:
+            self._exhausted = True
+            self.study.set_user_attr(attributes.EXHAUSTED, True)
+            _log.info("every combination was suggested; the sweep ends with the trials that run")
+
     def _tell(self, number: int, **result: Any) -> None:
         super()._tell(number, **result)
         self._epochs.pop(number, None)
@@ -261,3 +287,31 @@ class SearchStudy(Study):
     @staticmethod
     def _order(trial: FrozenTrial) -> int:
         return int(trial.user_attrs.get(attributes.ORDER, 0)) if trial.state.is_finished() else 0
+
+
+def rehearse_sampler(sweep: Sweep) -> None:
+    """Let the sampler suggest some trials, beyond those that it draws at random at first.
+
+    Raises:
+        InputError: the sampler fails.
+    """
+    study = optuna.create_study(directions=[objective.direction for objective in sweep.objective])
+    ended: list[int] = []
+    study.stop = lambda: ended.append(1)  # type: ignore[method-assign]
+    startup = sweep.sampler.arguments.get("n_startup_trials", 10)
+    trials = min(_REHEARSED, startup + 2) if isinstance(startup, int) else _REHEARSED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in range(trials):
+            try:
+                study.sampler = sweep.sampler.build(offset=number)
+                trial = study.ask()
+                sweep.space.suggest(trial)
+                study.tell(trial, [math.sin(number + i) for i in range(len(sweep.objective))])
+            except Exception as error:  # whatever a sampler raises
+                reason = describe_raised(error)
+                raise InputError(
+                    f"sampler: {sweep.sampler.name} fails at suggestion {number + 1}: {reason}"
+                ) from error
+            if ended:
+                return

@@ -1,77 +1,112 @@
-"""An ordered outbox: writes to a tracking server are queued, and delivered by one background thread.
+"""An outbox: writes to a tracking server are queued, and delivered by one background thread.
 
 MLflow's own `log_batch(..., synchronous=False)` is not used: it logs and drops a batch that fails, its flush
 and exit hook have no time limit, and the creation and end of runs overtake its batches.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 
+import requests
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
-    INVALID_STATE,
     RESOURCE_ALREADY_EXISTS,
-    RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
 
 from orchestrator.errors import one_line
 
-_FINAL = {
-    ErrorCode.Name(code)
-    for code in (
-        BAD_REQUEST,
-        INVALID_PARAMETER_VALUE,
-        INVALID_STATE,
-        RESOURCE_ALREADY_EXISTS,
-        RESOURCE_DOES_NOT_EXIST,
-    )
-}
-"""Error codes that a retry would not change; others (down, overloaded, signed out) may be temporary."""
+_FINAL = {ErrorCode.Name(code) for code in (BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS)}
+"""Error codes of a record that no store accepts. Others may be temporary: the server is down, overloaded or
+signed out, or someone deleted a run, which can be restored."""
+
+_MAX_FAILURES = 5
+"""Failures in a row after which the server counts as away until the next attempt."""
+
+Subject = int | str
+"""What jobs are about: a trial by its number, or anything else by its name."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Job:
+    position: int
+    """Number of jobs that were posted before."""
+
+    what: str
+    write: Callable[[], None]
+    after_all: bool
 
 
 class Outbox:
-    """Delivers jobs in the order in which they were posted; the caller never waits.
+    """Delivers jobs in the background; the caller never waits.
 
-    A job that fails because the server does not answer stays at the head, and is tried again at the next post
-    or flush, so a job must be safe to repeat. A job that the server refuses is dropped and named by `flush`.
+    The jobs of one subject are delivered in the order in which they were posted. A job that fails waits with
+    the later ones of its subject, while those of other subjects go on. It is tried again at the next post or
+    flush, so a job must be safe to repeat. A job whose record no store would accept is dropped, and named by
+    `flush`.
     """
 
     def __init__(self, server: str) -> None:
         self._server = server
-        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
+        self._waiting: dict[Subject, deque[_Job]] = {}
+        self._failures: dict[Subject, int] = {}
+        """How often the first job of a subject has failed."""
+
+        self._problem = ""
+        """Why something waits; empty while all is delivered."""
+
+        self._posted = 0
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tracking")
         self._delivery: Future[None] | None = None
-        self._problem = ""
         self.refused: list[str] = []
         """What the server refused, with its reasons."""
 
-    def post(self, what: str, job: Callable[[], None]) -> None:
-        """Queue `job`; `what` names it in messages, such as "epoch 3 of trial 7"."""
+    def post(
+        self, what: str, write: Callable[[], None], subject: Subject = "", *, after_all: bool = False
+    ) -> None:
+        """Queue a job.
+
+        Args:
+            what: name of the job in messages, such as "epoch 3 of trial 7".
+            write: delivers it.
+            subject: what it is about.
+            after_all: whether to skip the job if anything posted before it is not delivered when its turn
+                comes.
+        """
         with self._lock:
-            self._jobs.append((what, job))
+            self._waiting.setdefault(subject, deque()).append(_Job(self._posted, what, write, after_all))
+            self._posted += 1
             self._start()
 
     def deliver(self) -> None:
         """Try to deliver what waits; return at once."""
         with self._lock:
-            if self._jobs:
+            if self._waiting:
                 self._start()
 
     def __len__(self) -> int:
         """Return how many jobs wait."""
-        return len(self._jobs)
+        with self._lock:
+            return self._count()
+
+    def waits(self, subject: Subject) -> bool:
+        """Return whether a job of a subject waits."""
+        return subject in self._waiting
 
     def problem(self) -> str:
         """Return how many jobs wait for the server and why; empty while it answers."""
         with self._lock:
-            return f"{len(self._jobs)} records for {self._server}: {self._problem}" if self._problem else ""
+            return f"{self._count()} records for {self._server}: {self._problem}" if self._problem else ""
 
     def flush(self, timeout: float) -> str | None:
         """Wait at most `timeout` seconds until everything posted so far is delivered.
@@ -84,21 +119,26 @@ class Outbox:
             delivery.result(timeout)
         except FutureTimeoutError:
             self._problem = self._problem or f"no answer within {timeout:g} s"
-        if self._jobs:
-            first = f"{self._jobs[0][0]}: {self._problem}"
-            return f"tracking: {len(self._jobs)} writes not delivered to {self._server}, the first is {first}"
+        with self._lock:
+            if self._waiting:
+                first = min((jobs[0] for jobs in self._waiting.values()), key=lambda job: job.position)
+                begin = f"tracking: {self._count()} writes not delivered to {self._server}"
+                return f"{begin}, the first is {first.what}: {self._problem}"
         if self.refused:
-            first, number = self.refused[0], len(self.refused)
-            return f"tracking: {number} writes refused by {self._server}, the first is {first}"
+            first_refused, number = self.refused[0], len(self.refused)
+            return f"tracking: {number} writes refused by {self._server}, the first is {first_refused}"
         return None
 
     def close(self, timeout: float) -> str | None:
         """Flush and stop; what still waits is dropped."""
         line = self.flush(timeout)
         with self._lock:
-            self._jobs.clear()
+            self._waiting.clear()
             self._executor.shutdown(wait=False, cancel_futures=True)
         return line
+
+    def _count(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
     def _start(self) -> Future[None]:
         if self._delivery is None:
@@ -106,39 +146,75 @@ class Outbox:
         return self._delivery
 
     def _deliver(self) -> None:
-        while (head := self._head()) is not None:
-            what, job = head
+        """Try each subject until its jobs are delivered or one of them fails."""
+        tried: set[Subject] = set()
+        failures = 0
+        while (subject := self._next_subject(tried, failures)) is not None:
+            job = self._waiting[subject][0]
             try:
-                job()
+                if not (job.after_all and self._is_held_up(job)):
+                    job.write()
             except (
                 Exception
             ) as error:  # whatever a store's client raises must not end the deliveries after it
                 if _is_temporary(error):
-                    with self._lock:
-                        self._problem, self._delivery = describe_error(error), None
-                    return
+                    tried.add(subject)
+                    failures = _MAX_FAILURES if _is_away(error) else failures + 1
+                    self._note_failure(subject, job, describe_error(error))
+                    continue
                 kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
-                self.refused.append(f"{what}: {kind}{describe_error(error)}")
-            with self._lock:
-                if self._jobs:
-                    self._jobs.popleft()
-            self._problem = ""
+                self.refused.append(f"{job.what}: {kind}{describe_error(error)}")
+                _log.warning("%s refused %s", self._server, self.refused[-1])
+            failures = 0
+            self._remove(subject)
 
-    def _head(self) -> tuple[str, Callable[[], None]] | None:
+    def _next_subject(self, tried: set[Subject], failures: int) -> Subject | None:
+        """Return the subject to try next: the least failures first, so that none is left out for ever."""
         with self._lock:
-            if not self._jobs:
+            left = [subject for subject in self._waiting if subject not in tried]
+            if not left or failures >= _MAX_FAILURES:
                 self._delivery = None  # under the lock, so that the next post starts a delivery
                 return None
-            return self._jobs[0]
+            return min(left, key=lambda each: (self._failures.get(each, 0), self._waiting[each][0].position))
+
+    def _is_held_up(self, job: _Job) -> bool:
+        with self._lock:
+            firsts = [jobs[0].position for jobs in self._waiting.values()]
+        return bool(self.refused) or min(firsts) < job.position
+
+    def _note_failure(self, subject: Subject, job: _Job, reason: str) -> None:
+        with self._lock:
+            self._failures[subject] = self._failures.get(subject, 0) + 1
+            if not self._problem:
+                _log.warning("%s does not accept %s: %s; it is kept", self._server, job.what, reason)
+            self._problem = reason
+
+    def _remove(self, subject: Subject) -> None:
+        with self._lock:
+            self._failures.pop(subject, None)
+            if subject in self._waiting:  # `close` may have dropped it
+                self._waiting[subject].popleft()
+                if not self._waiting[subject]:
+                    del self._waiting[subject]
+            if self._problem and not self._failures:
+                _log.info("%s accepts records again", self._server)
+                self._problem = ""
 
 
 def is_final(error: MlflowException) -> bool:
-    """Return whether a server refuses a request, so that a retry would not change that."""
+    """Return whether no store would accept the record, so that a retry would not change that."""
     return error.error_code in _FINAL
 
 
 def _is_temporary(error: Exception) -> bool:
     return isinstance(error, OSError) or (isinstance(error, MlflowException) and not is_final(error))
+
+
+def _is_away(error: Exception) -> bool:
+    """Return whether no server answered, so that other jobs would wait for it in vain."""
+    if isinstance(error, MlflowException):
+        return "failed with exception" in str(error) or "timeout exception" in str(error)
+    return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 
 def describe_error(error: Exception, limit: int = 200) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunTag
 
 from orchestrator.config.document import flatten
+from orchestrator.errors import plain_text
 from orchestrator.tracking import provenance
 from orchestrator.trainable import DataSetRecord
 
@@ -59,9 +60,9 @@ def run_source() -> dict[str, str]:
 
 def param_texts(params: Mapping[str, Any]) -> dict[str, str]:
     """Return nested parameters as MLflow keeps them: text by dotted path."""
-    return {path: str(value) for path, value in flatten(params).items() if value != {}}
+    return {path: plain_text(value) for path, value in flatten(params).items() if value != {}}
 
 
 def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
-    """Return tags, cut to the length that every store keeps."""
-    return [RunTag(key, value[:_TAG_CHARACTERS]) for key, value in tags.items()]
+    """Return tags as plain text, cut to the length that every store keeps."""
+    return [RunTag(key, plain_text(value)[:_TAG_CHARACTERS]) for key, value in tags.items()]

@@ -1,6 +1,7 @@
 """Open an MLflow store, and find or create an experiment in it."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,4 +63,5 @@ def _artifacts(uri: str, experiment: str) -> str | None:
     """Return a folder beside the database; MLflow's default is the working directory."""
     if not uri.startswith("sqlite"):
         return None
-    return (sqlite_file(uri).parent / "artifacts" / experiment).as_uri()
+    folder = re.sub(r"[^\w-]+", "_", experiment)[:100]  # runs have folders of their own in it
+    return (sqlite_file(uri).parent / "artifacts" / folder).as_uri()

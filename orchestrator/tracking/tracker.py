@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import provenance
-from orchestrator.tracking.outbox import Outbox, describe_error, is_final
+from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
 from orchestrator.tracking.store import open_experiment, quiet_mlflow
 from orchestrator.trainable import DataSetRecord
@@ -44,9 +44,6 @@ class RecordedTrial(NamedTuple):
     """A trial as MLflow has it."""
 
     run_id: str
-    epoch: int
-    """The last recorded epoch."""
-
     state: str
 
 
@@ -73,7 +70,9 @@ class Tracker:
         self.sweep_id = sweep_id
         self.kind = kind
         self._run_ids: dict[int, str] = {}
-        self._last_epoch: dict[int, int] = {}
+        self._recorded: dict[int, set[int]] = {}
+        """Epochs of unfinished trials that MLflow has."""
+
         self._waiting: dict[int, dict[int, list[Metric]]] = {}
         """Points that were not delivered yet, by trial and epoch."""
 
@@ -135,10 +134,10 @@ class Tracker:
             self._log_params(self.parent_run_id, new)
             self.client.log_batch(self.parent_run_id, tags=run_tags(tags))
             self.client.log_inputs(self.parent_run_id, datasets=inputs)
-            self.client.log_text(self.parent_run_id, text, "config.yaml")
-            self.client.log_text(self.parent_run_id, installed, "requirements.txt")
 
         self._outbox.post(f"the {self.kind}'s settings", write)
+        for name, content in (("config.yaml", text), ("requirements.txt", installed)):
+            self._post_text(None, name, content)
         self._start_monitor()
 
     def start_trial(self, number: int, name: str, params: Mapping[str, Any], new: bool = False) -> None:
@@ -177,7 +176,7 @@ class Tracker:
                 self.client.set_tag(run.info.run_id, "trial.state", "RUNNING")
                 self.client.update_run(run.info.run_id, status="RUNNING")
 
-        self._outbox.post(f"the start of trial {number}", write)
+        self._outbox.post(f"the start of trial {number}", write, number)
 
     def recorded_trials(self, numbers: Iterable[int]) -> dict[int, RecordedTrial]:
         """Return those of the trials that MLflow has, as it has them.
@@ -207,7 +206,6 @@ class Tracker:
                     self._note_run(number, run)
                     trials[number] = RecordedTrial(
                         run.info.run_id,
-                        int(run.data.metrics.get("epoch", 0)),
                         run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
                     )
                 token = (page.token or "") if missing & runs.keys() else ""
@@ -220,11 +218,22 @@ class Tracker:
         """Record that every trial below ``number`` has ended, once all that was posted is delivered."""
 
         def write() -> None:
-            if not self._outbox.refused:
-                self.client.set_tag(self.parent_run_id, _DELIVERED, str(number))
-                self.delivered = number
+            self.client.set_tag(self.parent_run_id, _DELIVERED, str(number))
+            self.delivered = number
 
-        self._outbox.post(f"the delivery of {number} trials", write)
+        self._outbox.post(f"the delivery of {number} trials", write, "delivered", after_all=True)
+
+    def recorded_epochs(self, number: int) -> set[int]:
+        """Return the epochs of a trial that MLflow has; raises TrackingError.
+
+        Where the last epoch is recorded, an earlier one may be missing: its record may have been refused.
+        """
+        try:
+            history = self.client.get_metric_history(self.run_id(number), "epoch")
+        except MlflowException as error:
+            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
+        self._recorded[number] = {point.step for point in history}
+        return self._recorded[number]
 
     def log_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
@@ -288,11 +297,12 @@ class Tracker:
         def write() -> None:
             run_id = self._run_ids[number]
             self.client.log_batch(run_id, metrics=metrics, tags=run_tags(tags))
-            if log_tail:
-                self.client.log_text(run_id, log_tail, "log-tail.txt")
             self.client.set_terminated(run_id, _STATUS[state], ended)
+            self._recorded.pop(number, None)
 
         self._post_to_trial(number, f"the end of trial {number}", write)
+        if log_tail:
+            self._post_text(number, "log-tail.txt", log_tail)
 
     def run_id(self, number: int, timeout: float = 30.0) -> str:
         """Return the id of the run of a trial, created by this process or an earlier one.
@@ -322,7 +332,9 @@ class Tracker:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, such as the HTML report, as an artifact (in ``folder``) of the sweep's run."""
         self._outbox.post(
-            f"the file {path.name}", lambda: self.client.log_artifact(self.parent_run_id, str(path), folder)
+            f"the file {path.name}",
+            lambda: self.client.log_artifact(self.parent_run_id, str(path), folder),
+            f"file {folder}/{path.name}",
         )
 
     def finish(
@@ -368,13 +380,13 @@ class Tracker:
 
     def _deliver_epochs(self, number: int, epochs: Mapping[int, list[Metric]]) -> bool:
         """Deliver epochs of a trial in one request; return False if it is refused and they are several."""
-        last = self._last_epoch[number]
+        recorded = self._recorded.setdefault(number, set())
         batch: dict[int, list[Metric]] = {}
         for epoch in sorted(epochs):
             if sum(map(len, batch.values())) + len(epochs[epoch]) > _MAX_METRICS and batch:
                 break
             batch[epoch] = epochs[epoch]
-        points = [point for epoch, values in batch.items() if epoch > last for point in values]
+        points = [point for epoch, values in batch.items() if epoch not in recorded for point in values]
         try:
             if points:
                 self.client.log_batch(self._run_ids[number], metrics=points)
@@ -382,7 +394,7 @@ class Tracker:
             if len(batch) > 1 and is_final(error):
                 return False
             raise
-        self._last_epoch[number] = max(last, *batch)
+        recorded.update(batch)
         with self._lock:
             for epoch in batch:
                 self._waiting[number].pop(epoch, None)
@@ -392,19 +404,36 @@ class Tracker:
 
     def _note_run(self, number: int, run: Run) -> None:
         self._run_ids[number] = run.info.run_id
-        recorded = int(run.data.metrics.get("epoch", 0))
-        self._last_epoch[number] = max(recorded, self._last_epoch.get(number, 0))
+        last = int(run.data.metrics.get("epoch", 0))
+        self._recorded.setdefault(number, set(range(1, last + 1)))
 
-    def _post_to_trial(self, number: int, what: str, job: Callable[[], None]) -> None:
+    def _post_to_trial(
+        self, number: int, what: str, job: Callable[[], None], subject: Subject | None = None
+    ) -> None:
+        subject = number if subject is None else subject
+
         def write() -> None:
-            if number not in self._run_ids:  # started by an earlier process, or its start was refused
+            if number not in self._run_ids:  # started by an earlier process, or its start was not accepted
                 run = self._find_run(number)
+                if run is None and subject != number and self._outbox.waits(number):
+                    raise MlflowException(f"trial {number} has no run yet")
                 if run is None:
                     raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
                 self._note_run(number, run)
             job()
 
-        self._outbox.post(what, write)
+        self._outbox.post(what, write, subject)
+
+    def _post_text(self, number: int | None, name: str, text: str) -> None:
+        """Keep a text as an artifact of a trial or the job; a store may refuse files and accept metrics."""
+        if number is None:
+            what = f"the file {name}"
+            self._outbox.post(what, lambda: self.client.log_text(self.parent_run_id, text, name), what)
+        else:
+            what = f"the file {name} of trial {number}"
+            self._post_to_trial(
+                number, what, lambda: self.client.log_text(self._run_ids[number], text, name), what
+            )
 
     def _find_run(self, number: int | None = None) -> Run | None:
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"

@@ -259,3 +259,42 @@ def test_validation_0_trains_every_identity(tiny, prepared, tmp_path):
     assert training.batches.sequences.identities == 20
     training.run()
     assert "train/loss" in recorder.reports[0] and "val/mAP" not in recorder.reports[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths", "metric", "line"),
+    [
+        ({}, ["seed"], "val/mAP", "seed: the search would pick the luckiest training"),
+        ({}, ["data.split"], "val/mAP", "data.split: it changes how a trial is scored"),
+        ({}, ["data.validation"], "val/mAP", "data.validation: it changes how a trial is scored"),
+        ({}, ["evaluation.flip"], "val/mAP", "evaluation.flip: it changes how a trial is scored"),
+        ({}, ["loss.identity"], "train/loss", "loss.identity: it scales the objective train/loss itself"),
+        (
+            {"method": "static"},
+            ["alignment.noise"],
+            "val/mAP",
+            "alignment.noise: it has no effect on method static",
+        ),
+        (
+            {"method": "sequence"},
+            ["rnn.layers", "alignment.length"],
+            "val/mAP",
+            "alignment.length: it has no effect on method sequence",
+        ),
+    ],
+)
+def test_check_search_path_that_makes_no_sense_is_refused(tiny, changes, paths, metric, line):
+    with pytest.raises(DataError, match=f"^{line}"):
+        AlignmentTrainable().check_search(tiny(**changes), paths, [metric])
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths"),
+    [
+        ({}, ["alignment.weights.pseudo", "loss.identity", "rnn.cell", "data.height", "data.images"]),
+        ({"method": "static"}, ["alignment.length", "alignment.weights.pseudo"]),
+        ({"method": "sequence"}, ["method", "alignment.length"]),
+    ],
+)
+def test_check_search_other_paths_are_accepted(tiny, changes, paths):
+    AlignmentTrainable().check_search(tiny(**changes), paths, ["val/mAP"])

@@ -3,10 +3,12 @@
 import functools
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +20,7 @@ from trainables import components
 from trainables.components import Options
 from trainables.data.readers import READERS, find_reader
 from trainables.data.walkers.layouts import GenerateConfig
+from trainables.network.components import AbsolutePath, absolute_path
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ class SetConfig(BaseModel):
     layout: Annotated[str, components.component_name(lambda name: find_reader(name))] = Field(
         description=f"layout of the files on disk: {', '.join(READERS)}, or package.module:Class of a reader"
     )
-    folder: Path | None = Field(None, description="folder of the unpacked set; or write generate")
+    folder: AbsolutePath | None = Field(None, description="folder of the unpacked set; or write generate")
     generate: GenerateConfig | None = Field(None, description="walkers to generate; or write folder")
     options: Annotated[
         SerializeAsAny[Options],
@@ -49,12 +52,23 @@ class SetConfig(BaseModel):
         return find_reader(self.layout).kind
 
 
+def _set_name(name: str) -> str:
+    """Return a name that can be part of a metric in MLflow and of a file."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9 ._-]{0,63}", name) or name.endswith(" "):
+        raise ValueError(
+            f"invalid name {name!r} of a set; expected at most 64 letters, digits, spaces, '-', '_' and '.'"
+        )
+    return name
+
+
 class DataConfig(BaseModel):
     """Config of all sets, their roles and the packing of their frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sets: dict[str, SetConfig] = Field(min_length=1, description="sets by the names that roles use")
+    sets: dict[Annotated[str, AfterValidator(_set_name)], SetConfig] = Field(
+        min_length=1, description="sets by the names that roles use"
+    )
     sequences: str = Field(description="set of sequences for training and validation")
     images: tuple[str, ...] = Field((), description="sets of images for training")
     targets: tuple[str, ...] = Field((), description="sets whose test part scores the best model, once")
@@ -76,7 +90,7 @@ class DataConfig(BaseModel):
     unreadable: Literal["stop", "skip"] = Field(
         "stop", description="what to do at a frame that cannot be decoded"
     )
-    cache: Path | None = Field(
+    cache: AbsolutePath | None = Field(
         None,
         description="folder of packs; default $REID_CACHE, else multi-shot-reid in the user's cache folder",
     )
@@ -97,9 +111,11 @@ class DataConfig(BaseModel):
     def cache_folder(self) -> Path:
         """Folder of the packs and generated sets."""
         if self.cache is not None:
-            return self.cache.expanduser().absolute()
+            return self.cache
         if folder := os.environ.get("REID_CACHE"):
-            return Path(folder).expanduser().absolute()
+            absolute = absolute_path(Path(folder))
+            os.environ["REID_CACHE"] = str(absolute)  # for workers, which run in another folder
+            return absolute
         user = os.environ.get("XDG_CACHE_HOME")
         return (Path(user) if user else Path.home() / ".cache").absolute() / "multi-shot-reid"
 

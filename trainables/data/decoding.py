@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from trainables.data.tracklet import Frame
 from trainables.errors import DataError
@@ -41,11 +41,22 @@ def _decode_file(frame: Frame) -> Image.Image:
         raise DataError(f"{frame.path}: truncated (JPEG without its end marker); expected a complete image")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB")
+            return _upright_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's message for an unidentified file only gives the address of its buffer.
         reason = "unknown image format" if "cannot identify" in str(error) else error
         raise DataError(f"{frame.path}: damaged or truncated ({reason}); expected an image file") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in 8 bits for each of three channels, turned as its EXIF record says."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{image.mode}: pixels of 32 bits, whose range is not known")
+    if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")
 
 
 def _decode_object(frame: Frame, key: str) -> Image.Image:

@@ -30,7 +30,7 @@ from trainables.network.flow import optical_flow
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the pack format. Increase it if a set packs to different bytes, so that packs are rebuilt."""
 
 _TABLE = b"table"

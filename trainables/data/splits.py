@@ -1,6 +1,6 @@
 """Split of identities into training, validation and test, and checks that no identity is in two of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from trainables.data.config import DataConfig, SetConfig
 from trainables.data.packing import Pack
 from trainables.data.sources import at_field, check_cache, read_set, set_config
-from trainables.data.tracklet import DISTRACTOR, JUNK, Split
+from trainables.data.tracklet import DISTRACTOR, JUNK, Split, Tracklet
 from trainables.data.walkers import layouts
 from trainables.errors import DataError
 
@@ -49,6 +49,11 @@ def check(config: DataConfig) -> int:
     for name in config.targets:
         if extents[name].test == 0:
             raise DataError(f"data.targets: {name!r} has no test part; expected a set with query and gallery")
+        if not extents[name].scorable:
+            raise DataError(
+                f"data.targets: no query of {name!r} has a match in another camera of the gallery; expected a"
+                " set with identities in several cameras"
+            )
     trained = extents[config.sequences]
     held = {identity for other in holders(config, config.sequences) for identity in extents[other].test_names}
     count = trained.train - len(trained.train_names & held)
@@ -143,6 +148,8 @@ class _Extent:
     test: int
     train_names: frozenset[str] = frozenset()
     test_names: frozenset[str] = frozenset()
+    scorable: bool = True
+    """Whether a query has a match in another camera."""
 
 
 def _extent(config: DataConfig, name: str) -> _Extent:
@@ -165,7 +172,20 @@ def _extent(config: DataConfig, name: str) -> _Extent:
         {data_set.tracklets[i].identity for i in part} for part in (split.query, split.gallery)
     )
     names = frozenset(trained.tolist()), frozenset(queries | gallery)
-    return _Extent(len(data_set.splits), len(trained), len(queries), *names)
+    scorable = _has_match(*([data_set.tracklets[i] for i in part] for part in (split.query, split.gallery)))
+    return _Extent(len(data_set.splits), len(trained), len(queries), *names, scorable)
+
+
+def _has_match(query: Iterable[Tracklet], gallery: Iterable[Tracklet]) -> bool:
+    """Return whether any query has a match in another camera."""
+    cameras: dict[str, set[str]] = {}
+    for tracklet in gallery:
+        cameras.setdefault(tracklet.identity, set()).add(tracklet.camera)
+    return any(
+        cameras.get(tracklet.identity, set()) - {tracklet.camera}
+        for tracklet in query
+        if tracklet.identity not in (JUNK, DISTRACTOR)
+    )
 
 
 def _seen_twice(identities: NDArray[np.str_], cameras: NDArray[np.str_]) -> NDArray[np.str_]:

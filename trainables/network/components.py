@@ -6,7 +6,8 @@ This module is in ``network`` because encoders need it, and an exported model co
 import difflib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
@@ -60,7 +61,7 @@ def find(
     module, _, attribute = name.partition(":")
     try:
         pkgutil.resolve_name(f"{module}:")
-    except Exception as error:  # a user's module may raise any error on import
+    except (Exception, SystemExit) as error:  # a user's module may raise any error on import
         raise ValueError(
             f"{kind} {name!r}: cannot import {module!r}: {type(error).__name__}: {one_line(error)}"
         ) from error
@@ -116,6 +117,15 @@ def options_of(field: str, find_component: Callable[[str], type[Any]]) -> Before
         return check_options(find_component(name), values) if name else Options()
 
     return BeforeValidator(check)
+
+
+def absolute_path(path: Path) -> Path:
+    """Return a path that names the same file in every process, relative to the present folder."""
+    return path.expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
+"""A path of a config, which workers read in another folder."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -24,7 +24,7 @@ class EncoderConfig(BaseModel):
         description="frame encoder: mclaughlin2016, residual, resnet18, resnet50, timm/<model of timm>, or"
         " package.module:Class",
     )
-    weights: Path | None = Field(
+    weights: components.AbsolutePath | None = Field(
         None, description="safetensors file of initial weights, for example from ImageNet"
     )
     features: int = Field(128, ge=8, le=4096, description="length of a frame's feature")

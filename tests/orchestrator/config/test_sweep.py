@@ -99,7 +99,6 @@ def test_read_sweep_yaml_1_1_boolean_is_text(file: Path) -> None:
         "nsgaii",
         "nsgaiii",
         "qmc",
-        "brute_force",
         "{tpe: {seed: 3, multivariate: true}}",
     ],
 )
@@ -327,3 +326,15 @@ def test_nearest_distant_name_lists_all() -> None:
 
 def test_nearest_many_names_are_counted() -> None:
     assert nearest("x", [f"name{index:02}" for index in range(20)]).endswith("name11 and 8 more")
+
+
+def test_brute_force_over_whole_numbers_is_read(file: Path) -> None:
+    file.write_text(SWEEP.replace("  x: {uniform: [-5, 5]}\n", ""))
+    assert isinstance(read(file, "sampler=brute_force").sampler.build(), optuna.samplers.BruteForceSampler)
+
+
+def test_brute_force_over_fractions_is_refused(file: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"search\.x: brute_force tries every value; search a choice or an int"
+    ):
+        read(file, "search.x={uniform: [0, 1]}", "sampler=brute_force")

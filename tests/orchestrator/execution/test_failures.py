@@ -114,6 +114,13 @@ def test_policy_on_the_second_hang_fails() -> None:
     assert subject.reason == f"it hung {MAX_HANGS} times"
 
 
+class Unprintable(Exception):  # noqa: N818
+    """Its text cannot be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 @pytest.mark.parametrize("hangs", [1, 2, 9])
 def test_policy_on_earlier_hangs_gives_one_more_attempt(hangs: int) -> None:
     subject = policy(hangs=hangs)
@@ -205,6 +212,8 @@ def test_controller_failure_in_a_task_is_told_from_its_cause() -> None:
     [
         (ValueError("first\nsecond"), "ValueError: first"),
         (ValueError(""), "ValueError: no message"),
+        (ValueError("a\0b\udc80"), "ValueError: a?b?"),
+        (Unprintable(), "Unprintable: Unprintable, whose text raises RuntimeError"),
         (ValueError("x" * 1000), "ValueError: " + "x" * 485 + "..."),
         (NodeDiedError("many\nlines\nits node died"), "its node died"),
         (NodeDiedError("it died. Some common causes are: (1) ..."), "it died."),

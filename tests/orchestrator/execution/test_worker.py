@@ -1,14 +1,18 @@
 """One trial on a worker, with a mailbox that answers at once; without Ray running."""
 
 import contextlib
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import ray.train.torch
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import StorageError
@@ -232,13 +236,83 @@ def test_trial_resumes_from_a_copy_of_its_checkpoint(run: Any, spec: TrialSpec) 
     assert folders[0] is not None and not folders[0].exists()
 
 
-def test_checkpoint_without_its_reports_is_a_fault_of_the_storage(run: Any, spec: TrialSpec) -> None:
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[{", b"\xff\xfe", b"3", b'{"schema": 2}', b'{"schema": {}}']
+)
+def test_checkpoint_with_damaged_reports_is_named_and_set_aside(
+    run: Any, spec: TrialSpec, content: bytes | None
+) -> None:
     run(train, last_epoch=2)
     checkpoint = spec.trial_folder(0).last_checkpoint()
-    Path(f"{checkpoint}/reported.json").unlink()
-    with pytest.raises(StorageError) as failure:
+    assert checkpoint is not None
+    reports = Path(checkpoint) / "reported.json"
+    reports.unlink() if content is None else reports.write_bytes(content)
+    with pytest.raises(StorageError, match=f"{Path(checkpoint).name} is damaged .reported.json") as failure:
         run(lambda context: context.restore() and None, checkpoint=checkpoint)
     assert failure.value.missing
+    assert spec.trial_folder(0).last_checkpoint() is None and Path(checkpoint).exists()
+
+
+def test_checkpoint_of_a_later_version_fails_the_trial_and_stays(run: Any, spec: TrialSpec) -> None:
+    run(train, last_epoch=2)
+    checkpoint = spec.trial_folder(0).last_checkpoint()
+    (Path(str(checkpoint)) / "reported.json").write_text('{"schema": 99, "reports": []}')
+    *_, last = run(lambda context: context.restore() and None, checkpoint=checkpoint)
+    assert isinstance(last, Failed) and "upgrade" in last.reason
+    assert spec.trial_folder(0).last_checkpoint() == checkpoint
+
+
+def test_reports_that_are_not_valid_are_left_out_on_resume(run: Any, spec: TrialSpec) -> None:
+    """An earlier version kept reports as the trainable made them, and could not continue after such a one."""
+    run(train, last_epoch=2)
+    checkpoint = spec.trial_folder(0).last_checkpoint()
+    reports = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 10**400}]
+    (Path(str(checkpoint)) / "reported.json").write_text(json.dumps({"schema": 2, "reports": reports}))
+
+    def resume(context: WorkerContext) -> None:
+        context.restore()
+        context.report({"epoch": 3, "loss": 0.5}, save)
+
+    messages = run(resume, checkpoint=checkpoint)
+    assert epochs(messages) == [1, 3] and isinstance(messages[-1], Trained)
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"epoch": 2, "loss": 10**400}, "loss is too large for a float"),
+        ({"epoch": 2, "loss": None}, "loss must be a number, not null"),
+        ({"epoch": 2, "loss": "0.5"}, "loss must be a number, not '0.5'"),
+        ({"epoch": 2, "loss": [1, 2]}, "loss must be a number, not [1, 2]"),
+        ({"loss": 1.0}, "a report must contain epoch"),
+        ({"epoch": 1, "loss": 1.0}, "epoch is 1; expected a whole number from 2 to 3"),
+        ({"epoch": 4, "loss": 1.0}, "epoch is 4; expected a whole number from 2 to 3"),
+        ({"epoch": 2.5, "loss": 1.0}, "epoch is 2.5; expected a whole number from 2 to 3"),
+        ({"epoch": math.nan, "loss": 1.0}, "epoch is nan; expected a whole number from 2 to 3"),
+        (
+            {"epoch": 2, "acc (%)": 1.0},
+            "there is a metric with the invalid name 'acc (%)'; "
+            "expected at most 250 letters, digits, spaces and any of /_-.:",
+        ),
+        ([2, 1.0], "metrics must be a mapping, not [2, 1.0]"),
+    ],
+)
+def test_report_that_is_not_valid_fails_the_trial(run: Any, report: Any, reason: str) -> None:
+    def fit(context: WorkerContext) -> None:
+        context.report({"epoch": 1, "loss": 1.0}, save)
+        context.report(report, save)
+
+    *messages, last = run(fit)
+    assert epochs(messages) == [1]
+    assert isinstance(last, Failed) and last.reason == f"ValueError: {reason}"
+
+
+def test_report_of_tensors_and_arrays_is_recorded(run: Any) -> None:
+    def fit(context: WorkerContext) -> None:
+        context.report({"epoch": np.int64(1), "loss": np.float32(0.5), "other": torch.tensor(2)}, save)
+
+    ended = next(message for message in run(fit) if isinstance(message, EpochEnded))
+    assert ended.metrics == {"loss": 0.5, "other": 2.0}
 
 
 def test_no_except_clause_for_errors_catches_a_stop() -> None:

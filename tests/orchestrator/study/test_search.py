@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from orchestrator.config.sweep import Sweep
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.study.search import SearchStudy
+from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Started, Trained
 from orchestrator.study.warm_start import TransferredTrial
 from tests.support.studies import TuneLoop, epoch_ended, open_study, run_trial
@@ -390,3 +390,61 @@ def test_study_of_schema_1_is_resumed_and_marked(sweep: Sweep) -> None:
     study = open_study(sweep)
     assert study.study.user_attrs["schema"] == 2
     assert run_trial(study, [0.5] * 4) == TrialState.COMPLETE
+
+
+def test_search_ends_when_every_combination_was_suggested(tmp_path: Path) -> None:
+    sweep = load_sweep(
+        tmp_path,
+        "study",
+        config={"epochs": 1},
+        search={"steps": {"int": [1, 2]}},
+        sampler="brute_force",
+        budget={"trials": 5},
+    )
+    study = open_study(sweep)
+    assert [run_trial(study, [0.5]), run_trial(study, [0.6])] == [TrialState.COMPLETE] * 2
+    assert sorted(trial.params["steps"] for trial in study.trials) == [1, 2]
+    assert study.is_finished() and TuneLoop(study).suggest() == Searcher.FINISHED
+    assert open_study(sweep).is_finished()
+
+
+class FailingSampler(optuna.samplers.RandomSampler):
+    """Fails from its fourth trial on."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        if trial.number >= 3:
+            raise ArithmeticError("no more ideas")
+        return super().sample_independent(study, trial, name, distribution)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reason"),
+    [
+        ({"tpe": {"seed": 0, "n_ei_candidates": 0}}, r"sampler: tpe fails at suggestion 11: "),
+        (
+            f"{__name__}:FailingSampler",
+            r"FailingSampler fails at suggestion 4: ArithmeticError: no more ideas",
+        ),
+    ],
+)
+def test_sampler_that_will_fail_is_refused(tmp_path: Path, sampler: Any, reason: str) -> None:
+    sweep = load_sweep(tmp_path, "study", sampler=sampler)
+    with pytest.raises(InputError, match=reason):
+        rehearse_sampler(sweep)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "qmc", "brute_force", "cmaes"])
+def test_rehearsal_of_a_sampler_passes(tmp_path: Path, sampler: str) -> None:
+    rehearse_sampler(load_sweep(tmp_path, "study", search={"steps": {"int": [1, 3]}}, sampler=sampler))
+
+
+def test_sampler_that_fails_later_ends_the_sweep_with_its_reason(tmp_path: Path) -> None:
+    study = open_study(
+        load_sweep(tmp_path, "study", config={"epochs": 1}, sampler=f"{__name__}:FailingSampler")
+    )
+    for _ in range(3):
+        run_trial(study, [0.5])
+    with pytest.raises(
+        SweepError, match=r"FailingSampler failed to suggest trial 3: ArithmeticError: no more"
+    ):
+        TuneLoop(study).suggest()

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.outbox import Outbox
@@ -398,3 +401,137 @@ def test_recorded_trials_are_only_those_asked_for(uri: str) -> None:
         assert tracker.flush() is None
         assert tracker.recorded_trials([1, 7]).keys() == {1}
         assert tracker.run_ids([0, 7]).keys() == {0}
+
+
+class Refusing:
+    """A store whose answer to some requests is an error, until it is mended."""
+
+    def __init__(self, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        self.runs: set[str] = set()
+        self.error: Exception | None = error
+        for method in ("log_batch", "set_terminated", "log_text", "set_tag"):
+            monkeypatch.setattr(tracker.client, method, self._guarded(getattr(tracker.client, method)))
+
+    def _guarded(self, original: Any) -> Any:
+        def call(run_id: str, *arguments: Any, **options: Any) -> Any:
+            if run_id in self.runs and self.error is not None:
+                raise self.error
+            return original(run_id, *arguments, **options)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("internal error", INTERNAL_ERROR),
+        MlflowException("the run must be active", INVALID_STATE),
+        MlflowException("no such run", RESOURCE_DOES_NOT_EXIST),
+        PermissionError("the artifacts cannot be written"),
+    ],
+)
+def test_record_that_never_arrives_holds_up_no_other_trial(
+    uri: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with Tracker(uri, "alignment", "alignment", f"poison {error}") as tracker:
+        tracker.start_trial(0, "gru", {}, new=True)
+        assert tracker.flush() is None
+        store = Refusing(tracker, monkeypatch, error)
+        store.runs.add(tracker.run_id(0))
+        for epoch in (1, 2):
+            tracker.log_epoch(0, epoch, {"val/mAP": 0.5}, time=epoch)
+        tracker.end_trial(0, "FAIL", reason="as asked", log_tail="a log")
+        for number in range(1, 9):
+            tracker.start_trial(number, "gru", {}, new=True)
+            tracker.log_epoch(number, 1, {"val/mAP": 0.5}, time=1)
+            tracker.end_trial(number, "COMPLETE", value=0.5)
+        tracker.note_delivered(9)
+        line = tracker.flush()
+        assert line is not None and "4 writes not delivered" in line and "epoch 1 of trial 0" in line
+        assert "4 records" in tracker.delivery_problem()
+        assert tracker.delivered == 0
+        status = {run.info.run_name: run.info.status for run in runs(tracker).values()}
+        assert [status[f"trial-{number:04d} gru"] for number in range(1, 9)] == ["FINISHED"] * 8
+        store.error = None
+        assert tracker.flush() is None and tracker.delivery_problem() == ""
+        assert tracker.recorded_epochs(0) == {1, 2}
+        tracker.note_delivered(9)
+        assert tracker.flush() is None and tracker.delivered == 9
+
+
+def test_many_trials_that_are_refused_do_not_hold_up_the_others(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tracker(sqlite_uri, "alignment", "alignment", "much poison") as tracker:
+        for number in range(20):
+            tracker.start_trial(number, "gru", {}, new=True)
+        assert tracker.flush() is None
+        store = Refusing(tracker, monkeypatch, MlflowException("internal error", INTERNAL_ERROR))
+        store.runs.update(tracker.run_id(number) for number in range(12))
+        for number in range(20):
+            tracker.end_trial(number, "COMPLETE", value=0.5)
+        for _ in range(5):
+            line = tracker.flush()
+        assert line is not None and "12 writes not delivered" in line
+        states = {run.info.run_name: run.info.status for run in runs(tracker).values()}
+        assert sum(status == "FINISHED" for status in states.values()) == 8
+
+
+def test_artifact_that_is_refused_holds_up_no_metric(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/mlartifacts")
+
+    with Tracker(sqlite_uri, "alignment", "alignment", "no artifacts") as tracker:
+        monkeypatch.setattr(tracker.client, "log_text", refuse)
+        monkeypatch.setattr(tracker.client, "log_artifact", refuse)
+        tracker.log_sweep({"name": "x"}, {"trials": 1}, [])
+        tracker.start_trial(0, "gru", {}, new=True)
+        tracker.end_trial(0, "FAIL", reason="as asked", log_tail="a log")
+        tracker.finish("FINISHED", {"val/mAP": 0.5})
+        line = tracker.flush()
+        assert line is not None and "3 writes not delivered" in line and "Permission denied" in line
+        runs_now = runs(tracker)
+        assert runs_now["trial-0000 gru"].info.status == "FAILED"
+        assert runs_now["alignment"].info.status == "FINISHED"
+
+
+def test_text_that_no_store_keeps_is_replaced(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "odd text") as tracker:
+        tracker.start_trial(0, "gru", {"choice": "a\0b\udc80"}, new=True)
+        tracker.end_trial(0, "FAIL", reason="NUL \0 and \udc80")
+        assert tracker.flush() is None
+        data = tracker.client.get_run(tracker.run_id(0)).data
+        assert data.tags["trial.reason"] == "NUL ? and ?" and data.params["choice"] == "a?b?"
+
+
+def test_outbox_skips_a_job_that_has_to_come_last() -> None:
+    outbox, arrived = Outbox("here"), []
+    failing = [True]
+
+    def write() -> None:
+        if failing[0]:
+            raise OSError("not yet")
+        arrived.append("first")
+
+    outbox.post("the first", write, 1)
+    outbox.post("the last", lambda: arrived.append("last"), 2, after_all=True)
+    assert "the first: not yet" in (outbox.flush(5) or "")
+    failing[0] = False
+    assert outbox.flush(5) is None and arrived == ["first"]
+    outbox.post("the last", lambda: arrived.append("last"), 2, after_all=True)
+    assert outbox.flush(5) is None and arrived == ["first", "last"]
+    outbox.close(5)
+
+
+@pytest.mark.parametrize("name", ["/Users/me/prid", "../../up", "..", ".", "a b/c", "größe"])
+def test_artifacts_stay_beside_the_database(tmp_path: Path, name: str) -> None:
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    with Tracker(uri, name, "alignment", "where") as tracker:
+        location = tracker.client.get_experiment(tracker.experiment_id).artifact_location
+        tracker.log_sweep({"name": "x"}, {}, [])
+        assert tracker.flush() is None
+    folder = Path(unquote(urlsplit(location).path))
+    assert folder.resolve().parent == tmp_path / "store/artifacts"
+    assert list(folder.rglob("config.yaml"))

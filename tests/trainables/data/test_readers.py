@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.support.tiny_sets import FRAMES, PEOPLE, Unpacked, save_image
 from trainables.data.decoding import decode
@@ -432,3 +432,72 @@ def test_read_real_excerpt_has_expected_counts(
         assert (len(official.train), len(official.query), len(official.gallery)) == split
     assert any("published" in note for note in data_set.notes)
     assert decode(data_set.tracklets[-1].frames[-1]).ndim == 3
+
+
+@pytest.mark.parametrize("layout", ["prid2011", "ilids-vid", "sequences"])
+def test_frames_are_in_the_order_of_their_numbers(layout: str, unpacked: Unpacked) -> None:
+    folder = unpacked(layout)
+    first = read(layout, folder, name="set").tracklets[0].frames[0].path
+    for file in first.parent.iterdir():
+        file.unlink()
+    for number in range(1, 13):
+        save_image(first.parent / f"{number}.png", number)
+    (first.parent / "Thumbs.db").touch()
+    tracklets = read(layout, folder, name="set").tracklets
+    frames = next(each.frames for each in tracklets if each.frames[0].path.parent == first.parent)
+    assert [frame.path.name for frame in frames] == [f"{number}.png" for number in range(1, 13)]
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "tiff", "ppm", "jfif", "jpe", "JPG", "bmp", "png"])
+def test_image_formats_of_own_sets_are_read(suffix: str, tmp_path: Path) -> None:
+    pixels = np.full((8, 4, 3), 90, np.uint8)
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "ppm": "PPM"}.get(suffix)
+    for person in ("a", "b"):
+        for camera in ("1", "2"):
+            path = tmp_path / "images" / person / camera / f"1.{suffix}"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(pixels).save(path, kind)
+    data_set = read("images", tmp_path, name="own")
+    assert len(data_set.tracklets) == 4
+    np.testing.assert_allclose(decode(data_set.tracklets[0].frames[0]), pixels, atol=2)
+
+
+@pytest.mark.parametrize("name", ["2.heic", "2.gif", "2.AVIF", "walk.mp4"])
+def test_file_of_another_format_among_images_is_named(name: str, unpacked: Unpacked) -> None:
+    folder = unpacked("images")
+    image = read("images", folder, name="set").tracklets[0].frames[0].path
+    (image.parent / name).touch()
+    assert f"{image.parent / name}: this format is not read, only .bmp, " in refused("images", folder)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (0x80FF, 0x80), (65535, 255)])
+def test_image_of_16_bits_is_scaled(value: int, expected: int, tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), value, np.uint16)).save(tmp_path / "grey.png")
+    pixels = decode(Frame(tmp_path / "grey.png"))
+    assert pixels.shape == (4, 6, 3) and (pixels == expected).all()
+
+
+def test_image_of_32_bits_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 6), np.float32)).save(tmp_path / "depth.tif")
+    with pytest.raises(DataError, match=r"depth\.tif: .*pixels of 32 bits"):
+        decode(Frame(tmp_path / "depth.tif"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photograph_is_turned_upright(orientation: int, tmp_path: Path) -> None:
+    upright = np.zeros((16, 8, 3), np.uint8)
+    upright[:8, :4] = 200
+    undo = {
+        1: lambda image: image,
+        2: np.fliplr,
+        3: lambda image: np.rot90(image, 2),
+        4: np.flipud,
+        5: lambda image: image.transpose(1, 0, 2),
+        6: lambda image: np.rot90(image, 1),
+        7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+        8: lambda image: np.rot90(image, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(undo(upright))).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(decode(Frame(tmp_path / "photo.png")), upright)

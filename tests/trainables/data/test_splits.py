@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
+from pydantic import ValidationError
 
 from tests.support.data_configs import SETS, data_config
 from tests.support.tiny_sets import save_image
@@ -214,3 +215,37 @@ def test_check_one_source_under_two_names_is_refused(
     given = {"sequences": "folder", "images": ["drawn"]} | change
     with pytest.raises(DataError, match=expected):
         check(data_config(tmp_path, sets=sets, **given))
+
+
+def test_check_target_whose_queries_have_no_match_is_refused(tmp_path: Path) -> None:
+    """Images of one camera: every query has its identity in the gallery, but in no other camera."""
+    for person in range(1, 7):
+        parts = ("bounding_box_train",) if person < 4 else ("query", "bounding_box_test")
+        for number, part in enumerate(parts, 1):
+            save_image(tmp_path / f"own/{part}/{person:04}_c1s1_{number:06}_00.jpg", person)
+    sets = {**SETS, "own": {"layout": "market1501", "folder": str(tmp_path / "own")}}
+    with pytest.raises(DataError, match=r"^data\.targets: no query of 'own' has a match in another camera"):
+        check(data_config(tmp_path, sets=sets, targets=["own"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["prid (full)", "", " a", "a ", "50%", "a/b", "a+b", "#1", "x=y", "it's", "n" * 65]
+)
+def test_name_of_a_set_that_mlflow_refuses_is_refused(name: str, tmp_path: Path) -> None:
+    sets = {name: SETS["walkers"], "walkers-stills": SETS["walkers-stills"]}
+    with pytest.raises(ValidationError, match="of a set; expected at most 64 letters, digits, spaces"):
+        data_config(tmp_path, sets=sets, sequences=name, targets=[name])
+
+
+def test_paths_of_data_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers run in another folder than the command."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REID_CACHE", "cache")
+    config = data_config(
+        tmp_path, sets={"own": {"layout": "mars", "folder": "data/mars"}}, sequences="own", cache=None
+    )
+    assert config.sets["own"].folder == tmp_path / "data/mars"
+    assert config.cache_folder == tmp_path / "cache"
+    monkeypatch.chdir("/")
+    assert config.cache_folder == tmp_path / "cache"
+    assert data_config(tmp_path, cache="packs").cache == Path("/packs")

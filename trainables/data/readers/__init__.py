@@ -38,9 +38,9 @@ def read(layout: str, folder: str | Path, *, name: str, **options: Any) -> DataS
         options: options of the reader.
 
     Returns:
-        Every usable tracklet, frames sorted by name, with the official splits. If there are none, splits are
-        drawn from a seed, or all tracklets are for training. ``notes`` reports this, and each count that
-        differs from the published one.
+        Every usable tracklet, frames in the order of their numbers, with the official splits. If there are
+        none, splits are drawn from a seed, or all tracklets are for training. ``notes`` reports this, and
+        each count that differs from the published one.
 
     Raises:
         DataError: the folder is missing, empty, incomplete or of another layout, or an option is not valid.

@@ -1,5 +1,6 @@
 """Functions of several readers: sorted listings, MATLAB files, comparison of counts, splits."""
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,11 @@ DAMAGED_MATLAB_FILE = (
     ValueError,
     zlib.error,
 )
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+OTHER_IMAGES = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".mp4", ".avi", ".mov"})
+"""Suffixes of images and videos that are not read, and must not be missed silently."""
 
 
 def within(folder: Path, child: str) -> Path:
@@ -50,23 +55,33 @@ def image_names(folder: Path, missing: str) -> list[str]:
     """Return the names of the image files in ``folder``, sorted.
 
     Raises:
-        DataError: there are none; the message ends with ``missing``.
+        DataError: there are none, or other images than can be read; the message ends with ``missing``.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {missing}")
-    names = sorted(
-        child.name
-        for child in folder.iterdir()
-        if child.suffix.lower() in IMAGE_SUFFIXES and child.name[0] != "."
-    )
+    files = [child for child in folder.iterdir() if child.name[0] != "."]
+    names = sorted(child.name for child in files if child.suffix.lower() in IMAGE_SUFFIXES)
+    if unread := sorted(child.name for child in files if child.suffix.lower() in OTHER_IMAGES):
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{folder / unread[0]}: this format is not read, only {suffixes}; {missing}")
     if not names:
         raise DataError(f"{folder}: holds no images; {missing}")
     return names
 
 
+def by_numbers(name: str) -> tuple[list[str | int], str]:
+    """Return the key that sorts names by the numbers in them: 2.jpg is before 10.jpg.
+
+    >>> sorted(["10.jpg", "9.jpg", "009b.jpg"], key=by_numbers)
+    ['9.jpg', '009b.jpg', '10.jpg']
+    """
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
 def sequence(identity: str, camera: str, folder: Path) -> Tracklet:
-    """Return the tracklet whose frames are the images of ``folder``, sorted by name."""
-    names = image_names(folder, "expected one image per frame")
+    """Return the tracklet whose frames are the images of ``folder``, in the order of their numbers."""
+    names = sorted(image_names(folder, "expected one image per frame"), key=by_numbers)
     return Tracklet(identity, camera, tuple(Frame(folder / name) for name in names))
 
 
