@@ -115,6 +115,10 @@ class Driver(ABC, Generic[OutcomeType]):
         except OSError as error:
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
+    def check_tracking(self, tracker: Tracker) -> None:
+        """Check that everything the job will record can be recorded; raises InputError."""
+        tracker.check_artifacts()
+
     @abstractmethod
     def is_final(self, outcome: OutcomeType) -> bool:
         """Return whether an outcome is that of the present file, so that nothing is left to do."""
@@ -200,6 +204,7 @@ class Driver(ABC, Generic[OutcomeType]):
                     job_id,
                     self._job.kind,
                 )
+                self.check_tracking(tracker)
             with tracker:
                 code, outcome, undelivered = self._drive(job_id, study, joined, lease, tracker, data_sets)
         if outcome is not None:

@@ -31,7 +31,7 @@ from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
-from orchestrator.tracking.model_registry import RegisteredModel, register
+from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
 
@@ -87,6 +87,12 @@ class SweepDriver(Driver[SweepOutcome]):
             rehearse_sampler(self._sweep)
         if new:
             self._transferred = self._transfer()
+
+    def check_tracking(self, tracker: Tracker) -> None:
+        """Check that files can be kept, and a version be registered."""
+        super().check_tracking(tracker)
+        if self._sweep.registry is not None:
+            check_registry(tracker, self._sweep.registry.model)
 
     def open_study(self) -> SearchStudy:
         """Open the study of the search, and seed a new one."""

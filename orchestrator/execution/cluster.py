@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import ray
 from ray import tune
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from orchestrator.config.sections import Resources
 from orchestrator.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 TRIAL_SLOT = "trial_slot"
 """Custom resource of the process of a lane, so that these processes do not compete with workers for CPUs."""
@@ -22,6 +26,12 @@ _SLOTS = 1024
 _DRIVER_CPUS = 0.05
 _ANSWER_SECONDS = 5.0
 _HEALTH_SECONDS = 30.0
+
+_STARTS = 3
+"""How often Ray is started on a machine that is too slow for its limit of 30 seconds."""
+
+_SOCKET_PATH = 107
+"""Most bytes of the path of a Unix socket."""
 
 _ENVIRONMENT = {
     # Train notices the end of its workers at this interval, and a lane waits for it.
@@ -111,19 +121,32 @@ def start(address: str | None) -> Cluster:
     """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
 
     Raises:
-        InputError: no cluster answers at the address.
+        InputError: no cluster answers at the address, or Ray cannot start here.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    source = "--address"
+    if address is None:
+        source, address = "RAY_ADDRESS", os.environ.pop("RAY_ADDRESS", None) or None
+        if address is not None:
+            os.environ["RAY_ADDRESS"] = address
     environment = _ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL_ENVIRONMENT
     for variable, value in environment.items():
         os.environ.setdefault(variable, value)
     if address is not None:
-        _check_address(address)
+        _check_address(source, address)
+    else:
+        _check_sockets()
     # Ray would write its token file readable for all users.
     mask = os.umask(0o077)
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: "timed out during startup" in str(error)),
+        stop=stop_after_attempt(_STARTS),
+        before_sleep=_give_up_slow_start,
+        reraise=True,
+    )
     try:
-        context = ray.init(
+        context = retrying(
+            ray.init,
             address=address or "local",
             runtime_env={
                 "worker_process_setup_hook": "orchestrator.execution.worker_setup.find_own_cluster",
@@ -133,9 +156,10 @@ def start(address: str | None) -> Cluster:
             logging_level=logging.ERROR,
             **(own if address is None else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start"
-        raise InputError(f"{what}: {error}") from error
+    except Exception as error:  # Ray raises many types, and Exception itself for a slow start
+        if address is not None:
+            raise InputError(f"{source} {address}: no Ray cluster answers there: {error}") from error
+        raise InputError(f"Ray does not start: {_start_failure(error)}") from error
     finally:
         os.umask(mask)
     if address is not None and "RAY_ADDRESS" in os.environ:
@@ -151,17 +175,56 @@ def start(address: str | None) -> Cluster:
     )
 
 
-def _check_address(address: str) -> None:
+def _give_up_slow_start(state: RetryCallState) -> None:
+    _log.info("this machine is slow to start Ray; trying again")
+    ray.shutdown()
+
+
+def _temporary_folder() -> tuple[str, str]:
+    """Return the folder in which Ray keeps its session, and the variable that chooses it."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
+    return os.environ.get(name, "/tmp"), name
+
+
+def _check_sockets() -> None:
+    """Check that the paths of Ray's sockets have a valid length; raises InputError."""
+    folder, name = _temporary_folder()
+    longest = _SOCKET_PATH - len(
+        os.fsencode("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+    )
+    if len(os.fsencode(folder)) > longest:
+        raise InputError(
+            f"{name}: {folder} is too long for the sockets of Ray, at most {longest} characters; "
+            "set RAY_TMPDIR to a short folder, such as /tmp"
+        )
+
+
+def _start_failure(error: Exception) -> str:
+    """Return why Ray does not start here, with the variable that names a folder at fault."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    _, name = _temporary_folder()
+    home, path = str(Path.home()), os.fsdecode(error.filename)
+    if path == home or path.startswith(f"{home}/.ray"):  # for the token
+        name = "HOME"
+    return f"{path}: {error.strerror}; set {name} to a folder that can be written"
+
+
+def _check_address(source: str, address: str) -> None:
     """Check within seconds an address that Ray would try to reach for minutes."""
     if address == "auto":
         return
+    if re.match(r"https?://", address):
+        raise InputError(
+            f"{source} {address}: this is a dashboard; send the job there with --submit {address}"
+        )
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise InputError(f"--address {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
+        raise InputError(f"{source} {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
         # Another program may listen there; Ray would wait for minutes for its answer.
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        raise InputError(f"{source} {address}: no Ray cluster answers there ({error})") from error

@@ -12,10 +12,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.errors import TrackingError
+from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.outbox import describe_error
 from orchestrator.tracking.promotion import DATA_TAG, DECISION_TAG, SCHEMA, SCHEMA_TAG, SCORE_TAG, promote
 from orchestrator.tracking.tracker import Tracker
+
+_CHECK_TAG = "sweep.check"
+"""Tag of a registered model that is there only for a moment."""
 
 
 class RegisteredModel(BaseModel):
@@ -84,6 +87,31 @@ def register(
         uri=f"models:/{model}@{alias}",
         created=created,
     )
+
+
+def check_registry(tracker: Tracker, model: str) -> None:
+    """Check that this login may add versions to a model, by setting and deleting a tag.
+
+    A model that does not exist is created, without a version.
+
+    Raises:
+        InputError: it may not.
+    """
+    client = tracker.client
+    try:
+        try:
+            client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        client.set_registered_model_tag(model, _CHECK_TAG, tracker.sweep_id)
+        client.delete_registered_model_tag(model, _CHECK_TAG)
+    except MlflowException as error:
+        reason = describe_error(error)
+        raise InputError(
+            f"registry.model: {model!r} cannot be written at {tracker.uri}: {reason}; name another model, or"
+            " ask its owner for permission"
+        ) from error
 
 
 def _find_version(

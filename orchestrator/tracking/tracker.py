@@ -103,6 +103,22 @@ class Tracker:
     ) -> None:
         self.close()
 
+    def check_artifacts(self) -> None:
+        """Check that files can be kept, by keeping the list of installed packages.
+
+        Raises:
+            InputError: the store accepts no files from this machine.
+        """
+        try:
+            self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
+        except Exception as error:  # the clients of artifact stores have no common type
+            place = self.client.get_run(self.parent_run_id).info.artifact_uri
+            self.client.set_terminated(self.parent_run_id, "FAILED")
+            raise InputError(
+                f"tracking.uri: {self.uri} keeps files at {place}, which this machine cannot write: "
+                f"{describe_error(error)}; start the server with --artifacts-destination"
+            ) from error
+
     def log_sweep(
         self,
         config: Mapping[str, Any],

@@ -1,10 +1,13 @@
-"""The number of trials that run at once on a cluster."""
+"""Starting or joining a cluster, and the number of trials that run at once on it."""
+
+from typing import Any, NoReturn
 
 import pytest
 
 from orchestrator.config.sections import Resources
 from orchestrator.errors import InputError
-from orchestrator.execution.cluster import Cluster
+from orchestrator.execution import cluster
+from orchestrator.execution.cluster import Cluster, start
 
 SMALL = ({"CPU": 1.0, "trial_slot": 8.0},)
 
@@ -41,3 +44,68 @@ def test_concurrency_auto_on_a_growing_cluster_fails() -> None:
 def test_concurrency_worker_larger_than_every_node_names_cpus() -> None:
     with pytest.raises(InputError, match=r"^resources\.cpus: 1 workers of 50 CPUs do not fit"):
         fixed().concurrency(Resources(cpus=50))
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        (
+            "http://head:8265",
+            "http://head:8265: this is a dashboard; send the job there with --submit http://head",
+        ),
+        ("head", "head: write HOST:PORT of the head node, e.g. 10.0.0.5:6379"),
+        ("127.0.0.1:9", "127.0.0.1:9: no Ray cluster answers there"),
+        ("[::1]:9", r"\[::1\]:9: no Ray cluster answers there .*(refused|assign|family)"),
+    ],
+)
+@pytest.mark.parametrize("source", ["--address", "RAY_ADDRESS"])
+def test_start_address_that_nobody_answers_names_its_source(
+    monkeypatch: pytest.MonkeyPatch, source: str, address: str, line: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address if source == "RAY_ADDRESS" else "")
+    with pytest.raises(InputError, match=f"^{source} {line}"):
+        start(address if source == "--address" else None)
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_start_in_a_folder_too_long_for_sockets_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(name, "/tmp/" + "d" * 80)
+    with pytest.raises(InputError, match=f"^{name}: /tmp/d* is too long for the sockets of Ray, at most 39"):
+        start(None)
+
+
+@pytest.mark.parametrize(("name", "below"), [("RAY_TMPDIR", "file/ray"), ("HOME", "file/.ray")])
+def test_start_without_a_folder_to_write_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, below: str
+) -> None:
+    monkeypatch.setenv(name, "/tmp/file")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    error = NotADirectoryError(20, "Not a directory", f"/tmp/{below}")
+
+    def fail(**_: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    with pytest.raises(
+        InputError, match=f"^Ray does not start: .*{below}: Not a directory; set {name} to a folder"
+    ):
+        start(None)
+
+
+def test_start_on_a_slow_machine_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    calls: list[str] = []
+
+    def fail(**_: Any) -> NoReturn:
+        calls.append("init")
+        raise Exception("The current node timed out during startup. This could happen because")  # as Ray does
+
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: calls.append("shutdown"))
+    with pytest.raises(InputError, match=r"^Ray does not start: The current node timed out during startup"):
+        start(None)
+    assert calls == ["init", "shutdown", "init", "shutdown", "init"]

@@ -11,11 +11,13 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import RunInfo
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.types import Schema, TensorSpec
 
-from orchestrator.errors import TrackingError
-from orchestrator.tracking.model_registry import RegisteredModel, register
+from orchestrator.errors import InputError, TrackingError
+from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
 from orchestrator.tracking.promotion import decide
 from orchestrator.tracking.tracker import Tracker
 from tests.support.servers import MlflowServer
@@ -212,3 +214,26 @@ def test_decision_compares_scores_on_the_same_data_only() -> None:
     other = decide(candidate, {"scores": {"rank1": 0.75}, "data": {"walkers": "d2"}})
     assert not other["comparable"] and "difference" not in other
     assert decide(candidate, None)["reason"] == "first version under this alias"
+
+
+def test_check_registry_leaves_a_model_without_tags(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "registry check") as tracker:
+        for _ in range(2):
+            check_registry(tracker, "checked-reid")
+        model = tracker.client.get_registered_model("checked-reid")
+        assert model.tags == {} and tracker.client.search_model_versions("name = 'checked-reid'") == []
+
+
+def test_check_registry_of_another_team_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login that may read a model and not write it. The store of this test knows no logins."""
+
+    def refuse(*_: Any) -> NoReturn:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    with Tracker(uri, "alignment", "alignment", "other team") as tracker:
+        tracker.client.create_registered_model("their-reid")
+        monkeypatch.setattr(tracker.client, "set_registered_model_tag", refuse)
+        with pytest.raises(
+            InputError, match=r"^registry.model: 'their-reid' cannot be written .*Permission denied"
+        ):
+            check_registry(tracker, "their-reid")

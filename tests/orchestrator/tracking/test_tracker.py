@@ -535,3 +535,24 @@ def test_artifacts_stay_beside_the_database(tmp_path: Path, name: str) -> None:
     folder = Path(unquote(urlsplit(location).path))
     assert folder.resolve().parent == tmp_path / "store/artifacts"
     assert list(folder.rglob("config.yaml"))
+
+
+def test_store_that_accepts_no_files_is_refused_at_the_start(uri: str) -> None:
+    name = f"unwritable {uri[:6]}"
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment(name, artifact_location="file:///proc/nowhere")
+    with Tracker(uri, name, "alignment", "unwritable") as tracker:
+        with pytest.raises(
+            InputError, match=r"keeps files at .*/proc/nowhere.*, which this machine cannot write"
+        ):
+            tracker.check_artifacts()
+        assert client.get_run(tracker.parent_run_id).info.status == "FAILED"
+    assert len(client.search_runs([experiment])) == 1
+
+
+def test_store_that_accepts_files_passes_the_check(uri: str) -> None:
+    with Tracker(uri, "alignment", "alignment", "writable") as tracker:
+        tracker.check_artifacts()
+        assert [file.path for file in tracker.client.list_artifacts(tracker.parent_run_id)] == [
+            "requirements.txt"
+        ]
