@@ -7,13 +7,20 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
 from orchestrator import trainable
 from orchestrator.config.document import Document, Override, flatten
-from orchestrator.config.sections import JOB_NAME, Resources, Section, Tracking, storage_address
+from orchestrator.config.sections import (
+    JOB_NAME,
+    Resources,
+    Section,
+    Tracking,
+    sqlite_address,
+    storage_address,
+)
 from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, InputError, quote
 from orchestrator.trainable import Trainable
@@ -44,6 +51,10 @@ class Job(Section):
             raise ValueError(
                 f"invalid name {quote(value)}; expected at most 63 of a-z, 0-9, '-', '_' and '.'"
             )
+        if value == "artifacts" or value.startswith("mlflow.db"):
+            raise ValueError(
+                f"{quote(value)} is the name of MLflow's files in the storage; choose another name"
+            )
         return value
 
     @field_validator("storage", mode="before")
@@ -60,7 +71,8 @@ class Job(Section):
             raise ValueError(
                 f"invalid database {quote(value)}; expected postgresql+psycopg2://user@host:5432/name"
             )
-        if urlsplit(value).password:
+        parts = urlsplit(value)
+        if parts.password or "password" in parse_qs(parts.query):
             raise ValueError("the address must not contain a password; set PGPASSWORD or use ~/.pgpass")
         return value
 
@@ -167,7 +179,7 @@ def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[st
         reason = "a bucket needs an MLflow server; give tracking.uri or set MLFLOW_TRACKING_URI"
         raise FieldError(Fault(("storage",), reason))
     tracking = Tracking(
-        uri=uri or f"sqlite:///{job.storage}/mlflow.db",
+        uri=uri or sqlite_address(f"{job.storage}/mlflow.db"),
         experiment=job.tracking.experiment or job.name,
     )
     job = job.model_copy(update={"tracking": tracking})

@@ -127,6 +127,11 @@ def storage_address(value: Any, kind: str) -> str:
     return os.path.abspath(expanded)
 
 
+def sqlite_address(file: Path | str) -> str:
+    """Return the SQLAlchemy address of a database file, in which only two characters need an escape."""
+    return "sqlite:///" + str(file).replace("%", "%25").replace("?", "%3F")
+
+
 class Objective(Section):
     """A metric of the trainable that the search optimizes."""
 

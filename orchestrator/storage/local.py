@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 from filelock import FileLock, Timeout
 
+from orchestrator.config.sections import sqlite_address
 from orchestrator.errors import InputError, StorageError, is_full
 from orchestrator.storage.base import LockedError, Store
 
@@ -152,7 +153,7 @@ class LocalStore(Store):
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the SQLite database in the folder of the job."""
-        return optuna.storages.RDBStorage(f"sqlite:///{self.study_file(job)}")
+        return optuna.storages.RDBStorage(sqlite_address(self.study_file(job)))
 
     def study_file(self, job: str) -> Path:
         """Return the database in the folder of the job."""

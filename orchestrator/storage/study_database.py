@@ -17,6 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
+from orchestrator.config.sections import sqlite_address
 from orchestrator.errors import StorageError, is_full, one_line
 from orchestrator.storage import study_tables
 from orchestrator.storage.base import Store
@@ -80,8 +81,10 @@ def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator
 
 
 def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None:
+    query = {"mode": "ro", "uri": "true"}
+    url = sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(file))}", query=query)
     try:
-        return _open_database(f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true", study, stack)
+        return _open_database(url.render_as_string(hide_password=False), study, stack)
     except OperationalError as error:
         if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_READONLY_ROLLBACK":
             raise
@@ -89,7 +92,7 @@ def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     for part in file.parent.glob(f"{file.name}*"):
         shutil.copy(part, folder)
-    return _open_database(f"sqlite:///{folder}/{file.name}", study, stack)
+    return _open_database(sqlite_address(f"{folder}/{file.name}"), study, stack)
 
 
 def _open_database(url: str, study: str, stack: ExitStack) -> StudyReader | None:

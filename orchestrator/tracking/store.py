@@ -3,7 +3,8 @@
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import mlflow
 from filelock import FileLock
@@ -57,6 +58,10 @@ def _exclusive(uri: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         yield
+    escaped = Path(uri.removeprefix("sqlite:///")).parent
+    if escaped != file.parent:  # MLflow creates a folder of this name, and uses the other
+        with suppress(OSError):
+            escaped.rmdir()
 
 
 def _artifacts(uri: str, experiment: str) -> str | None:

@@ -338,3 +338,15 @@ def test_brute_force_over_fractions_is_refused(file: Path) -> None:
         InputError, match=r"search\.x: brute_force tries every value; search a choice or an int"
     ):
         read(file, "search.x={uniform: [0, 1]}", "sampler=brute_force")
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-journal", "artifacts"])
+def test_name_of_a_file_in_the_storage_is_refused(file: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"name: '{name}' is the name of MLflow's files in the storage"):
+        read(file, f"name={name}")
+
+
+@pytest.mark.parametrize("address", ["u:secret@h/db", "u@h/db?password=secret"])
+def test_password_in_the_address_of_the_study_is_refused(file: Path, address: str) -> None:
+    with pytest.raises(InputError, match=r"study: the address must not contain a password; set PGPASSWORD"):
+        read(file, f"study=postgresql+psycopg2://{address}")
