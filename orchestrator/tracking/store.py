@@ -58,10 +58,15 @@ def _exclusive(uri: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         yield
-    escaped = Path(uri.removeprefix("sqlite:///")).parent
-    if escaped != file.parent:  # MLflow creates a folder of this name, and uses the other
-        with suppress(OSError):
-            escaped.rmdir()
+
+
+def remove_escaped_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow creates where the path of a database has escapes in its address."""
+    if uri.startswith("sqlite"):
+        escaped = Path(uri.removeprefix("sqlite:///")).parent
+        if escaped != sqlite_file(uri).parent:
+            with suppress(OSError):
+                escaped.rmdir()
 
 
 def _artifacts(uri: str, experiment: str) -> str | None:

@@ -18,7 +18,7 @@ from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
-from orchestrator.tracking.store import open_experiment, quiet_mlflow
+from orchestrator.tracking.store import open_experiment, quiet_mlflow, remove_escaped_folder
 from orchestrator.trainable import DataSetRecord
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -392,7 +392,9 @@ class Tracker:
     def close(self, timeout: float = 30.0) -> str | None:
         """Flush and stop; return the same as `flush`. What was not delivered is dropped."""
         self._stop_monitor()
-        return self._outbox.close(timeout)
+        line = self._outbox.close(timeout)
+        remove_escaped_folder(self.uri)
+        return line
 
     def _deliver_epochs(self, number: int, epochs: Mapping[int, list[Metric]]) -> bool:
         """Deliver epochs of a trial in one request; return False if it is refused and they are several."""

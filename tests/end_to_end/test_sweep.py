@@ -9,6 +9,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.config.sections import sqlite_address
 from orchestrator.storage.local import LocalStore
 from orchestrator.sweep import main
 from tests.support import command_line
@@ -39,20 +40,21 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.sweep
 def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
+    store = tmp_path / "my store?50%#1"
     done = sweep(file, "--storage", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "parabola version 1, alias champion" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"parabola.yaml", store.name}
 
-    study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{store}/parabola/study.db")
+    study = optuna.load_study(study_name="parabola", storage=sqlite_address(store / "parabola/study.db"))
     states = {trial.number: trial.state.name for trial in study.trials}
     assert len(states) == 4
     assert set(states.values()) == {"COMPLETE", "PRUNED", "FAIL"}
     reasons = [t.user_attrs["reason"] for t in study.trials if t.state.name == "FAIL"]
     assert any("FloatingPointError: train/loss is nan" in reason for reason in reasons)
 
-    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    client = MlflowClient(sqlite_address(store / "mlflow.db"))
     runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
     trials = {int(run.data.tags["trial.number"]): run for run in runs if "trial.number" in run.data.tags}
     assert len(runs) == 5
