@@ -80,6 +80,7 @@ class AlignmentTrainable:
 
     def __init__(self) -> None:
         self._checked: list[tuple[DataConfig, int]] = []
+        self._prepared: dict[str, list[DataSetRecord]] = {}
 
     def prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         """Generate, read and pack every set that the config uses.
@@ -90,6 +91,12 @@ class AlignmentTrainable:
         Raises:
             DataError: a set cannot be read or is not suitable for training.
         """
+        used = config.model_dump_json(include={"data", "batch", "augmentation"}) + repr(config.image_sets)
+        if used not in self._prepared:
+            self._prepared[used] = self._prepare(config)
+        return self._prepared[used]
+
+    def _prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         names = {*needed_to_train(config.data, config.image_sets), *config.data.targets}
         data = DataParts(config.data, sources.resolve_all(config.data, names))
         for name in (config.data.sequences, *config.image_sets):

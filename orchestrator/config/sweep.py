@@ -116,8 +116,11 @@ class Sweep(Job):
         return [objective.metric for objective in self.objective]
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
-        """Yield the fixed config: all trials use the same data."""
+        """Yield the fixed config, then the fixed config with each choice, which may be of data."""
         yield self.trial_config({})
+        for values in self.space.corners():
+            if any(self.search[path].choice for path in values):
+                yield self.trial_config(values)
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings, defaults included, as plain JSON values."""

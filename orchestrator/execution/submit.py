@@ -1,8 +1,11 @@
 """Submits a job to a Ray cluster, which runs it without this machine: ``--submit http://head:8265``."""
 
 import asyncio
+import getpass
+import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from orchestrator.config.document import Document, Override
+from orchestrator.config.job import changes, flat_texts
 from orchestrator.console.progress import Progress
 from orchestrator.errors import InputError, one_line
 from orchestrator.interrupt import Interrupt
@@ -23,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 _JOB = "job"
 """Key in the metadata of a Ray job by which the job of a sweep is found."""
+
+_OWNER, _FILE = "owner", "file"
+"""Keys of who sent it, and of the values of its file, in which variables are not filled."""
 
 _UNREACHABLE = (ConnectionError, OSError, RuntimeError, aiohttp.ClientError)
 """What Ray's client raises when the head does not answer or the connection breaks."""
@@ -64,6 +71,9 @@ def submit(
         )
     storage, name = lookup.job_of_file(file, overrides)
     key = f"{storage}/{name}"
+    document = Document.read(Path(file))
+    for override in overrides:
+        document.set(override)
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)
     with progress.activity(f"asking {address}"):
         client = _client(address)
@@ -73,9 +83,6 @@ def submit(
             raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
     if job is None:
         with progress.activity(f"sending the working directory to {address}"):
-            document = Document.read(Path(file))
-            for override in overrides:
-                document.set(override)
             variables = document.variables()
             environment = {
                 variable: os.environ[variable] for variable in variables if os.environ.get(variable)
@@ -84,11 +91,18 @@ def submit(
                 job_id = client.submit_job(
                     entrypoint=command,
                     runtime_env={"working_dir": ".", "env_vars": environment},
-                    metadata={_JOB: key},
+                    metadata={_JOB: key, _OWNER: _owner(), _FILE: json.dumps(document.tree)},
                 )
             except (*_UNREACHABLE, ValueError) as error:  # such as a directory that is too large to send
                 raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
         _log.info("%s runs as %s on %s, and does not need this terminal", name, job_id, address)
+    elif different := _differences(job, document):
+        owner = (job.metadata or {}).get(_OWNER, "someone")
+        raise InputError(
+            f"--submit {address}: {name} already runs there with another file, sent by {owner}: "
+            f"{'; '.join(different[:3])}; give this one another name, or stop that one first: "
+            f"python -m orchestrator.stop {key}"
+        )
     elif job.entrypoint != command:
         raise InputError(
             f"--submit {address}: {name} already runs there with another command line ({job.entrypoint}); "
@@ -113,6 +127,18 @@ def _client(address: str) -> JobSubmissionClient:
         raise InputError(
             f"--submit {address}: no Ray dashboard answers there: {one_line(error, 300)}"
         ) from error
+
+
+def _owner() -> str:
+    return f"{getpass.getuser()} on {platform.node()}"
+
+
+def _differences(job: JobDetails, document: Document) -> list[str]:
+    """Return one line for each value that the file of a running job has otherwise."""
+    recorded = (job.metadata or {}).get(_FILE)
+    if recorded is None:  # an earlier version sent it
+        return []
+    return changes(flat_texts(json.loads(recorded)), flat_texts(document.tree))
 
 
 def _is_running(job: JobDetails, key: str) -> bool:

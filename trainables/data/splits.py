@@ -42,10 +42,9 @@ def check(config: DataConfig) -> int:
             _check_role(config, role, name)
     _check_leak(config)
     extents = {name: _extent(config, name) for names in used.values() for name in names}
-    _check_split(config.sequences, config.split, extents[config.sequences].splits)
-    for name in (*config.images, *config.targets):
-        if extents[name].splits > 1:
-            _check_split(name, config.split, extents[name].splits)
+    for name, extent in extents.items():
+        if extent.splits > 1:
+            _check_split(name, config.split, extent.splits)
     for name in config.targets:
         if extents[name].test == 0:
             raise DataError(f"data.targets: {name!r} has no test part; expected a set with query and gallery")
@@ -121,8 +120,7 @@ def training_part(
     Raises:
         DataError: the split does not exist, or too few identities are left for training or validation.
     """
-    _check_split(pack.name, split, len(pack.splits))
-    part = np.array(pack.splits[split].train, np.int64)
+    part = np.array(split_of(pack, split).train, np.int64)
     part = np.sort(part[~np.isin(pack.identities[part], (JUNK, DISTRACTOR, *without))])
     identities, cameras = pack.identities[part], pack.cameras[part]
     candidates = _seen_twice(identities, cameras)

@@ -350,3 +350,9 @@ def test_name_of_a_file_in_the_storage_is_refused(file: Path, name: str) -> None
 def test_password_in_the_address_of_the_study_is_refused(file: Path, address: str) -> None:
     with pytest.raises(InputError, match=r"study: the address must not contain a password; set PGPASSWORD"):
         read(file, f"study=postgresql+psycopg2://{address}")
+
+
+def test_every_choice_is_prepared(file: Path) -> None:
+    sweep = read(file, "search.fault={choice: [none, crash]}", "search.seed={int: [0, 3]}")
+    prepared = [(config.fault, config.seed) for config in sweep.configs_to_prepare()]  # type: ignore[attr-defined]
+    assert prepared == [("none", 1), ("none", 1), ("crash", 1)]

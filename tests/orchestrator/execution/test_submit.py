@@ -177,7 +177,8 @@ def test_submitted_job_runs_the_command_in_its_directory(file: str, monkeypatch:
     send(cluster, file, monkeypatch)
     assert cluster.submitted["entrypoint"] == "sweep named.yaml"
     assert cluster.submitted["runtime_env"]["working_dir"] == "."
-    assert cluster.submitted["metadata"] == {"job": "/store/named"}
+    assert cluster.submitted["metadata"]["job"] == "/store/named"
+    assert "first" not in cluster.submitted["metadata"]["file"], "values of variables may be secrets"
 
 
 def running(command: str) -> Any:
@@ -201,3 +202,17 @@ def test_job_that_already_runs_there_is_followed(
 def test_job_that_runs_with_another_command_is_refused(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"named already runs there with another command line \(sweep x\)"):
         send(Cluster(running("sweep x")), file, monkeypatch)
+
+
+def test_job_that_runs_with_another_file_is_refused(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Cluster()
+    send(first, file, monkeypatch)
+    job = running("sweep named.yaml")
+    job.metadata = first.submitted["metadata"]
+    assert send(Cluster(job), file, monkeypatch) == 0
+    Path(file).write_text(Path(file).read_text().replace("UNSET:-5", "UNSET:-6"))
+    with pytest.raises(InputError) as refusal:
+        send(Cluster(job), file, monkeypatch)
+    start, _, end = str(refusal.value).partition(", sent by ")
+    assert start == "--submit http://head:8265: named already runs there with another file"
+    assert "config.other: ${UNSET:-5} → ${UNSET:-6}; give this one another name, or stop that one" in end

@@ -30,10 +30,6 @@ from trainables.errors import DataError
         ({"images": ["walkers"]}, r"data\.images: 'walkers' has sequences"),
         ({"targets": ["walkers-stills"]}, r"data\.targets: 'walkers-stills' has no test part"),
         ({"split": 10}, r"data\.split: 10 is out of range; set 'walkers' has 0 to 9"),
-        (
-            {"sequences": "walkers-b", "split": 1},
-            r"data\.split: 1 is out of range; set 'walkers-b' has only 0",
-        ),
         ({"validation": 0.9}, r"data\.validation: 0\.9 of the 4 training identities of 'walkers'"),
     ],
 )
@@ -249,3 +245,12 @@ def test_paths_of_data_are_those_of_the_command(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir("/")
     assert config.cache_folder == tmp_path / "cache"
     assert data_config(tmp_path, cache="packs").cache == Path("/packs")
+
+
+def test_set_with_one_official_split_has_it_as_every_split(tmp_path: Path) -> None:
+    """A comparison may run all splits of one set beside another set that has one."""
+    assert check(data_config(tmp_path, sequences="walkers-b", targets=["walkers-b"], images=[], split=3)) > 0
+    pack = resolve(data_config(tmp_path), "walkers-b")
+    for split in (0, 3):
+        train, query, _ = training_part(pack, split, 0.25, 0)
+        assert {*train, *query} <= set(pack.splits[0].train)
