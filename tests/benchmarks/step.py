@@ -187,7 +187,10 @@ def training_and_embedding_rows(repetitions: int) -> Iterator[Row]:
     """Yield training by `Training.run` and embedding of a packed set, each against a bare loop."""
     with tempfile.TemporaryDirectory() as folder:
         config = real_config(
-            data={**GENERATED, "cache": folder}, epochs=1, batch={**real_batch(), "passes": 1}
+            data={**GENERATED, "cache": folder},
+            epochs=1,
+            batch={**real_batch(), "passes": 1},
+            precision="float32",  # that of the bare loops
         )
         trainable = AlignmentTrainable()
         trainable.prepare(config)
