@@ -185,6 +185,9 @@ class SearchChecking(Protocol):
 _METRIC_NAME = re.compile(r"[/\w.\- :]{1,250}")
 """Names that MLflow 3 accepts."""
 
+_RESERVED = ("time", "objective")
+"""Names under which the study and MLflow keep something else."""
+
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")
 
 
@@ -243,7 +246,7 @@ def metric_name_fault(name: object) -> str | None:
         return (
             f"the invalid name {quote(name)}; expected at most 250 letters, digits, spaces and any of /_-.:"
         )
-    if posixpath.normpath(name) != name or name.startswith(("/", "..")) or name == ".":
+    if posixpath.normpath(name) != name or name.startswith(("/", "..")) or name in (".", *_RESERVED):
         return f"the invalid name {quote(name)}; expected a name like val/mAP"
     return None
 
@@ -286,6 +289,8 @@ def checked_report(metrics: Mapping[str, Any], last: int, epochs: int) -> dict[s
     if "epoch" not in numbers:
         raise ValueError("a report must contain epoch")
     epoch = numbers["epoch"]
+    if last >= epochs:
+        raise ValueError(f"epoch is {epoch:g}; no report is expected after epoch {epochs}, the last one")
     if not (epoch.is_integer() and last < epoch <= epochs):
         raise ValueError(f"epoch is {epoch:g}; expected a whole number from {last + 1} to {epochs}")
     return numbers

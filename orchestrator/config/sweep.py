@@ -54,7 +54,7 @@ class Sweep(Job):
     @classmethod
     def _at_least_one(cls, value: dict[str, Parameter]) -> dict[str, Parameter]:
         if not value:
-            raise ValueError("no path is searched; expected for example {seed: {int: [0, 9]}}")
+            raise ValueError("no path is searched; expected for example {rate: {uniform: [0, 1]}}")
         return value
 
     @field_validator("warm_start", mode="before")
@@ -117,10 +117,11 @@ class Sweep(Job):
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
         """Yield the fixed config, then the fixed config with each choice, which may be of data."""
-        yield self.trial_config({})
+        configs = [self.trial_config({})]
         for values in self.space.corners():
             if any(self.search[path].choice for path in values):
-                yield self.trial_config(values)
+                configs.append(self.trial_config(values))
+        yield from (config for index, config in enumerate(configs) if config not in configs[:index])
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings, defaults included, as plain JSON values."""

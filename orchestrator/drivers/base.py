@@ -116,7 +116,7 @@ class Driver(ABC, Generic[OutcomeType]):
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
     def check_tracking(self, tracker: Tracker) -> None:
-        """Check that everything the job will record can be recorded; raises InputError."""
+        """Check that everything the job will record can be recorded; raises TrackingError."""
         tracker.check_artifacts()
 
     @abstractmethod
@@ -204,8 +204,9 @@ class Driver(ABC, Generic[OutcomeType]):
                     job_id,
                     self._job.kind,
                 )
-                self.check_tracking(tracker)
             with tracker:
+                with self._progress.activity("checking that files and models can be recorded"):
+                    self.check_tracking(tracker)
                 code, outcome, undelivered = self._drive(job_id, study, joined, lease, tracker, data_sets)
         if outcome is not None:
             self.summarise(outcome)

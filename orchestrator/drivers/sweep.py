@@ -81,11 +81,11 @@ class SweepDriver(Driver[SweepOutcome]):
         return {"trials": self._sweep.budget.trials}
 
     def check(self, new: bool) -> None:
-        """Check the data, the sampler, and the earlier sweeps to learn from."""
+        """Check the data, and for a new sweep the sampler and the earlier sweeps to learn from."""
         super().check(new)
-        with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
-            rehearse_sampler(self._sweep)
         if new:
+            with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
+                rehearse_sampler(self._sweep)
             self._transferred = self._transfer()
 
     def check_tracking(self, tracker: Tracker) -> None:
@@ -116,7 +116,7 @@ class SweepDriver(Driver[SweepOutcome]):
             scores=scores,
             tracking=sweep.tracking.uri,
             report=self._directory.locate("report.html"),
-            model=self._register(study, best, scores, data_sets, tracker),
+            model=self._register(study, best, scores, tracker),
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
@@ -185,7 +185,6 @@ class SweepDriver(Driver[SweepOutcome]):
         study: SearchStudy,
         best: FrozenTrial,
         scores: dict[str, float],
-        data_sets: Sequence[DataSetRecord],
         tracker: Tracker,
     ) -> RegisteredModel | None:
         """Register the model of a trial, if the file has a registry; raises TrackingError."""
@@ -207,7 +206,7 @@ class SweepDriver(Driver[SweepOutcome]):
                 evaluation=scores,
                 record={
                     "parameters": best.params,
-                    "data": {record.name: record.digest for record in data_sets},
+                    "data": {record.name: record.digest for record in sweep.implementation.prepare(config)},
                 },
             )
 

@@ -1,8 +1,8 @@
 """The folder of one trial in the storage: its checkpoints, and the stacks of workers that hung.
 
 A checkpoint counts once the empty file ``<checkpoint>.complete`` beside its folder exists, which is written
-last. Ray Train cannot keep the checkpoints: a run of Ray Train trains many trials, and would keep the last
-checkpoint of only one.
+last, and no longer once ``<checkpoint>.damaged`` exists. Ray Train cannot keep the checkpoints: a run of Ray
+Train trains many trials, and would keep the last checkpoint of only one.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from orchestrator.errors import StorageError, is_full, one_line
 
 _CHECKPOINT = "checkpoint_"
 _COMPLETE = ".complete"
+_DAMAGED = ".damaged"
 
 _LIST = "checkpoint_manager_snapshot.json"
 """File of sweeps of version 0.1.0: the list that Ray Train kept of the complete checkpoints."""
@@ -106,15 +107,14 @@ class TrialFolder:
             names = self._names()
             complete = self._complete(names)
             for name in names:
-                if name == kept or not name.startswith(_CHECKPOINT) or name.endswith(_COMPLETE):
+                if name == kept or not name.startswith(_CHECKPOINT) or name.endswith((_COMPLETE, _DAMAGED)):
                     continue
                 if name in complete or epoch_of(name) < epoch_of(kept):
                     self.delete(f"{self.path}/{name}")
 
     def set_aside(self, checkpoint: str) -> None:
         """Let a damaged checkpoint count no longer; its files stay."""
-        with contextlib.suppress(OSError):
-            self.filesystem.delete_file(checkpoint + _COMPLETE)
+        self.write(f"{checkpoint.rpartition('/')[2]}{_DAMAGED}", b"")
 
     def record_hang(self, worker: str, stacks: bytes) -> None:
         """Keep the stacks of a worker that hung."""
@@ -145,6 +145,7 @@ class TrialFolder:
         complete = {name for name in names if name + _COMPLETE in names and mark in name}
         if _LIST in names:
             complete |= set(re.findall(rf"{_CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
+        complete = {name for name in complete if name + _DAMAGED not in names}
         return sorted(complete, key=lambda name: (epoch_of(name), name))
 
 

@@ -124,7 +124,7 @@ def start(address: str | None) -> Cluster:
         InputError: no cluster answers at the address, or Ray cannot start here.
     """
     source = "--address"
-    if address is None:
+    if not address:
         source, address = "RAY_ADDRESS", os.environ.pop("RAY_ADDRESS", None) or None
         if address is not None:
             os.environ["RAY_ADDRESS"] = address
@@ -182,15 +182,16 @@ def _give_up_slow_start(state: RetryCallState) -> None:
 
 def _temporary_folder() -> tuple[str, str]:
     """Return the folder in which Ray keeps its session, and the variable that chooses it."""
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "RAY_TMPDIR")
-    return os.environ.get(name, "/tmp"), name
+    read = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)  # as Ray 2.60 does
+    name = next((name for name in read if name in os.environ), "RAY_TMPDIR")
+    return os.environ.get(name, "/tmp").rstrip("/"), name
 
 
 def _check_sockets() -> None:
     """Check that the paths of Ray's sockets have a valid length; raises InputError."""
     folder, name = _temporary_folder()
     longest = _SOCKET_PATH - len(
-        os.fsencode("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+        os.fsencode(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
     )
     if len(os.fsencode(folder)) > longest:
         raise InputError(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -24,7 +24,8 @@ from orchestrator.study.trial_report import (
     decode,
     trial_name,
 )
-from orchestrator.tracking.tracker import State, Tracker
+from orchestrator.tracking.tracker import RecordedTrial, State, Tracker
+from orchestrator.trainable import metric_name_fault
 
 _log = logging.getLogger(__name__)
 
@@ -70,30 +71,26 @@ class TrialMonitor(NotSnapshotted, Callback):
         trials = [trial for trial in self._study.started_trials if trial.number >= self._tracker.delivered]
         try:
             recorded = self._tracker.recorded_trials(trial.number for trial in trials)
-        except TrackingError as error:
+            for trial in trials:
+                self._catch_up_trial(trial, recorded.get(trial.number))
+        except TrackingError as error:  # the next driver catches up
             _log.warning("%s", error)
             return
-        for trial in trials:
-            run, epochs = recorded.get(trial.number), attributes.epochs(trial)
-            if run is None:
-                self._track_start(trial.number, self._study.values(trial))
-                missing = set(epochs)
-            else:
-                missing = self._missing_epochs(trial.number, epochs)
-                if not missing and trial.state in _STATES and run.state == _STATES[trial.state]:
-                    continue
-            for epoch in sorted(missing):
-                self._track_epoch(trial.number, epoch, epochs[epoch])
-            self._track_end(trial)
         self._note_delivered()
 
-    def _missing_epochs(self, number: int, epochs: Iterable[int]) -> set[int]:
-        """Return those of the epochs of a trial that MLflow lacks."""
-        try:
-            return set(epochs) - self._tracker.recorded_epochs(number)
-        except TrackingError as error:
-            _log.warning("%s", error)
-            return set()
+    def _catch_up_trial(self, trial: FrozenTrial, run: RecordedTrial | None) -> None:
+        """Record in MLflow what it lacks of a trial; raises TrackingError."""
+        epochs = attributes.epochs(trial)
+        if run is None:
+            self._track_start(trial.number, self._study.values(trial))
+            missing = set(epochs)
+        else:
+            missing = set(epochs) - self._tracker.recorded_epochs(trial.number)
+            if not missing and trial.state in _STATES and run.state == _STATES[trial.state]:
+                return
+        for epoch in sorted(missing):
+            self._track_epoch(trial.number, epoch, epochs[epoch])
+        self._track_end(trial)
 
     def on_heartbeat(self, seconds: float) -> dict[str, Any]:
         """Account for the seconds since the last heartbeat; return the activity for the driver's record."""
@@ -210,7 +207,12 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._tracker.start_trial(number, f"{point} {label}".strip(), self._study.parameters(values), new)
 
     def _track_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        values = {metric: value for metric, value in metrics.items() if metric != "time"}
+        # Metrics of an earlier version may have names that MLflow refuses.
+        values = {
+            metric: value
+            for metric, value in metrics.items()
+            if metric != "time" and metric_name_fault(metric) is None
+        }
         self._tracker.log_epoch(number, epoch, values, int(metrics["time"]))
 
     def _track_end(self, trial: FrozenTrial) -> None:

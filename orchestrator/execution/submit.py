@@ -99,7 +99,7 @@ def submit(
     elif different := _differences(job, document):
         owner = (job.metadata or {}).get(_OWNER, "someone")
         raise InputError(
-            f"--submit {address}: {name} already runs there with another file, sent by {owner}: "
+            f"--submit {address}: {name} already runs there with other settings, sent by {owner}: "
             f"{'; '.join(different[:3])}; give this one another name, or stop that one first: "
             f"python -m orchestrator.stop {key}"
         )
@@ -130,7 +130,11 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _owner() -> str:
-    return f"{getpass.getuser()} on {platform.node()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        user = f"user {os.getuid()}"
+    return f"{user} on {platform.node()}"
 
 
 def _differences(job: JobDetails, document: Document) -> list[str]:

@@ -53,7 +53,7 @@ class SearchStudy(Study):
             directions=[objective.direction for objective in sweep.objective],
             pruner=sweep.scheduler.build(sweep.epochs),
         )
-        # A sampler calls it when every combination was suggested. Optuna's own ends its `optimize` loop.
+        # A sampler calls it when nothing is left to suggest. Optuna's own ends its `optimize` loop.
         self.study.stop = self._end_search  # type: ignore[method-assign]
         self._exhausted = attributes.EXHAUSTED in self.study.user_attrs
         # Kept up to date from here on: a look at all trials for each trial would be quadratic.
@@ -223,7 +223,7 @@ class SearchStudy(Study):
         """Suggest the values of a trial; one whose values are invalid together fails, and gives None."""
         try:
             values = self.sweep.space.suggest(trial)
-        except (StorageInternalError, SQLAlchemyError, OSError):
+        except (SweepError, StorageInternalError, SQLAlchemyError, OSError):
             raise
         except Exception as error:  # whatever a sampler raises
             name, reason = self.sweep.sampler.name, describe_raised(error)
@@ -268,10 +268,14 @@ class SearchStudy(Study):
         return self._epochs[number]
 
     def _end_search(self) -> None:
-        if not self._exhausted:
-            self._exhausted = True
+        if self._exhausted:
+            return
+        self._exhausted = True
+        if self.sweep.sampler.name == "brute_force":
             self.study.set_user_attr(attributes.EXHAUSTED, True)
             _log.info("every combination was suggested; the sweep ends with the trials that run")
+        else:
+            _log.info("%s ends the search; the trials that run go on", self.sweep.sampler.name)
 
     def _tell(self, number: int, **result: Any) -> None:
         super()._tell(number, **result)
@@ -299,7 +303,7 @@ def rehearse_sampler(sweep: Sweep) -> None:
     ended: list[int] = []
     study.stop = lambda: ended.append(1)  # type: ignore[method-assign]
     startup = sweep.sampler.arguments.get("n_startup_trials", 10)
-    trials = min(_REHEARSED, startup + 2) if isinstance(startup, int) else _REHEARSED
+    trials = min(_REHEARSED, sweep.budget.trials, startup + 2 if isinstance(startup, int) else _REHEARSED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(trials):
@@ -307,6 +311,8 @@ def rehearse_sampler(sweep: Sweep) -> None:
                 study.sampler = sweep.sampler.build(offset=number)
                 trial = study.ask()
                 sweep.space.suggest(trial)
+                report = {"time": number, **dict.fromkeys(sweep.required_metrics(), 0.0)}
+                trial.set_user_attr(attributes.epoch_key(1), report)
                 study.tell(trial, [math.sin(number + i) for i in range(len(sweep.objective))])
             except Exception as error:  # whatever a sampler raises
                 reason = describe_raised(error)

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.errors import InputError, TrackingError
+from orchestrator.errors import TrackingError
 from orchestrator.tracking.outbox import describe_error
 from orchestrator.tracking.promotion import DATA_TAG, DECISION_TAG, SCHEMA, SCHEMA_TAG, SCORE_TAG, promote
 from orchestrator.tracking.tracker import Tracker
@@ -95,7 +95,7 @@ def check_registry(tracker: Tracker, model: str) -> None:
     A model that does not exist is created, without a version.
 
     Raises:
-        InputError: it may not.
+        TrackingError: it may not.
     """
     client = tracker.client
     try:
@@ -108,8 +108,8 @@ def check_registry(tracker: Tracker, model: str) -> None:
         client.delete_registered_model_tag(model, _CHECK_TAG)
     except MlflowException as error:
         reason = describe_error(error)
-        raise InputError(
-            f"registry.model: {model!r} cannot be written at {tracker.uri}: {reason}; name another model, or"
+        raise TrackingError(
+            f"registry: {model!r} cannot be written at {tracker.uri}: {reason}; name another model, or"
             " ask its owner for permission"
         ) from error
 

@@ -6,6 +6,7 @@ and exit hook have no time limit, and the creation and end of runs overtake its 
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 import requests
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -20,6 +23,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_ALREADY_EXISTS,
     ErrorCode,
 )
+from urllib3.exceptions import HTTPError
 
 from orchestrator.errors import one_line
 
@@ -50,9 +54,9 @@ class Outbox:
     """Delivers jobs in the background; the caller never waits.
 
     The jobs of one subject are delivered in the order in which they were posted. A job that fails waits with
-    the later ones of its subject, while those of other subjects go on. It is tried again at the next post or
-    flush, so a job must be safe to repeat. A job whose record no store would accept is dropped, and named by
-    `flush`.
+    the later ones of its subject, while those of other subjects go on. It is tried again when its subject is
+    posted to, and at `deliver` and `flush`, so a job must be safe to repeat. A job whose record no store
+    would accept is dropped, and named by `flush`.
     """
 
     def __init__(self, server: str) -> None:
@@ -60,6 +64,9 @@ class Outbox:
         self._waiting: dict[Subject, deque[_Job]] = {}
         self._failures: dict[Subject, int] = {}
         """How often the first job of a subject has failed."""
+
+        self._tried: set[Subject] = set()
+        """Subjects that wait until the next attempt."""
 
         self._problem = ""
         """Why something waits; empty while all is delivered."""
@@ -86,11 +93,13 @@ class Outbox:
         with self._lock:
             self._waiting.setdefault(subject, deque()).append(_Job(self._posted, what, write, after_all))
             self._posted += 1
+            self._tried.discard(subject)
             self._start()
 
     def deliver(self) -> None:
         """Try to deliver what waits; return at once."""
         with self._lock:
+            self._tried.clear()
             if self._waiting:
                 self._start()
 
@@ -113,10 +122,15 @@ class Outbox:
 
         Returns None, or one line about what was not delivered and why.
         """
-        with self._lock:
-            delivery = self._start()
+        end = time.monotonic() + timeout
         try:
-            delivery.result(timeout)
+            with self._lock:
+                running = self._delivery
+            if running is not None:  # it does not repeat what failed before this call
+                running.result(timeout)
+            with self._lock:
+                delivery = self._start()
+            delivery.result(max(0.0, end - time.monotonic()))
         except FutureTimeoutError:
             self._problem = self._problem or f"no answer within {timeout:g} s"
         with self._lock:
@@ -147,10 +161,11 @@ class Outbox:
 
     def _deliver(self) -> None:
         """Try each subject until its jobs are delivered or one of them fails."""
-        tried: set[Subject] = set()
+        with self._lock:
+            self._tried.clear()
         failures = 0
-        while (subject := self._next_subject(tried, failures)) is not None:
-            job = self._waiting[subject][0]
+        while (found := self._next(failures)) is not None:
+            subject, job = found
             try:
                 if not (job.after_all and self._is_held_up(job)):
                     job.write()
@@ -158,7 +173,6 @@ class Outbox:
                 Exception
             ) as error:  # whatever a store's client raises must not end the deliveries after it
                 if _is_temporary(error):
-                    tried.add(subject)
                     failures = _MAX_FAILURES if _is_away(error) else failures + 1
                     self._note_failure(subject, job, describe_error(error))
                     continue
@@ -168,22 +182,24 @@ class Outbox:
             failures = 0
             self._remove(subject)
 
-    def _next_subject(self, tried: set[Subject], failures: int) -> Subject | None:
-        """Return the subject to try next: the least failures first, so that none is left out for ever."""
+    def _next(self, failures: int) -> tuple[Subject, _Job] | None:
+        """Return the job to try next: of the least failures, so that no subject is left out for ever."""
         with self._lock:
-            left = [subject for subject in self._waiting if subject not in tried]
+            left = [subject for subject in self._waiting if subject not in self._tried]
             if not left or failures >= _MAX_FAILURES:
                 self._delivery = None  # under the lock, so that the next post starts a delivery
                 return None
-            return min(left, key=lambda each: (self._failures.get(each, 0), self._waiting[each][0].position))
+            first = min(left, key=lambda each: (self._failures.get(each, 0), self._waiting[each][0].position))
+            return first, self._waiting[first][0]
 
     def _is_held_up(self, job: _Job) -> bool:
         with self._lock:
-            firsts = [jobs[0].position for jobs in self._waiting.values()]
-        return bool(self.refused) or min(firsts) < job.position
+            earlier = any(jobs[0].position < job.position for jobs in self._waiting.values())
+        return bool(self.refused) or earlier
 
     def _note_failure(self, subject: Subject, job: _Job, reason: str) -> None:
         with self._lock:
+            self._tried.add(subject)
             self._failures[subject] = self._failures.get(subject, 0) + 1
             if not self._problem:
                 _log.warning("%s does not accept %s: %s; it is kept", self._server, job.what, reason)
@@ -202,18 +218,25 @@ class Outbox:
 
 
 def is_final(error: MlflowException) -> bool:
-    """Return whether no store would accept the record, so that a retry would not change that."""
-    return error.error_code in _FINAL
+    """Return whether no store would accept the record, so that a retry would not change that.
+
+    MLflow 3 gives the record of a deleted run, which can be restored, the code of an invalid value.
+    """
+    return error.error_code in _FINAL and "must be in the 'active' state" not in str(error)
 
 
 def _is_temporary(error: Exception) -> bool:
-    return isinstance(error, OSError) or (isinstance(error, MlflowException) and not is_final(error))
+    if isinstance(error, MlflowException):
+        return not is_final(error)
+    return isinstance(error, OSError | BotoCoreError | Boto3Error | ClientError | HTTPError)
 
 
 def _is_away(error: Exception) -> bool:
     """Return whether no server answered, so that other jobs would wait for it in vain."""
     if isinstance(error, MlflowException):
         return "failed with exception" in str(error) or "timeout exception" in str(error)
+    if isinstance(error, requests.HTTPError):  # an answer
+        return False
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -71,7 +72,7 @@ class Tracker:
         self.kind = kind
         self._run_ids: dict[int, str] = {}
         self._recorded: dict[int, set[int]] = {}
-        """Epochs of unfinished trials that MLflow has."""
+        """Epochs that MLflow has, of trials that it was asked about or that have not ended."""
 
         self._waiting: dict[int, dict[int, list[Metric]]] = {}
         """Points that were not delivered yet, by trial and epoch."""
@@ -86,6 +87,7 @@ class Tracker:
                 run_name=sweep_name,
             )
             self.parent_run_id: str = parent.info.run_id
+            self._artifact_uri = parent.info.artifact_uri
             self.client.update_run(self.parent_run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}") from error
@@ -107,16 +109,17 @@ class Tracker:
         """Check that files can be kept, by keeping the list of installed packages.
 
         Raises:
-            InputError: the store accepts no files from this machine.
+            TrackingError: the store accepts no files from this machine.
         """
         try:
             self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
         except Exception as error:  # the clients of artifact stores have no common type
-            place = self.client.get_run(self.parent_run_id).info.artifact_uri
-            self.client.set_terminated(self.parent_run_id, "FAILED")
-            raise InputError(
-                f"tracking.uri: {self.uri} keeps files at {place}, which this machine cannot write: "
-                f"{describe_error(error)}; start the server with --artifacts-destination"
+            with suppress(MlflowException):
+                self.client.set_terminated(self.parent_run_id, "FAILED")
+            advice = "; start the server with --artifacts-destination" * self.uri.startswith("http")
+            raise TrackingError(
+                f"tracking: this machine cannot write files to {self._artifact_uri}, where the experiment at "
+                f"{self.uri} keeps them: {describe_error(error)}{advice}"
             ) from error
 
     def log_sweep(
@@ -135,7 +138,6 @@ class Tracker:
             note: Markdown for the page of the run.
         """
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        installed = provenance.packages()
         code = provenance.git_state(Path(__file__).parent)
         machine = provenance.hardware()
         inputs = dataset_inputs(data_sets)
@@ -152,8 +154,7 @@ class Tracker:
             self.client.log_inputs(self.parent_run_id, datasets=inputs)
 
         self._outbox.post(f"the {self.kind}'s settings", write)
-        for name, content in (("config.yaml", text), ("requirements.txt", installed)):
-            self._post_text(None, name, content)
+        self._post_text(None, "config.yaml", text)
         self._start_monitor()
 
     def start_trial(self, number: int, name: str, params: Mapping[str, Any], new: bool = False) -> None:

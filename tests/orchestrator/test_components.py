@@ -84,7 +84,9 @@ def test_load_trainable_that_cannot_be_made_is_one_line(
         load(f"{name}:Rude")
 
 
-@pytest.mark.parametrize("name", ["acc (%)", "", "a\0", "\udc80", "../up", "/abs", "a//b", ".", "n" * 251])
+@pytest.mark.parametrize(
+    "name", ["acc (%)", "", "a\0", "\udc80", "../up", "/abs", "a//b", ".", "time", "objective", "n" * 251]
+)
 def test_contract_metric_that_mlflow_refuses_is_a_violation(name: str) -> None:
     other = type("Other", (ExampleTrainable,), {"metrics": {name: "max"}, "throughput": None})
     assert "invalid name" in (contract_violation(other) or "")

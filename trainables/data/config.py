@@ -54,9 +54,9 @@ class SetConfig(BaseModel):
 
 def _set_name(name: str) -> str:
     """Return a name that can be part of a metric in MLflow and of a file."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9 ._-]{0,63}", name) or name.endswith(" "):
+    if not re.fullmatch(r"[\w-][\w .:-]{0,63}", name) or name.endswith(" "):
         raise ValueError(
-            f"invalid name {name!r} of a set; expected at most 64 letters, digits, spaces, '-', '_' and '.'"
+            f"invalid name {name!r} of a set; expected at most 64 letters, digits, spaces and any of -_.:"
         )
     return name
 

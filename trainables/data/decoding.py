@@ -50,9 +50,9 @@ def _decode_file(frame: Frame) -> Image.Image:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """Return an image in 8 bits for each of three channels, turned as its EXIF record says."""
-    if image.mode in ("I", "F"):
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise ValueError(f"{image.mode}: pixels of 32 bits, whose range is not known")
-    if image.mode.startswith("I;16"):  # Pillow would cut the values off at 255
+    if image.mode.startswith("I"):  # of 16 bits; Pillow would cut the values off at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)

@@ -120,8 +120,15 @@ def options_of(field: str, find_component: Callable[[str], type[Any]]) -> Before
 
 
 def absolute_path(path: Path) -> Path:
-    """Return a path that names the same file in every process, relative to the present folder."""
-    return path.expanduser().absolute()
+    """Return a path that names the same file in every process, relative to the present folder.
+
+    Raises:
+        ValueError: it begins with ``~`` and a user who does not exist.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]

@@ -214,5 +214,5 @@ def test_job_that_runs_with_another_file_is_refused(file: str, monkeypatch: pyte
     with pytest.raises(InputError) as refusal:
         send(Cluster(job), file, monkeypatch)
     start, _, end = str(refusal.value).partition(", sent by ")
-    assert start == "--submit http://head:8265: named already runs there with another file"
+    assert start == "--submit http://head:8265: named already runs there with other settings"
     assert "config.other: ${UNSET:-5} → ${UNSET:-6}; give this one another name, or stop that one" in end

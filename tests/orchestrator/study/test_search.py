@@ -428,9 +428,14 @@ class FailingSampler(optuna.samplers.RandomSampler):
     ],
 )
 def test_sampler_that_will_fail_is_refused(tmp_path: Path, sampler: Any, reason: str) -> None:
-    sweep = load_sweep(tmp_path, "study", sampler=sampler)
+    sweep = load_sweep(tmp_path, "study", sampler=sampler, budget={"trials": 20})
     with pytest.raises(InputError, match=reason):
         rehearse_sampler(sweep)
+
+
+def test_rehearsal_is_not_longer_than_the_sweep(tmp_path: Path) -> None:
+    sampler = f"{__name__}:FailingSampler"
+    rehearse_sampler(load_sweep(tmp_path, "study", sampler=sampler, budget={"trials": 3}))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "qmc", "brute_force", "cmaes"])

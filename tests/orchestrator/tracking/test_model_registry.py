@@ -16,7 +16,7 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.types import Schema, TensorSpec
 
-from orchestrator.errors import InputError, TrackingError
+from orchestrator.errors import TrackingError
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
 from orchestrator.tracking.promotion import decide
 from orchestrator.tracking.tracker import Tracker
@@ -234,6 +234,6 @@ def test_check_registry_of_another_team_is_refused(uri: str, monkeypatch: pytest
         tracker.client.create_registered_model("their-reid")
         monkeypatch.setattr(tracker.client, "set_registered_model_tag", refuse)
         with pytest.raises(
-            InputError, match=r"^registry.model: 'their-reid' cannot be written .*Permission denied"
+            TrackingError, match=r"^registry: 'their-reid' cannot be written .*Permission denied"
         ):
             check_registry(tracker, "their-reid")

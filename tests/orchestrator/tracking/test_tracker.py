@@ -17,8 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 import mlflow
 import pytest
+import requests
+from botocore.exceptions import EndpointConnectionError
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.outbox import Outbox
@@ -38,6 +40,7 @@ class Record:
 def run_sweep(uri: str, sweep_id: str) -> Tracker:
     tracker = Tracker(uri, "alignment", "alignment", sweep_id)
     records = [Record(), Record(role="target"), Record("real", source=str(Path.cwd()), digest="cd")]
+    tracker.check_artifacts()
     tracker.log_sweep({"name": "alignment", "budget": {"trials": 3}}, {"budget.trials": 3}, records)
     for number, (state, reason) in enumerate([("COMPLETE", ""), ("PRUNED", ""), ("FAIL", "loss is NaN")]):
         tracker.start_trial(number, "gru 128", {"rnn": {"cell": "gru"}, "rnn.hidden_size": 128})
@@ -425,7 +428,10 @@ class Refusing:
     "error",
     [
         MlflowException("internal error", INTERNAL_ERROR),
-        MlflowException("the run must be active", INVALID_STATE),
+        MlflowException("The run x must be in the 'active' state. Current state is deleted.", BAD_REQUEST),
+        MlflowException("invalid state", INVALID_STATE),
+        requests.HTTPError("413 Client Error: Request Entity Too Large"),
+        EndpointConnectionError(endpoint_url="http://s3"),
         MlflowException("no such run", RESOURCE_DOES_NOT_EXIST),
         PermissionError("the artifacts cannot be written"),
     ],
@@ -433,7 +439,7 @@ class Refusing:
 def test_record_that_never_arrives_holds_up_no_other_trial(
     uri: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    with Tracker(uri, "alignment", "alignment", f"poison {error}") as tracker:
+    with Tracker(uri, "alignment", "alignment", f"poison {type(error).__name__}{len(str(error))}") as tracker:
         tracker.start_trial(0, "gru", {}, new=True)
         assert tracker.flush() is None
         store = Refusing(tracker, monkeypatch, error)
@@ -491,7 +497,7 @@ def test_artifact_that_is_refused_holds_up_no_metric(
         tracker.end_trial(0, "FAIL", reason="as asked", log_tail="a log")
         tracker.finish("FINISHED", {"val/mAP": 0.5})
         line = tracker.flush()
-        assert line is not None and "3 writes not delivered" in line and "Permission denied" in line
+        assert line is not None and "2 writes not delivered" in line and "Permission denied" in line
         runs_now = runs(tracker)
         assert runs_now["trial-0000 gru"].info.status == "FAILED"
         assert runs_now["alignment"].info.status == "FINISHED"
@@ -504,6 +510,43 @@ def test_text_that_no_store_keeps_is_replaced(uri: str) -> None:
         assert tracker.flush() is None
         data = tracker.client.get_run(tracker.run_id(0)).data
         assert data.tags["trial.reason"] == "NUL ? and ?" and data.params["choice"] == "a?b?"
+
+
+def test_outbox_at_a_flush_tries_again_what_failed_before_it() -> None:
+    """A round that runs when `flush` is called has given the job up already."""
+    outbox, arrived, begun, go = Outbox("here"), [], threading.Event(), threading.Event()
+
+    def fail_once() -> None:
+        arrived.append(1)
+        if len(arrived) == 1:
+            raise OSError("database is locked")
+
+    def take_long() -> None:
+        begun.set()
+        go.wait(10)
+
+    outbox.post("the end of trial 7", fail_once, 7)
+    outbox.post("the report", take_long, "report")
+    assert begun.wait(10)
+    threading.Timer(0.1, go.set).start()
+    assert outbox.flush(10) is None and len(arrived) == 2
+    outbox.close(5)
+
+
+def test_outbox_tries_a_subject_again_when_it_is_posted_to() -> None:
+    outbox, tries, go = Outbox("here"), [], threading.Event()
+
+    def fail() -> None:
+        tries.append(1)
+        raise OSError("database is locked")
+
+    outbox.post("epoch 1", fail, 7)
+    for number in range(3):
+        outbox.post("a wait", lambda: go.wait(0.1) and None, f"wait {number}")
+    time.sleep(0.15)
+    outbox.post("epoch 2", lambda: None, 7)
+    outbox.close(5)
+    assert len(tries) >= 3, "once when posted, once with the next epoch, once at the end"
 
 
 def test_outbox_skips_a_job_that_has_to_come_last() -> None:
@@ -542,9 +585,7 @@ def test_store_that_accepts_no_files_is_refused_at_the_start(uri: str) -> None:
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment(name, artifact_location="file:///proc/nowhere")
     with Tracker(uri, name, "alignment", "unwritable") as tracker:
-        with pytest.raises(
-            InputError, match=r"keeps files at .*/proc/nowhere.*, which this machine cannot write"
-        ):
+        with pytest.raises(TrackingError, match=r"cannot write files to file:///proc/nowhere.*, where"):
             tracker.check_artifacts()
         assert client.get_run(tracker.parent_run_id).info.status == "FAILED"
     assert len(client.search_runs([experiment])) == 1

@@ -472,9 +472,11 @@ def test_file_of_another_format_among_images_is_named(name: str, unpacked: Unpac
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (0x80FF, 0x80), (65535, 255)])
 def test_image_of_16_bits_is_scaled(value: int, expected: int, tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 6), value, np.uint16)).save(tmp_path / "grey.png")
-    pixels = decode(Frame(tmp_path / "grey.png"))
-    assert pixels.shape == (4, 6, 3) and (pixels == expected).all()
+    image = Image.fromarray(np.full((4, 6), value, np.uint16))
+    for name in ("grey.png", "grey.pgm", "grey.tif"):
+        image.save(tmp_path / name)
+        pixels = decode(Frame(tmp_path / name))
+        assert pixels.shape == (4, 6, 3) and (pixels == expected).all(), name
 
 
 def test_image_of_32_bits_is_refused(tmp_path: Path) -> None:

@@ -254,3 +254,14 @@ def test_set_with_one_official_split_has_it_as_every_split(tmp_path: Path) -> No
     for split in (0, 3):
         train, query, _ = training_part(pack, split, 0.25, 0)
         assert {*train, *query} <= set(pack.splits[0].train)
+
+
+@pytest.mark.parametrize("name", ["wälder", "prid 2011", "a.b-c_d", "iLIDS:1"])
+def test_name_of_a_set_that_mlflow_accepts_is_accepted(name: str, tmp_path: Path) -> None:
+    sets = {name: SETS["walkers"]}
+    assert name in data_config(tmp_path, sets=sets, sequences=name, targets=[name], images=[]).sets
+
+
+def test_folder_of_an_unknown_user_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="folder"):
+        data_config(tmp_path, sets={"own": {"layout": "mars", "folder": "~nobody-at-all/x"}}, sequences="own")
