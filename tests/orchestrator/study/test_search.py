@@ -436,11 +436,14 @@ def test_sampler_that_will_fail_is_refused(tmp_path: Path, sampler: Any, reason:
 def test_rehearsal_is_not_longer_than_the_sweep(tmp_path: Path) -> None:
     sampler = f"{__name__}:FailingSampler"
     rehearse_sampler(load_sweep(tmp_path, "study", sampler=sampler, budget={"trials": 3}))
+    with pytest.raises(InputError, match="fails at suggestion 4"):
+        rehearse_sampler(load_sweep(tmp_path, "study", sampler=sampler, budget={"trials": 4}))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "qmc", "brute_force", "cmaes"])
-def test_rehearsal_of_a_sampler_passes(tmp_path: Path, sampler: str) -> None:
+def test_rehearsal_of_a_sampler_passes_and_writes_nothing(tmp_path: Path, sampler: str) -> None:
     rehearse_sampler(load_sweep(tmp_path, "study", search={"steps": {"int": [1, 3]}}, sampler=sampler))
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
 def test_sampler_that_fails_later_ends_the_sweep_with_its_reason(tmp_path: Path) -> None:
