@@ -179,7 +179,7 @@ class Resources(Section):
         "auto", description="trials at once; auto: as many as fit on the present nodes"
     )
     trials_per_worker: Annotated[Integer, Field(ge=1)] = Field(
-        100, description="trials that a worker process runs before a new one replaces it"
+        500, description="trials that a worker process runs before a new one replaces it"
     )
     report_timeout: Seconds = Field(
         3600.0, description="time without a report after which a trial counts as hung: 90s, 30m, 2h, 1d"

@@ -19,6 +19,9 @@ from orchestrator.console.tables import format_duration
 _REPEAT_SECONDS = 5.0
 """Time without a line after which output that is not a terminal repeats the current activity."""
 
+_STATUS_SECONDS = 20.0
+"""Time after which it repeats the status of a job, also among many other lines."""
+
 
 class Progress:
     """Prints to one stream; on a terminal the current activity is a live line, elsewhere it is repeated."""
@@ -88,8 +91,12 @@ class Progress:
         ended = threading.Event()
 
         def repeat() -> None:
+            shown = start
             while not ended.wait(timeout=1.0):
-                if time.monotonic() - self._last >= _REPEAT_SECONDS:
+                now = time.monotonic()
+                overdue = callable(activity) and now - shown >= _STATUS_SECONDS
+                if overdue or now - self._last >= _REPEAT_SECONDS:
+                    shown = now
                     self.print(describe())
 
         thread = threading.Thread(target=repeat, daemon=True)

@@ -9,6 +9,7 @@ dies is not notified, and would wait forever.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,12 @@ _INTERVAL_SECONDS = 20.0
 
 _MAX_JOBS = 100
 """Ray jobs of a sweep that are remembered, the last ones."""
+
+_SETTLE_SECONDS = 30.0
+"""Time that the actors of this driver get to end, at its end."""
+
+_CONTROLLER = "TrainController"
+"""Class of the actors of Ray Train that create placement groups and cleaners."""
 
 _CLEANER = "PlacementGroupCleaner"
 """Class of the actors of Ray Train that outlive the controllers that created them."""
@@ -81,7 +88,7 @@ class ResourceReaper:
         self._closed.set()
         self._thread.join(timeout=60)
         if self._node_alive:
-            self._try(lambda: self._remove_leftovers({*self._earlier, self._job}))
+            self._try(self._remove_own)
 
     def _run(self) -> None:
         while True:
@@ -114,18 +121,34 @@ class ResourceReaper:
             _remove(leftover)
         self._unused_before = unused
 
-    def _remove_leftovers(self, jobs: Collection[str]) -> None:
-        """Remove the placement groups and cleaners of jobs that have ended."""
+    def _remove_own(self) -> None:
+        """Remove what is left of this driver and of earlier ones.
+
+        A controller that ends while it starts may have asked for a cleaner whose process is still to come.
+        """
+        until = time.monotonic() + _SETTLE_SECONDS
+        while self._remove_leftovers({*self._earlier, self._job}) and time.monotonic() < until:
+            time.sleep(0.5)
+
+    def _remove_leftovers(self, jobs: Collection[str]) -> bool:
+        """Remove the placement groups and cleaners of ended jobs; return whether some may be left."""
         _remove(self._placement_groups(jobs))
+        found = [
+            actor
+            for job in jobs
+            for actor in self._actors(job, ("state", "!=", "DEAD"))
+            if actor.class_name in (_CONTROLLER, _CLEANER)
+        ]
         cleaners: dict[str, list[int]] = {}
-        for job in jobs:
-            for actor in self._actors(job, ("class_name", "=", _CLEANER), ("state", "=", "ALIVE")):
+        for actor in found:
+            if actor.class_name == _CLEANER and actor.state == "ALIVE":
                 cleaners.setdefault(actor.node_id, []).append(actor.pid)
         for node, pids in cleaners.items():
             # Ray ends an actor through a handle, and no handle of these is left.
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
             task = ray.remote(_end_cleaners).options(num_cpus=0, max_retries=0, scheduling_strategy=on_node)
             ray.get(task.remote(pids), timeout=30)
+        return bool(found)
 
     def _placement_groups(self, jobs: Collection[str]) -> dict[str, str]:
         """Return the state of each placement group of a worker group of these jobs."""

@@ -95,3 +95,15 @@ def test_activity_that_lasts_is_repeated(
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert set(output.getvalue().splitlines()) == {"2 of 6 trials"}
+
+
+def test_status_is_repeated_among_many_lines(
+    progress: Progress, output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short trials end several times a second, so that no time is without a line."""
+    monkeypatch.setattr(module, "_STATUS_SECONDS", 0.5)
+    with progress.activity(lambda: "3 of 9 trials"):
+        for number in range(25):
+            progress.print(f"trial {number} ended")
+            time.sleep(0.1)
+    assert "3 of 9 trials" in output.getvalue().splitlines()

@@ -1,10 +1,12 @@
 """The resources that a driver removes, on a real Ray cluster."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -48,6 +50,17 @@ class Actor:
         within = PlacementGroupSchedulingStrategy(self.group)
         self.user = Actor.options(scheduling_strategy=within).remote()  # type: ignore[attr-defined]
         ray.get(self.user.__ray_ready__.remote())
+
+
+@ray.remote(num_cpus=0)
+class PlacementGroupCleaner:
+    def __init__(self, file: str) -> None:
+        Path(file).write_text(str(os.getpid()))
+
+
+@ray.remote
+def occupy(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +121,21 @@ def test_group_and_cleaner_of_an_earlier_driver_end(address: str, caplog: pytest
         until(lambda: not psutil.pid_exists(int(process)))
     assert jobs[2:] == [f"{session}/{ray.get_runtime_context().get_job_id()}"]
     assert caplog.messages == [] and not interrupt.requested
+
+
+def test_cleaner_that_starts_after_its_driver_has_stopped_ends(address: str, tmp_path: Path) -> None:
+    """A driver may stop between the request for a cleaner and the start of its process."""
+    file = tmp_path / "process"
+    with ResourceReaper([], WORKERS, Interrupt()):
+        cpus = ray.available_resources()["CPU"]
+        occupied = occupy.options(num_cpus=cpus).remote(5.0)
+        time.sleep(1)
+        cleaner = PlacementGroupCleaner.options(lifetime="detached", num_cpus=cpus)  # type: ignore[attr-defined]
+        cleaner.remote(str(file))
+        time.sleep(1)
+        assert not file.exists()  # it is still to start
+    assert file.exists() and not psutil.pid_exists(int(file.read_text()))
+    ray.get(occupied)
 
 
 def test_group_and_cleaner_of_another_job_stay(address: str, caplog: pytest.LogCaptureFixture) -> None:
