@@ -392,7 +392,7 @@ def test_sweep_survives_its_client_and_every_server(stack: Stack, tmp_path: Path
 
     process, log = laptop.run(*options, "--set", "config.epochs=5")
     assert process.wait(120) == 2
-    assert "already runs there with another command line" in log.read_text()
+    assert "already runs there with other settings" in log.read_text()
 
     process, log = laptop.run(*options)
     say(log, r"already runs there as (?s:.*)trial-0000 starts", process)
