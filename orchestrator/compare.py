@@ -29,7 +29,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.console.arguments import job_file_parser
+from orchestrator.console.arguments import EXIT_CODES, job_file_parser
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.launch import launch
 from orchestrator.interrupt import Interrupt
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.config.document import Override
     from orchestrator.drivers.base import Driver
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python -m orchestrator.compare search_spaces/claim.yaml
   python -m orchestrator.compare search_spaces/claim.yaml --dry-run
@@ -50,8 +50,7 @@ Rerun the command to resume the comparison: scored trials are kept, interrupted 
 checkpoint, failed ones are tried again, and variants, splits and seeds that were added to the file are run.
 For a finished comparison the command shows the table.
 
-exit codes: 0 done, 1 a trial failed (the table is of the others), 2 bad input, 130 interrupted
-"""
+{EXIT_CODES}"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
+    """Run the command; return its `ExitCode`."""
     parsed = parse(arguments)
 
     def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":

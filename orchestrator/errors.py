@@ -1,13 +1,15 @@
-"""The exceptions of this package, and the words they share.
+"""The exceptions of this package with their exit codes, and the words they share.
 
 ::
 
     Exception
     ├── InputError (ValueError)      the user's input is wrong: exit code 2, nothing was written
-    │   └── FieldError               ... in a field whose line in the file is known
+    │   ├── FieldError               ... in a field whose line in the file is known
+    │   └── UnreachableError         what it names does not answer now: exit code 3
     ├── SweepError (RuntimeError)    the job cannot continue: exit code 1, rerun the command to resume
     │   ├── StorageError             the storage did not accept or return something
-    │   └── TrackingError            MLflow did not accept or return something
+    │   ├── TrackingError            MLflow did not accept or return something
+    │   └── LeaseLostError           another driver has taken the job over: exit code 4
     └── TrialError                   one trial failed; the job continues
 
 ``str()`` of each is one line.
@@ -16,7 +18,8 @@
 import difflib
 import errno
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple
 
 _MAX_NAMES = 12
 _MAX_VALUE = 60
@@ -26,8 +29,21 @@ Path = tuple[str | int, ...]
 """Keys and indices that lead from the top of a document to one value."""
 
 
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    UNREACHABLE = 3
+    LEASE_LOST = 4
+    INTERRUPTED = 130
+
+
 class InputError(ValueError):
     """The user's input is wrong. ``str()`` says where, what is wrong, and what would be right."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
     def __init__(self, message: str) -> None:
         """Keep the message to one printable line, whatever it quotes."""
@@ -56,6 +72,12 @@ class FieldError(InputError):
         self.fault = fault
 
 
+class UnreachableError(InputError):
+    """A server that the input names does not answer now: its address is wrong, or it is away for a while."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class SweepError(RuntimeError):
     """The job cannot continue. Finished work is kept; rerunning the command tries again."""
 
@@ -64,19 +86,29 @@ class StorageError(SweepError):
     """The storage did not accept or return something; what was written before is complete.
 
     ``full``: no space is left. ``missing``: the storage answered, but a file that should exist does not. In
-    both cases repeating the request does not help.
+    both cases repeating the request does not help. ``unreachable``: no answer came.
     """
 
-    def __init__(self, message: str, full: bool = False, missing: bool = False) -> None:
+    def __init__(
+        self, message: str, full: bool = False, missing: bool = False, unreachable: bool = False
+    ) -> None:
         super().__init__(message)
-        self.full, self.missing = full, missing
+        self.full, self.missing, self.unreachable = full, missing, unreachable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.full, self.missing)
+        return type(self), (str(self), self.full, self.missing, self.unreachable)
+
+    def as_input_error(self) -> InputError:
+        """Return it as the error of a command that has written nothing."""
+        return (UnreachableError if self.unreachable else InputError)(str(self))
 
 
 class TrackingError(SweepError):
     """MLflow did not accept or return something."""
+
+
+class LeaseLostError(SweepError):
+    """Another driver has taken the job over, so this one must not write any more."""
 
 
 class TrialError(Exception):

@@ -1,16 +1,20 @@
 """Show the status of a sweep or comparison: ``python -m orchestrator.status SWEEP``.
 
-It works from every machine that reaches the storage. ``--json`` prints one document, and with ``--watch`` one
-per line: ``name``, ``kind``, ``uri``, ``state``, ``driver`` (``host``, ``pid``, ``started``,
+Without a name it lists the jobs of a storage, and with ``--trial`` it shows one trial. It works from every
+machine that reaches the storage. ``--json`` prints one document, and with ``--watch`` one per line:
+``name``, ``kind``, ``uri``, ``state``, ``driver`` (``host``, ``pid``, ``started``,
 ``seconds_since_heartbeat`` by the clocks of two machines), ``stop_requested``, ``trials`` (number by state;
 for a comparison the last attempt at each), ``budget`` (``{trials: [used, limit], seconds: [...], gpu_hours:
 [...]}``), ``best`` (trial, objectives, parameters), ``activity`` (what each unfinished trial is doing),
-``failures`` (reason, trials), ``undelivered`` (records that wait for MLflow), ``model`` and ``report``.
+``failures`` (reason, trials), ``undelivered`` (records that wait for MLflow), ``model``, ``report`` and
+``problem`` (what is missing). The list is ``{storage, jobs: [...]}``. The keys of a trial are those of
+`orchestrator.study.status.TrialStatus`.
 
 The states: ``running``; ``stopped``; ``died``: the driver ended without recording it; ``silent``: a driver in
-a bucket without a heartbeat; ``finished``.
+a bucket without a heartbeat; ``finished``; in a list ``unreadable``.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -19,18 +23,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from orchestrator.console.arguments import existing_job_parser, seconds
-from orchestrator.errors import InputError, StorageError
+from orchestrator.console.arguments import existing_job_parser, report_error, seconds
+from orchestrator.console.progress import Progress
+from orchestrator.errors import ExitCode, InputError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrator.study.status import Status
+    from orchestrator.study.status import Status, TrialStatus
 
 EXAMPLES = """\
 examples:
+  python -m orchestrator.status
+  python -m orchestrator.status --storage s3://bucket/sweeps
   python -m orchestrator.status search_spaces/alignment.yaml
   python -m orchestrator.status alignment --watch
+  python -m orchestrator.status alignment --trial 7
   python -m orchestrator.status s3://bucket/sweeps/alignment --json
 """
 
@@ -40,6 +48,7 @@ _STATES = {
     "died": "its driver died; rerun the command to take over",
     "silent": "no heartbeat from its driver, which may be dead; rerun the command to take over",
     "finished": "finished",
+    "unreadable": "cannot be read",
 }
 
 _MAX_ROWS = 12
@@ -47,10 +56,14 @@ _MAX_ROWS = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 for bad input."""
+    """Run the command; return its `ExitCode`."""
     parser = existing_job_parser(
-        "python -m orchestrator.status", "Show the status of a sweep or comparison.", EXAMPLES
+        "python -m orchestrator.status",
+        "Show the status of a sweep or comparison, or list those of a storage.",
+        EXAMPLES,
+        optional=True,
     )
+    parser.add_argument("--trial", metavar="N", help="show this trial: its last report, reason and log")
     parser.add_argument(
         "--watch",
         nargs="?",
@@ -63,9 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Imports take seconds, which --help does not need.
         from orchestrator.storage import lookup
-        from orchestrator.study.status import DRIVEN, read_status
+        from orchestrator.study.status import DRIVEN, list_status, read_status, read_trial_status
 
+        if parsed.sweep is None:
+            _refuse_without_sweep(parsed)
+            store = lookup.find_storage(parsed.storage)
+            _show_list(store.uri, list_status(store), parsed.json)
+            return ExitCode.DONE
         store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
+        if parsed.trial is not None:
+            _show_trial(read_trial_status(store, name, _trial_number(parsed.trial)), parsed.json)
+            return ExitCode.DONE
         status = read_status(store, name)
         with _output(parsed.json, parsed.watch is not None) as show:
             show(status)
@@ -77,12 +98,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(f"{error}; trying again", file=sys.stderr)
                 else:
                     show(status)
-        return 0
-    except (InputError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.DONE
+    except InputError as error:
+        return report_error(error)
+    except StorageError as error:
+        return report_error(error.as_input_error())
     except KeyboardInterrupt:
-        return 0
+        return ExitCode.DONE
+
+
+def _refuse_without_sweep(parsed: argparse.Namespace) -> None:
+    """Raise InputError for options that need a sweep."""
+    given = {"--trial": parsed.trial is not None, "--watch": parsed.watch is not None, "--set": parsed.set}
+    for option in (option for option, present in given.items() if present):
+        raise InputError(f"{option}: name the sweep, too; without it, the sweeps of a storage are listed")
+
+
+def _trial_number(text: str) -> int:
+    """Return the number of a trial that is given as number or name; raises InputError."""
+    number = text.removeprefix("trial-")
+    if not (number.isascii() and number.isdecimal()):
+        raise InputError(f"--trial {text}: write the number of the trial, such as 7, or its name, trial-0007")
+    return int(number)
+
+
+def _show_list(storage: str, jobs: Sequence["Status"], as_json: bool) -> None:
+    """Print the jobs of a storage: one line each, or one JSON document."""
+    if as_json:
+        print(json.dumps({"storage": storage, "jobs": [asdict(job) for job in jobs]}))
+        return
+    progress = Progress()
+    if not jobs:
+        progress.print(f"there is no sweep or comparison in {storage}")
+        return
+    from rich.table import Table
+
+    from orchestrator.console.tables import format_number
+
+    table = Table(title=f"Jobs in {storage}", title_justify="left", title_style="bold")
+    for column in ("name", "kind", "state", "trials", "best", "last heartbeat"):
+        table.add_column(column, overflow="fold")
+    for job in jobs:
+        best = dict(job.best or {})
+        values = [format_number(value) for key, value in best.items() if key not in ("trial", "parameters")]
+        table.add_row(
+            job.name,
+            job.kind,
+            job.problem or _STATES[job.state].partition(";")[0],
+            ", ".join(f"{count} {state}" for state, count in job.trials.items()),
+            ", ".join(values),
+            "" if job.driver is None else f"{_age(job.driver['seconds_since_heartbeat'])} ago",
+        )
+    progress.show(table)
+
+
+def _show_trial(trial: "TrialStatus", as_json: bool) -> None:
+    """Print one trial."""
+    if as_json:
+        print(json.dumps(asdict(trial)))
+        return
+    from orchestrator.console.tables import format_values, pairs
+
+    rows = {
+        "state": trial.state,
+        "activity": trial.activity,
+        "parameters": format_values(trial.parameters),
+        "objective": format_values(trial.objective),
+        "scores": format_values(trial.scores),
+        "reason": trial.reason,
+        "started": trial.started or "",
+        "ended": trial.ended or "",
+        "epochs": str(trial.epochs),
+        "checkpoint": trial.checkpoint or "",
+    }
+    if (last := trial.last_report) is not None:
+        metrics = format_values(last["metrics"])
+        rows["last report"] = f"epoch {last['epoch']}, {_age(last['seconds_ago'])} ago: {metrics}"
+    progress = Progress()
+    progress.show(pairs(trial.trial, {label: text for label, text in rows.items() if text}))
+    if trial.log:
+        progress.print(f"end of its log:\n{trial.log.rstrip()}")
+
+
+def _age(seconds: float) -> str:
+    from orchestrator.console.tables import format_duration
+
+    return format_duration(seconds)
 
 
 @contextmanager
@@ -90,8 +191,6 @@ def _output(as_json: bool, watched: bool) -> Iterator[Callable[["Status"], None]
     """Provide the function that shows a status: as JSON, as a table, or on a terminal as a live table."""
     from rich.console import Console
     from rich.live import Live
-
-    from orchestrator.console.progress import Progress
 
     console = Console(highlight=False)
     if as_json:
@@ -140,7 +239,12 @@ def _rows(status: "Status") -> dict[str, str]:
         values = ", ".join(f"{metric} {format_number(value)}" for metric, value in best.items())
         rows["best"] = f"{values} ({trial})"
         rows["parameters"] = format_values(parameters)
-    labels = {"waiting for MLflow": status.undelivered, "model": status.model, "report": status.report}
+    labels = {
+        "problem": status.problem,
+        "waiting for MLflow": status.undelivered,
+        "model": status.model,
+        "report": status.report,
+    }
     return rows | {label: text for label, text in labels.items() if text}
 
 

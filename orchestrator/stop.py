@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from orchestrator.console.arguments import existing_job_parser, seconds
+from orchestrator.console.arguments import existing_job_parser, report_error, seconds
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError, StorageError
+from orchestrator.errors import ExitCode, InputError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.storage.base import Store
@@ -27,7 +27,7 @@ Trials keep their last checkpoints. Rerun the command that started the sweep to 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 it is not running, 1 it still is, 2 bad input."""
+    """Run the command; return its `ExitCode`: FAILED if the job still runs."""
     parser = existing_job_parser(
         "python -m orchestrator.stop", "Stop the driver of a sweep or comparison.", EXAMPLES
     )
@@ -41,17 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
         stopped, message = _stop(store, name, parsed.timeout, None if parsed.json else progress)
-    except (InputError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except InputError as error:
+        return report_error(error)
+    except StorageError as error:
+        return report_error(error.as_input_error())
     except KeyboardInterrupt:
         progress.print("stopped waiting; the stop request stays in effect")
-        return 130
+        return ExitCode.INTERRUPTED
     if parsed.json:
         print(json.dumps({"sweep": store.locate(name), "stopped": stopped, "message": message}))
     else:
         progress.print(message)
-    return 0 if stopped else 1
+    return ExitCode.DONE if stopped else ExitCode.FAILED
 
 
 def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) -> tuple[bool, str]:

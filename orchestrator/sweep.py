@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.console.arguments import job_file_parser
+from orchestrator.console.arguments import EXIT_CODES, job_file_parser
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.launch import launch
 from orchestrator.interrupt import Interrupt
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from orchestrator.config.document import Override
     from orchestrator.drivers.base import Driver
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python -m orchestrator.sweep search_spaces/alignment.yaml
   python -m orchestrator.sweep search_spaces/alignment.yaml --dry-run
   python -m orchestrator.sweep search_spaces/alignment.yaml --trials 50 --set resources.workers=2
-  python -m orchestrator.sweep search_spaces/alignment.yaml --set 'search.rnn.hidden_size={int: [64, 512]}'
+  python -m orchestrator.sweep search_spaces/alignment.yaml --set 'search.rnn.hidden_size={{int: [64, 512]}}'
   REID_DATA=/data python -m orchestrator.sweep search_spaces/real.yaml --address ray-head:6379
 
 Rerun the command to resume the sweep, or to show the summary of a finished one.
 
-exit codes: 0 done, 1 no trial succeeded or the sweep cannot continue, 2 bad input, 130 interrupted
-"""
+{EXIT_CODES}"""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,7 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 no trial succeeded, 2 bad input, 130 interrupted."""
+    """Run the command; return its `ExitCode`."""
     parsed = parse(arguments)
 
     def make_driver(overrides: "list[Override]", progress: Progress, interrupt: Interrupt) -> "Driver[Any]":

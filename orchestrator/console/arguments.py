@@ -2,7 +2,15 @@
 
 import argparse
 import math
+import sys
 from typing import NoReturn
+
+from orchestrator.errors import ExitCode, InputError
+
+EXIT_CODES = """\
+exit codes: 0 done, 1 failed, 2 bad input, 3 a server or the storage does not answer, 4 another driver took
+over, 130 interrupted
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,13 +53,32 @@ def job_file_parser(kind: str, prog: str, description: str, examples: str) -> Pa
     parser.add_argument(
         "--fresh", action="store_true", help="start over; the earlier results are kept under another name"
     )
+    parser.add_argument(
+        "--wait",
+        nargs="?",
+        type=seconds,
+        const=3600.0,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for servers and a storage that do not answer, at most so long (without a number: an hour)",
+    )
     return parser
 
 
-def existing_job_parser(prog: str, description: str, examples: str) -> Parser:
-    """Return the parser of a command that takes an existing job."""
+def report_error(error: InputError) -> ExitCode:
+    """Print an error as one line; return the exit code of the command."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def existing_job_parser(prog: str, description: str, examples: str, *, optional: bool = False) -> Parser:
+    """Return the parser of a command that takes an existing job, or ``optional`` none."""
     parser = Parser(prog, description, examples)
-    parser.add_argument("sweep", help="file of the sweep, its folder or s3:// address, or its name")
+    parser.add_argument(
+        "sweep",
+        nargs="?" if optional else None,
+        help="file of the sweep, its folder or s3:// address, or its name",
+    )
     parser.add_argument(
         "--set",
         action="append",

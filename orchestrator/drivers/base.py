@@ -7,13 +7,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from optuna.exceptions import StorageInternalError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import RenderableType
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError, StorageError, SweepError, TrackingError
+from orchestrator.errors import (
+    ExitCode,
+    InputError,
+    LeaseLostError,
+    StorageError,
+    SweepError,
+    TrackingError,
+    UnreachableError,
+)
 from orchestrator.execution import cluster
 from orchestrator.execution.cluster import Cluster
 from orchestrator.execution.reaper import ResourceReaper
@@ -21,16 +29,13 @@ from orchestrator.execution.runner import RunEnd, run_trials
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Lease
+from orchestrator.storage.records import DamagedError
 from orchestrator.storage.study_database import Problem, database_problem
 from orchestrator.study.attributes import REASON
 from orchestrator.study.base import Study
 from orchestrator.tracking import preflight
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
-
-DONE = 0
-FAILED = 1
-INTERRUPTED = 130
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +80,7 @@ class Driver(ABC, Generic[OutcomeType]):
 
         Raises:
             InputError: the user's input is wrong; nothing was written.
+            UnreachableError: a server or the storage does not answer now; nothing of the job was written.
         """
         try:
             outcome = None if fresh else self._finished_outcome()
@@ -83,20 +89,23 @@ class Driver(ABC, Generic[OutcomeType]):
                     f"the {self._job.kind} {self._job.name} is finished; --fresh starts it over"
                 )
                 self.summarise(outcome)
-                return DONE
+                return ExitCode.DONE
             if not dry_run:
                 self._directory.check_driver()
             with self._explained_errors():
                 joined = self._check_and_plan(address, fresh)
                 if dry_run:
                     self._progress.print("dry run: everything was checked, no trial was started")
-                    return DONE
+                    return ExitCode.DONE
                 return self._run(joined, fresh)
         except InputError as error:
-            raise InputError(self._job.located(str(error))) from error
+            kind = UnreachableError if isinstance(error, UnreachableError) else InputError
+            raise kind(self._job.located(str(error))) from error
+        except LeaseLostError:  # the lease has said so
+            return ExitCode.LEASE_LOST
         except SweepError as error:
             _log.error("%s; finished work is kept, rerun the command to resume", error)
-            return FAILED
+            return ExitCode.FAILED
 
     def check(self, new: bool) -> None:
         """Check what takes longer than reading the file; writes nothing.
@@ -156,22 +165,19 @@ class Driver(ABC, Generic[OutcomeType]):
 
     def exit_code(self, outcome: OutcomeType) -> int:
         """Return the exit code of an outcome."""
-        return DONE
+        return ExitCode.DONE
 
     def _finished_outcome(self) -> OutcomeType | None:
         """Return the outcome of a job that is finished and delivered; None where something is left to do."""
         try:
             self._directory.check(fresh=False)
-            record = self._directory.outcome()
-            if record is None:
-                return None
-            outcome = self.outcome_type.model_validate(record)
+            outcome: OutcomeType | None = self._directory.outcome(self.outcome_type)  # type: ignore[assignment]
         except StorageError as error:
-            raise InputError(str(error)) from error
-        except ValidationError as error:
-            location = self._directory.locate("outcome.json")
-            raise InputError(f"{location} is damaged; move it away, or start over with --fresh") from error
-        return outcome if self.is_final(outcome) and outcome.delivered else None  # type: ignore[arg-type, return-value]
+            raise error.as_input_error() from error
+        except DamagedError:  # it is made again
+            return None
+        final = outcome is not None and self.is_final(outcome) and outcome.delivered
+        return outcome if final else None
 
     def _check_and_plan(self, address: str | None, fresh: bool) -> Cluster:
         """Check everything, start or join the cluster, and show the plan."""
@@ -194,6 +200,7 @@ class Driver(ABC, Generic[OutcomeType]):
         with (
             self._directory.open(fresh, self._interrupt) as (job_id, lease),
             ResourceReaper(lease.record.ray_jobs, workers, self._interrupt),
+            lease.explained_loss(),
         ):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
                 study = self.open_study()
@@ -203,14 +210,22 @@ class Driver(ABC, Generic[OutcomeType]):
                     self._job.name,
                     job_id,
                     self._job.kind,
+                    lease.check,
                 )
             with tracker:
                 with self._progress.activity("checking that files and models can be recorded"):
-                    self.check_tracking(tracker)
+                    self._check_tracking(tracker)
                 code, outcome, undelivered = self._drive(job_id, study, joined, lease, tracker, data_sets)
         if outcome is not None:
             self.summarise(outcome)
-        return FAILED if undelivered and not code else code
+        return ExitCode.FAILED if undelivered and not code else code
+
+    def _check_tracking(self, tracker: Tracker) -> None:
+        try:
+            self.check_tracking(tracker)
+        except TrackingError:
+            tracker.finish("FAILED")
+            raise
 
     def _drive(
         self,
@@ -228,20 +243,22 @@ class Driver(ABC, Generic[OutcomeType]):
             columns = {"trainable": self._job.trainable, **self.columns()}
             tracker.log_sweep(self._job.resolved(), columns, data_sets)
             code = self._run_trials(job_id, study, joined, lease, tracker)
-            if code == DONE:
+            if code == ExitCode.DONE:
                 outcome = self.conclude(study, data_sets, tracker)
                 self._record(outcome, delivered=False)
                 status, code = "FINISHED", self.exit_code(outcome)
-            elif code == INTERRUPTED:
+            elif code == ExitCode.INTERRUPTED:
                 status = "KILLED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
-            metrics, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
-            tracker.finish(status, metrics, note)
-            with self._progress.activity("delivering the last records to MLflow"):
-                undelivered = tracker.flush()
+            undelivered = None
+            if not lease.lost:
+                metrics, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
+                tracker.finish(status, metrics, note)
+                with self._progress.activity("delivering the last records to MLflow"):
+                    undelivered = tracker.flush()
             if undelivered:
                 _log.warning("%s; rerun the command to deliver them", undelivered)
         if outcome is not None and not undelivered:
@@ -268,18 +285,20 @@ class Driver(ABC, Generic[OutcomeType]):
         end = run_trials(
             self._job, job_id, study, joined, self._directory, lease, tracker, self._progress, self._interrupt
         )
+        if lease.lost:
+            raise LeaseLostError("another driver took the job over")
         if end is not RunEnd.DONE:
             self.show_unfinished(study)
             if end is RunEnd.FAILED:
-                return FAILED
+                return ExitCode.FAILED
             self._progress.print(f"interrupted; rerun the command to resume the {self._job.kind}")
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         if not study.count()["complete"]:
             trials = study.started_trials
             reasons = sorted({trial.user_attrs.get(REASON, "unknown") for trial in trials})
             _log.error("none of %d trials succeeded: %s", len(trials), "; ".join(reasons))
-            return FAILED
-        return DONE
+            return ExitCode.FAILED
+        return ExitCode.DONE
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:

@@ -11,10 +11,10 @@ from rich.table import Table
 from orchestrator.config.comparison import Comparison
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import pairs
-from orchestrator.drivers.base import DONE, FAILED, Driver, Outcome, run_ids
+from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.pictures import PictureDrawing, ScoredRun
 from orchestrator.drivers.plan import resource_rows
-from orchestrator.errors import SweepError, nearest
+from orchestrator.errors import ExitCode, SweepError, nearest
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report import comparison as report
@@ -51,11 +51,11 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
 
     def is_final(self, outcome: ComparisonOutcome) -> bool:
         """Return whether it answers this file, and nothing failed."""
-        return outcome.file == self._settings() and self.exit_code(outcome) == DONE
+        return outcome.file == self._settings() and self.exit_code(outcome) == ExitCode.DONE
 
     def exit_code(self, outcome: ComparisonOutcome) -> int:
         """Return DONE when every trial was scored and every picture drawn."""
-        return FAILED if outcome.trouble else DONE
+        return ExitCode.FAILED if outcome.trouble else ExitCode.DONE
 
     def plan(self, joined: Cluster) -> RenderableType:
         """Return variants, splits, seeds and resources."""

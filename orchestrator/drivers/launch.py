@@ -1,18 +1,27 @@
 """From the command line to a driver that runs here, or to a job that runs on a cluster."""
 
 import argparse
+import logging
 import shlex
-import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from orchestrator.console.arguments import report_error
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError
+from orchestrator.errors import ExitCode, InputError, UnreachableError
 from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from orchestrator.config.document import Override
     from orchestrator.drivers.base import Driver
+
+_WAIT_SECONDS = 10.0
+"""Time between two tries to reach a server."""
+
+_log = logging.getLogger(__name__)
 
 MakeDriver = Callable[[list["Override"], Progress, Interrupt], "Driver[Any]"]
 """Reads the file of a job with overrides, and returns its driver."""
@@ -24,7 +33,7 @@ def launch(
     make_driver: MakeDriver,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a job, or submit it; return the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
+    """Run a job, or submit it; return its `ExitCode`.
 
     Args:
         kind: name of this kind of job in messages.
@@ -45,22 +54,50 @@ def launch(
                 if parsed.submit is None:
                     driver = make_driver(overrides, progress, interrupt)
                     handler.add(driver.trainable_package)
+            waiting = _waiting(parsed.wait, progress)
             if parsed.submit is None:
-                return driver.run(address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh)
+                code: int = waiting(
+                    driver.run, address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh
+                )
+                return code
             if parsed.address is not None:
                 raise InputError("--submit, --address: give one; a submitted job runs where it is sent")
             from orchestrator.execution.submit import submit
 
             command = f"{parsed.prog} {shlex.join(_without_submit(arguments))}"
-            return submit(command, parsed.file, overrides, parsed.submit, progress, interrupt)
+            code = waiting(submit, command, parsed.file, overrides, parsed.submit, progress, interrupt)
+            return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     except KeyboardInterrupt:
         progress.print(
             "interrupted" if parsed.dry_run else f"interrupted; rerun the command to resume the {kind}"
         )
-        return 130
+        return ExitCode.INTERRUPTED
+
+
+def _waiting(seconds: float, progress: Progress) -> Retrying:
+    """Return what calls a function again for some time while it raises UnreachableError."""
+    told: set[str] = set()
+
+    def tell(state: RetryCallState) -> None:
+        line = str(state.outcome.exception() if state.outcome else "")
+        if line not in told:
+            told.add(line)
+            _log.warning("%s", line)
+
+    def sleep(duration: float) -> None:
+        with progress.activity(lambda: "waiting for an answer"):
+            time.sleep(duration)
+
+    return Retrying(
+        retry=retry_if_exception_type(UnreachableError),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(_WAIT_SECONDS),
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
 
 
 def _without_submit(arguments: Sequence[str] | None) -> list[str]:

@@ -15,7 +15,7 @@ from ray import tune
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from orchestrator.config.sections import Resources
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, UnreachableError
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ def start(address: str | None) -> Cluster:
     """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
 
     Raises:
-        InputError: no cluster answers at the address, or Ray cannot start here.
+        InputError: the address is not one, or Ray cannot start here.
+        UnreachableError: no cluster answers at the address.
     """
     source = "--address"
     if not address:
@@ -135,6 +136,8 @@ def start(address: str | None) -> Cluster:
         _check_address(source, address)
     else:
         _check_sockets()
+    if ray.is_initialized():  # by an earlier try, after which another server did not answer
+        ray.shutdown()
     # Ray would write its token file readable for all users.
     mask = os.umask(0o077)
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
@@ -158,7 +161,7 @@ def start(address: str | None) -> Cluster:
         )
     except Exception as error:  # Ray raises many types, and Exception itself for a slow start
         if address is not None:
-            raise InputError(f"{source} {address}: no Ray cluster answers there: {error}") from error
+            raise UnreachableError(f"{source} {address}: no Ray cluster answers there: {error}") from error
         raise InputError(f"Ray does not start: {_start_failure(error)}") from error
     finally:
         os.umask(mask)
@@ -228,4 +231,4 @@ def _check_address(source: str, address: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
-        raise InputError(f"{source} {address}: no Ray cluster answers there ({error})") from error
+        raise UnreachableError(f"{source} {address}: no Ray cluster answers there ({error})") from error

@@ -13,7 +13,7 @@ from orchestrator.console.tables import format_duration, format_values
 from orchestrator.errors import TrackingError
 from orchestrator.execution.metrics import SweepMetrics
 from orchestrator.execution.tune_adapters import NotSnapshotted
-from orchestrator.storage.lease import HEARTBEAT_SECONDS, Lease
+from orchestrator.storage.lease import HEARTBEAT_SECONDS, Activity, Lease
 from orchestrator.study import attributes
 from orchestrator.study.base import Study
 from orchestrator.study.trial_report import (
@@ -44,6 +44,9 @@ _WORDS = {
 _TRIALS_PER_NOTE = 200
 """Trials that end until MLflow is told again how many are delivered."""
 
+_USAGE_SECONDS = 60.0
+"""Time after which the study is told again what of the budget is used."""
+
 _TRAINING = "training"
 _WAITING = "waiting for "
 
@@ -65,6 +68,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._rates: dict[int, float] = {}
         self._metrics = SweepMetrics(job)
         self._last_update = -HEARTBEAT_SECONDS
+        self._last_usage = self._start
 
     def catch_up(self) -> None:
         """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
@@ -92,20 +96,20 @@ class TrialMonitor(NotSnapshotted, Callback):
             self._track_epoch(trial.number, epoch, epochs[epoch])
         self._track_end(trial)
 
-    def on_heartbeat(self, seconds: float) -> dict[str, Any]:
+    def on_heartbeat(self, seconds: float) -> Activity:
         """Account for the seconds since the last heartbeat; return the activity for the driver's record."""
         activity = dict(self._activity)
         resources = self._job.resources
         training = sum(text == _TRAINING for text in activity.values())
         self._lease.record.used.gpu_seconds += seconds * training * resources.workers * resources.gpus
         self._tracker.deliver()
-        return {
-            "trials": {
+        return Activity(
+            trials={
                 trial_name(number): f"{text}, epoch {self._epochs.get(number, 0)}"
                 for number, text in activity.items()
             },
-            "undelivered": self._tracker.delivery_problem(),
-        }
+            undelivered=self._tracker.delivery_problem(),
+        )
 
     def status_line(self) -> str:
         """Return trials by state, the headline of the study, epochs, time elapsed and time remaining."""
@@ -189,6 +193,9 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._activity.pop(number, None)
         self._track_end(trial)
         self._published += 1
+        if time.monotonic() - self._last_usage >= _USAGE_SECONDS:
+            self._last_usage = time.monotonic()
+            self._study.record_usage(self._lease.record.used)
         if self._published % _TRIALS_PER_NOTE == 0:
             self._note_delivered()
         _log.info("%s %s: %s", trial_name(number), _WORDS[trial.state], self._study.describe(trial))

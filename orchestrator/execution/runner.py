@@ -53,6 +53,7 @@ def run_trials(
     """Run the trials that remain in the study, and publish what they do."""
     monitor = TrialMonitor(job, study, lease, tracker)
     monitor.catch_up()
+    study.add_usage(lease.record.used)
     stopper = BudgetStopper(study, lease.record.used, interrupt)
     if study.remaining() and not stopper.spent_reason():
         spec = TrialSpec(
@@ -72,6 +73,7 @@ def run_trials(
         with progress.activity(monitor.status_line), interrupt.polled():
             while not study.is_finished() and not stopper.stop_all():
                 _run_tune(study, cluster, job.resources, spec, stopper, monitor)
+        study.record_usage(lease.record.used)
         monitor.catch_up()
     if interrupt.requested:
         return RunEnd.INTERRUPTED

@@ -19,7 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from orchestrator.config.document import Document, Override
 from orchestrator.config.job import changes, flat_texts
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError, one_line
+from orchestrator.errors import InputError, UnreachableError, one_line
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lookup
 
@@ -62,6 +62,7 @@ def submit(
 
     Raises:
         InputError: nothing can be submitted there, and nothing was.
+        UnreachableError: no dashboard answers there.
     """
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--submit {address}: not the address of a Ray dashboard; write http://HOST:8265")
@@ -80,7 +81,7 @@ def submit(
         try:
             job = next((job for job in client.list_jobs() if _is_running(job, key)), None)
         except _UNREACHABLE as error:
-            raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
+            raise UnreachableError(f"--submit {address}: {one_line(error, 300)}") from error
     if job is None:
         with progress.activity(f"sending the working directory to {address}"):
             variables = document.variables()
@@ -124,7 +125,7 @@ def _client(address: str) -> JobSubmissionClient:
             "the cluster's token (default: ~/.ray/auth_token), and RAY_AUTH_MODE=token sends it"
         ) from error
     except (*_UNREACHABLE, requests.RequestException) as error:
-        raise InputError(
+        raise UnreachableError(
             f"--submit {address}: no Ray dashboard answers there: {one_line(error, 300)}"
         ) from error
 

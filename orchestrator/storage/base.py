@@ -105,8 +105,16 @@ class Store(ABC):
         """Return whether a process holds the lock, or None where that is unknown."""
 
     @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file, if it exists.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+
+    @abstractmethod
     def rename(self, name: str, other: str) -> None:
-        """Rename the folder ``name`` with all its files to ``other``.
+        """Rename the folder ``name`` with all its files to ``other``; called again, it goes on.
 
         Raises:
             StorageError: the store does not take it.

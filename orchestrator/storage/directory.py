@@ -1,36 +1,53 @@
 """The directory of a job: its resolved file, study, trial checkpoints and outcome."""
 
-import json
+import logging
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import botocore.exceptions
 import optuna
 import pyarrow.fs
 from optuna.exceptions import StorageInternalError
+from pydantic import BaseModel
+from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 from orchestrator.config.job import Job
-from orchestrator.errors import InputError, newer_schema, one_line
+from orchestrator.errors import InputError, one_line
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import s3
 from orchestrator.storage.base import Store
 from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
-from orchestrator.storage.study_database import database_problem, study_storage
+from orchestrator.storage.records import (
+    JOB,
+    RECORDED,
+    DamagedError,
+    JobRecord,
+    is_valid,
+    read_job_record,
+    read_record,
+    write_record,
+)
+from orchestrator.storage.study_database import (
+    check_database,
+    database_problem,
+    open_study,
+    rename_study,
+    study_storage,
+)
 from orchestrator.storage.study_mirror import StudyMirror
 
 if TYPE_CHECKING:
     import ray.train
 
-KINDS = ("sweep", "comparison")
+OutcomeModel = TypeVar("OutcomeModel", bound=BaseModel)
 
-SCHEMA = 2
-"""Version of the records. Those of version 1 have no ``schema``; they have the same keys."""
+_log = logging.getLogger(__name__)
 
 
 class JobDirectory:
@@ -41,6 +58,11 @@ class JobDirectory:
         self.store: Store = open_store(job.storage)
         self.path = Path()
         """Where this driver writes files before it publishes them, while the directory is open."""
+
+        self.record: dict[str, Any] = {}
+        """``id`` of the job and its ``resolved`` file, while the directory is open."""
+
+        self._lease: Lease | None = None
 
     @property
     def uri(self) -> str:
@@ -68,10 +90,12 @@ class JobDirectory:
             InputError: it cannot, or it does.
         """
         self.store.check()
-        if fresh:
+        if self._job.study:
+            check_database(self._job.study)
+        if fresh or self._renaming() is not None:
             return
         remedy = "change 'name' in the file, or start over with --fresh (which keeps the old folder)"
-        for kind in KINDS:
+        for kind in RECORDED:
             if kind != self._job.kind and self.store.read(self._name(f"{kind}.json")) is not None:
                 raise InputError(f"{self.uri} holds a {kind} of the same name; {remedy}")
         recorded = self._recorded()
@@ -88,7 +112,7 @@ class JobDirectory:
 
     def is_new(self) -> bool:
         """Return whether the job has no record yet."""
-        return self._recorded() is None
+        return self._renaming() is not None or self._recorded() is None
 
     def open_neighbour(self, sweep: str) -> tuple[optuna.Study, dict[str, Any]]:
         """Return the study of another sweep of this storage, and its recorded file.
@@ -96,7 +120,10 @@ class JobDirectory:
         Raises:
             InputError: there is none, or it cannot be read.
         """
-        record = read_record(self.store, f"{sweep}/sweep.json", "resolved")
+        try:
+            record = read_job_record(self.store, sweep, "sweep")
+        except InputError as error:
+            raise InputError(f"warm_start: {error}") from error
         if record is None:
             raise InputError(f"warm_start: there is no sweep {self.store.locate(sweep)}")
         resolved = record["resolved"]
@@ -120,19 +147,46 @@ class JobDirectory:
             InputError: another driver runs the job, or the storage cannot be written.
         """
         with Lease(self.store, self._job.name, self._label, interrupt, fresh) as lease:
-            if fresh:
-                self.store.rename(self._job.name, f"{self._job.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self._lease = lease
+            self._set_aside(fresh)
             recorded = self._recorded()
             job_id = recorded["id"] if recorded is not None else uuid.uuid4().hex
             resolved = self._job.record(None if recorded is None else recorded["resolved"])
             with self.store.workspace(self._job.name) as self.path:
-                self._write(f"{self._job.kind}.json", {"id": job_id, "resolved": resolved})
+                self.record = {"id": job_id, "resolved": resolved}
+                self._write(f"{self._job.kind}.json", self.record)
                 yield job_id, lease
+
+    def _set_aside(self, fresh: bool) -> None:
+        """Rename what an earlier job of this name left, or go on with that where a driver was ended."""
+        other = self._renaming()
+        if other is None:
+            if not fresh:
+                return
+            other = f"{self._job.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            self.store.write(self._renaming_name, other.encode())
+        self.store.rename(self._job.name, other)
+        if self._job.study:
+            rename_study(self._job.study, self._job.name, other)
+        self.store.delete(self._renaming_name)
+
+    @property
+    def _renaming_name(self) -> str:
+        return f".{self._job.name}.renaming"
+
+    def _renaming(self) -> str | None:
+        """Return the name to which an earlier job of this name is being renamed."""
+        file = self.store.read(self._renaming_name)
+        return None if file is None else file[0].decode(errors="replace")
 
     def study_storage(self) -> optuna.storages.BaseStorage:
         """Open the study of the job for its driver; raises SweepError."""
         storage = study_storage(self.store, self._job.name, self._job.study)
-        return StudyMirror(storage) if isinstance(storage, optuna.storages.RDBStorage) else storage
+        if not isinstance(storage, optuna.storages.RDBStorage):
+            return storage
+        # The journal in a bucket is protected by its versions; a database has to be.
+        event.listen(storage.engine, "commit", lambda connection: self._check_lease())
+        return StudyMirror(storage)
 
     def holds_checkpoints(self) -> bool:
         """Return whether any trial has uploaded a checkpoint; raises StorageError."""
@@ -146,6 +200,7 @@ class JobDirectory:
 
     def publish(self, *files: Path) -> None:
         """Copy files of ``path`` into the directory; raises StorageError."""
+        self._check_lease()
         for file in files:
             self.store.publish(file, self._name(str(file.relative_to(self.path))))
 
@@ -153,48 +208,57 @@ class JobDirectory:
         """Return the address under which a user finds a file."""
         return self.store.locate(self._name(file))
 
-    def outcome(self, *keys: str) -> dict[str, Any] | None:
-        """Return the outcome of the finished job with at least ``keys``, or None while it is not finished."""
-        return self._read("outcome.json", *keys)
+    def outcome(self, model: type[OutcomeModel]) -> OutcomeModel | None:
+        """Return the outcome of the finished job, or None while it is not finished.
+
+        Raises:
+            DamagedError: the record is not valid.
+        """
+        record = read_record(self.store, self._name("outcome.json"), model)
+        return None if record is None else model.model_validate(record)
 
     def finish(self, outcome: dict[str, Any]) -> None:
         """Record the outcome of the job."""
         self._write("outcome.json", outcome)
 
     def _recorded(self) -> dict[str, Any] | None:
-        """The resolved file that an earlier driver recorded."""
-        return self._read(f"{self._job.kind}.json", "id", "resolved")
+        """The resolved file that an earlier driver recorded, or what the study has of it if that is lost."""
+        try:
+            record = read_job_record(self.store, self._job.name, self._job.kind)
+        except DamagedError:
+            record = None
+        return self._recorded_in_study() if record is None else record
 
-    def _read(self, file: str, *keys: str) -> dict[str, Any] | None:
-        return read_record(self.store, self._name(file), *keys)
+    def _recorded_in_study(self) -> dict[str, Any] | None:
+        """Return the copy of the record that the study has; None where no trial was started.
+
+        Raises:
+            InputError: a study of an earlier version has trials and no copy.
+        """
+        with open_study(self.store, self._job.name, {"study": self._job.study}) as study:
+            if study is None:
+                return None
+            record: dict[str, Any] = study.user_attributes().get(JOB, {})
+            if is_valid(record, JobRecord) and is_valid(record["resolved"], RECORDED[self._job.kind]):
+                return record
+            if not study.read_trials(()):
+                return None
+        file = self.locate(f"{self._job.kind}.json")
+        raise InputError(
+            f"{file} is missing or damaged, and the study has trials but no copy of it; put a copy back, or "
+            "start over with --fresh (which keeps the old folder)"
+        )
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def _write(self, file: str, content: dict[str, Any]) -> None:
-        record = {"schema": SCHEMA, **content}
-        self.store.write(self._name(file), json.dumps(record, indent=2).encode())
+        self._check_lease()
+        self.store.write(self._name(file), write_record(content))
 
     def _name(self, file: str) -> str:
         return f"{self._job.name}/{file}"
-
-
-def read_record(store: Store, name: str, *keys: str) -> dict[str, Any] | None:
-    """Return a JSON record of a store with at least ``keys``, or None where there is none.
-
-    Raises:
-        InputError: it is damaged, or was written by a later version of this project.
-    """
-    file = store.read(name)
-    if file is None:
-        return None
-    location = store.locate(name)
-    try:
-        content = json.loads(file[0])
-        record = {**content, **{key: content[key] for key in keys}}
-        schema = int(record.get("schema", 1))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{location} is damaged; move it away, or start over with --fresh") from error
-    if schema > SCHEMA:
-        raise InputError(newer_schema(location, schema, SCHEMA))
-    return record
 
 
 def open_store(storage: str) -> Store:

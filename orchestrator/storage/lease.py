@@ -4,23 +4,27 @@ The record of the driver lies beside the folder of the job and is renewed every 
 a lock of the operating system, which ends with its process, keeps a second driver out. A bucket has no locks:
 a second driver watches whether the record is still renewed, and takes the job over when it is not. Only
 monotonic clocks of one process are compared.
+
+`Lease.check` precedes everything that a driver writes, so that one which was suspended, and whose job another
+driver has taken over meanwhile, writes nothing any more.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.errors import InputError, StorageError, newer_schema
+from orchestrator.errors import InputError, LeaseLostError, StorageError, newer_schema
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.base import LockedError, Store
 
@@ -29,6 +33,10 @@ HEARTBEAT_SECONDS = 5.0
 
 LEASE_TIMEOUT_SECONDS = 20.0
 """Time without a renewal after which a driver counts as dead."""
+
+_SAFE_SECONDS = LEASE_TIMEOUT_SECONDS / 2
+"""Age of a renewal up to which nothing is asked before a write: no other driver may take the job before
+twice that time."""
 
 SCHEMA = 2
 """Version of the record. Version 1 had none, and other names for four fields."""
@@ -39,8 +47,18 @@ _log = logging.getLogger(__name__)
 class BudgetUsage(BaseModel):
     """What all drivers of a job together have used of its budget."""
 
-    seconds: float = 0.0
-    gpu_seconds: float = 0.0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    gpu_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class Activity(BaseModel):
+    """What a driver is doing, for `python -m orchestrator.status`."""
+
+    trials: dict[str, str] = {}
+    """What each trial is doing that has started and not ended, by its name."""
+
+    undelivered: str = ""
+    """Which records wait for MLflow, and why."""
 
 
 class DriverRecord(BaseModel):
@@ -64,8 +82,7 @@ class DriverRecord(BaseModel):
     ray_jobs: list[str] = []
     """Ray jobs of this driver and of those before it, see `ResourceReaper`."""
 
-    activity: dict[str, Any] = Field({}, validation_alias=AliasChoices("activity", "doing"))
-    """What the driver is doing, for `python -m orchestrator.status`."""
+    activity: Activity = Field(Activity(), validation_alias=AliasChoices("activity", "doing"))
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, started {self.started}"
@@ -79,6 +96,11 @@ class DriverRecord(BaseModel):
     def to_json(self) -> bytes:
         """Return the content of the file."""
         return self.model_dump_json(indent=1, by_alias=True).encode()
+
+
+def _clocks() -> tuple[float, float]:
+    """Return the monotonic clock, and the wall clock, which goes on while a machine is suspended."""
+    return time.monotonic(), time.time()
 
 
 def process_identity(pid: int) -> str:
@@ -159,7 +181,14 @@ class Lease:
         self._stack = ExitStack()
         self._closed = threading.Event()
         self._seen: str | None = None
-        self._lost = False
+        self._renewing = threading.Lock()
+        self._renewed = (-math.inf, -math.inf)
+        """Monotonic and wall clock of the last renewal, before it was sent."""
+
+        self.lost = False
+        """Whether another driver has taken the job over."""
+
+        self._told = False
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self.record = DriverRecord(
             host=socket.gethostname(),
@@ -167,7 +196,7 @@ class Lease:
             started=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             identity=process_identity(os.getpid()),
         )
-        self.on_heartbeat: Callable[[float], dict[str, Any]] = lambda seconds: {}
+        self.on_heartbeat: Callable[[float], Activity] = lambda seconds: Activity()
         """Called before each renewal with the seconds since the last one; returns the activity to record."""
 
     def __enter__(self) -> Self:
@@ -192,7 +221,7 @@ class Lease:
                     self.record.used = record.used
                 if not record.ended:
                     _log.info("previous driver (%s) is gone; taking over %s", record, self._label)
-            if not self._renew():
+            if not self._write():
                 raise _taken(self._store, self._job, self._label)
             self._stack = stack.pop_all()
         self._thread.start()
@@ -204,9 +233,40 @@ class Lease:
         self._closed.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
         with self._stack:
-            if not self._lost:
+            if not self.lost:
                 self.record.ended = True
-                self._renew()
+                self._write()
+
+    def check(self) -> None:
+        """Make sure that a write of the next seconds is that of the job's driver.
+
+        Raises:
+            LeaseLostError: another driver has taken the job over.
+            StorageError: that is not known, because the storage does not answer.
+        """
+        if not self._store.heartbeat_only:
+            return  # the lock keeps other drivers out
+        if not self.lost and max(now - then for now, then in zip(_clocks(), self._renewed, strict=True)) > (
+            _SAFE_SECONDS
+        ):
+            self._renew()
+        if self.lost:
+            raise LeaseLostError(f"another driver took over {self._label}")
+
+    @contextmanager
+    def explained_loss(self) -> Iterator[None]:
+        """Raise LeaseLostError for whatever ends the block, if another driver has taken the job over."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, StorageError) and self._store.heartbeat_only:
+                with suppress(StorageError):
+                    self._renew()  # the error may be that another driver writes
+            if not self.lost:
+                raise
+            raise LeaseLostError(f"another driver took over {self._label}") from error
+        if self.lost:
+            raise LeaseLostError(f"another driver took over {self._label}")
 
     def _keep_renewing(self) -> None:
         before = time.monotonic()
@@ -217,20 +277,34 @@ class Lease:
             before = now
             try:
                 if not self._renew():
-                    self._lost = True
-                    self._interrupt.request(f"another driver took over {self._label}: {self._current()}")
                     return
                 request = self._store.read(stop_request_name(self._job))
-                if request is not None and request[0].decode() == self.record.identity:
+                if request is not None and request[0] == self.record.identity.encode():
                     self._interrupt.request("a stop was requested")
             except StorageError as error:
                 _log.warning("%s", error)  # the next heartbeat tries again
 
-    def _current(self) -> DriverRecord | None:
-        current = read_driver_record(self._store, self._job)
-        return current[0] if current is not None else None
-
     def _renew(self) -> bool:
+        """Write the record; when another driver has the job, ask this one to end and return False."""
+        with self._renewing:
+            self.lost = self.lost or not self._write()
+        if self.lost and not self._told:
+            self._told = True
+            message = f"another driver took over {self._label}: {self._successor()}"
+            if not self._interrupt.request(message):
+                _log.warning("%s", message)
+        return not self.lost
+
+    def _successor(self) -> str:
+        try:
+            current = read_driver_record(self._store, self._job)
+        except (InputError, StorageError) as error:
+            return str(error)
+        return str(current[0]) if current is not None else "its record is gone"
+
+    def _write(self) -> bool:
+        """Write the record unless another driver has; return whether it is written."""
+        clocks = _clocks()
         self.record.heartbeat += 1
         self.record.renewed = time.time()
         name, content = record_name(self._job), self.record.to_json()
@@ -241,7 +315,7 @@ class Lease:
             version = self._store.compare_and_swap(name, content, current[1] if current else None)
         if version is None:
             return False
-        self._seen = version
+        self._seen, self._renewed = version, clocks
         return True
 
     def _wait_for_silence(self, last: DriverRecord, version: str) -> tuple[DriverRecord, str]:

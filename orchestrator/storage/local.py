@@ -129,6 +129,13 @@ class LocalStore(Store):
         except OSError:
             return None
 
+    def delete(self, name: str) -> None:
+        """Remove the file."""
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._error(error) from error
+
     def rename(self, name: str, other: str) -> None:
         """Rename the folder."""
         try:

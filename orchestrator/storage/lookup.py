@@ -13,8 +13,9 @@ from orchestrator.config.sections import JOB_NAME, storage_address
 from orchestrator.errors import Fault, FieldError, InputError, nearest, quote
 from orchestrator.storage import lease
 from orchestrator.storage.base import Store
-from orchestrator.storage.directory import KINDS, open_store, read_record
+from orchestrator.storage.directory import open_store
 from orchestrator.storage.lease import DriverRecord
+from orchestrator.storage.records import RECORDED, read_job_record
 
 SILENT_SECONDS = 30.0
 """Time without a heartbeat after which a driver may be dead."""
@@ -49,35 +50,46 @@ def find_job(sweep: str, storage: str | None = None, settings: Sequence[str] = (
         if storage is not None and _address(storage) != parent:
             raise InputError(f"--storage {storage}: {quote(sweep)} already says where it is kept")
     else:
-        default = Job.model_fields["storage"].default
-        parent, name = _address(default if storage is None else storage), sweep
+        store, name = find_storage(storage), sweep
+        parent = store.uri
     store = open_store(parent or "/")
     if not name or recorded_job(store, name) is None:
         raise no_such_job(store, name)
     return store, name
 
 
+def find_storage(storage: str | None) -> Store:
+    """Return the store at an address, by default that of files without a ``storage``; raises InputError."""
+    return open_store(_address(Job.model_fields["storage"].default if storage is None else storage))
+
+
 def no_such_job(store: Store, name: str) -> InputError:
     """Return the error for a job that does not exist, with the nearest one that does."""
+    jobs = job_names(store)
+    if name in jobs:
+        return InputError(
+            f"{store.locate(name)} holds no record of a sweep or comparison; rerun the command that started "
+            "it, which restores the record from the study"
+        )
+    return InputError(f"there is no sweep {store.locate(name)}{nearest(name, jobs)}")
+
+
+def job_names(store: Store) -> list[str]:
+    """Return the names of the jobs of a store; raises StorageError."""
     before, after = lease.record_name("*").split("*")
-    jobs = [
+    return [
         file[len(before) : -len(after)]
         for file in store.list_files(before)
         if file.endswith(after) and "/" not in file
     ]
-    return InputError(f"there is no sweep {store.locate(name)}{nearest(name, jobs)}")
 
 
 def recorded_job(store: Store, name: str) -> tuple[str, dict[str, Any]] | None:
     """Return the kind of a job and its recorded file, or None; raises InputError or StorageError."""
-    for kind in KINDS:
-        record = read_record(store, f"{name}/{kind}.json", "resolved")
+    for kind in RECORDED:
+        record = read_job_record(store, name, kind)
         if record is not None:
-            resolved = record["resolved"]
-            required = {"budget", "objective"} if kind == "sweep" else set()
-            if not isinstance(resolved, dict) or required - resolved.keys():
-                raise InputError(f"{store.locate(name)}/{kind}.json is damaged; start over with --fresh")
-            return kind, resolved
+            return kind, record["resolved"]
     return None
 
 

@@ -25,7 +25,7 @@ import pyarrow.fs
 from botocore.config import Config
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from orchestrator.errors import InputError, StorageError, one_line
+from orchestrator.errors import StorageError, one_line
 from orchestrator.storage.base import Store
 from orchestrator.storage.s3_journal import S3Journal, S3Study
 
@@ -72,7 +72,7 @@ class S3Store(Store):
         try:
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(""), MaxKeys=1)
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
-            raise InputError(f"storage: {self.uri}: {describe_error(error)}") from error
+            raise self._error(error).as_input_error() from error
         self._retries = True
 
     def read(self, name: str) -> tuple[bytes, str] | None:
@@ -135,6 +135,10 @@ class S3Store(Store):
     def is_locked(self, name: str) -> None:
         """None: a bucket has no locks."""
 
+    def delete(self, name: str) -> None:
+        """Delete the object."""
+        self._with_retries(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(name)))
+
     def rename(self, name: str, other: str) -> None:
         """Copy each object within the bucket, then delete it."""
 
@@ -187,7 +191,11 @@ class S3Store(Store):
             botocore.exceptions.ClientError,
             boto3.exceptions.Boto3Error,
         ) as error:
-            raise StorageError(f"storage: {self.uri}: {describe_error(error)}") from error
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> StorageError:
+        message = f"storage: {self.uri}: {describe_error(error)}"
+        return StorageError(message, unreachable=_is_unreachable(error))
 
 
 class S3Files(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
@@ -226,6 +234,14 @@ def _is_temporary(error: BaseException) -> bool:
         passing = ("ExpiredToken", "RequestTimeout", "TokenRefreshRequired")
         return status not in (400, 405, 411, 416) or code in passing
     return isinstance(error, botocore.exceptions.BotoCoreError | boto3.exceptions.Boto3Error | OSError)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Return whether no answer came, or that of a server which cannot answer now."""
+    if isinstance(error, botocore.exceptions.ClientError):
+        status: int = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+        return status >= 500 or status == 429
+    return isinstance(error, botocore.exceptions.HTTPClientError)
 
 
 def describe_error(error: BaseException | None) -> str:

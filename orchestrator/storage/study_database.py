@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from orchestrator.config.sections import sqlite_address
-from orchestrator.errors import StorageError, is_full, one_line
+from orchestrator.errors import InputError, StorageError, UnreachableError, is_full, one_line
 from orchestrator.storage import study_tables
 from orchestrator.storage.base import Store
 
@@ -26,11 +26,48 @@ from orchestrator.storage.base import Store
 logging.getLogger("optuna.storages").setLevel(logging.ERROR)
 
 
+_ANSWER_SECONDS = 5
+
+_REFUSED_TEXTS = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+"""Texts of PostgreSQL 18 and its client for a login that it does not accept. They have no error code."""
+
+
 def study_storage(store: Store, job: str, database: str = "") -> optuna.storages.BaseStorage:
     """Open the storage of a job's study: a ``database`` address, or beside the job's other files."""
     if database:
         return optuna.storages.RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
     return store.study_storage(job)
+
+
+def check_database(database: str) -> None:
+    """Check that a database answers and accepts the login.
+
+    Raises:
+        UnreachableError: it does not answer.
+        InputError: it refuses.
+    """
+    engine = sqlalchemy.create_engine(database, connect_args={"connect_timeout": _ANSWER_SECONDS})
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        reason = one_line(error.orig, 200)
+        if any(text in reason for text in _REFUSED_TEXTS):
+            raise InputError(f"study: {database} refuses the login: {reason}") from error
+        raise UnreachableError(f"study: {database} does not answer: {reason}") from error
+    finally:
+        engine.dispose()
+
+
+def rename_study(database: str, name: str, other: str) -> None:
+    """Rename a study of a database, if it exists; raises SQLAlchemyError."""
+    engine = sqlalchemy.create_engine(database)
+    try:
+        with engine.begin() as connection:
+            if sqlalchemy.inspect(connection).has_table("studies"):
+                statement = sqlalchemy.text("UPDATE studies SET study_name = :other WHERE study_name = :name")
+                connection.execute(statement, {"name": name, "other": other})
+    finally:
+        engine.dispose()
 
 
 class StudyReader:
@@ -46,6 +83,10 @@ class StudyReader:
                 return study_tables.read_trials(connection, self._study_id, attributes)
         trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return trials
+
+    def user_attributes(self) -> dict[str, Any]:
+        """Return the user attributes of the study."""
+        return dict(self._storage.get_study_user_attrs(self._study_id))
 
     def complete(self, trial: FrozenTrial) -> FrozenTrial:
         """Return one of the trials with everything that the study has about it."""
@@ -77,7 +118,11 @@ def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator
         except (DBAPIError, StorageInternalError, ImportError, OSError, RuntimeError) as error:
             cause = error.__cause__ if isinstance(error, StorageInternalError) else error
             reason = one_line(getattr(cause, "orig", cause), 200)
-            raise StorageError(f"study: {database or file} cannot be read: {reason}") from error
+            problem = database_problem(error)
+            raise StorageError(
+                f"study: {database or file} cannot be read: {reason}",
+                unreachable=bool(database) and problem is not None and problem.kind is Problem.UNREACHABLE,
+            ) from error
 
 
 def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None:

@@ -10,6 +10,9 @@ SCHEMA_VERSION = 2
 SEEDED = "begun"
 """Of a study: true once the enqueued points and the trials of earlier sweeps are all in it."""
 
+USED = "used"
+"""Of a study: what of the budget was used, some time ago. It replaces a lost record of the driver."""
+
 EXHAUSTED = "exhausted"
 """Of a study: true once the sampler has suggested every combination."""
 

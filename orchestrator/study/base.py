@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from orchestrator.config.job import Job
 from orchestrator.errors import InputError, newer_schema
 from orchestrator.storage.base import StudyStorage, transaction
 from orchestrator.storage.directory import JobDirectory
+from orchestrator.storage.lease import BudgetUsage
+from orchestrator.storage.records import JOB
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
 
@@ -75,6 +78,8 @@ class Study(ABC):
             study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
         self._check_schema()
+        if directory.record and self.study.user_attrs.get(JOB) != directory.record:
+            self.study.set_user_attr(JOB, directory.record)
         trials = self.trials
         if not trials and directory.holds_checkpoints():
             raise InputError(
@@ -168,6 +173,19 @@ class Study(ABC):
     def transaction(self) -> AbstractContextManager[None]:
         """Make all that is recorded in a block permanent at once when it ends."""
         return transaction(self._storage)
+
+    def record_usage(self, used: BudgetUsage) -> None:
+        """Record what of the budget is used."""
+        self.study.set_user_attr(attributes.USED, used.model_dump())
+
+    def add_usage(self, used: BudgetUsage) -> None:
+        """Raise ``used`` to what is recorded, which is more where the record of the driver was lost."""
+        try:
+            recorded = BudgetUsage.model_validate(self.study.user_attrs.get(attributes.USED, {}))
+        except ValidationError:
+            return
+        used.seconds = max(used.seconds, recorded.seconds)
+        used.gpu_seconds = max(used.gpu_seconds, recorded.gpu_seconds)
 
     def record_epoch(self, number: int, report: EpochEnded) -> None:
         """Record the metrics of an epoch; an epoch that is recorded already stays as it is."""

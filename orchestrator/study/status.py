@@ -3,21 +3,28 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.console.tables import format_duration
+from orchestrator.errors import InputError, StorageError
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.base import Store
-from orchestrator.storage.directory import read_record
-from orchestrator.storage.study_database import open_study
+from orchestrator.storage.records import RecordedOutcome, read_record
+from orchestrator.storage.study_database import StudyReader, open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.study.trial_report import trial_name
 
 _ATTRIBUTES = (attributes.SOURCE, attributes.CELL, attributes.POINT, attributes.REASON)
 """Attributes of trials that a status depends on."""
+
+_READERS = 8
+"""Jobs that are read at once."""
 
 DRIVEN = ("running", "silent")
 """States of a job that has a driver, or may have one."""
@@ -41,6 +48,29 @@ class Status:
     undelivered: str = ""
     model: str = ""
     report: str = ""
+    problem: str = ""
+    """What is missing or cannot be read."""
+
+
+@dataclass
+class TrialStatus:
+    """The status of one trial, as ``--json`` prints it."""
+
+    trial: str
+    state: str
+    parameters: dict[str, Any]
+    objective: dict[str, float]
+    scores: dict[str, float]
+    activity: str
+    reason: str
+    started: str | None
+    ended: str | None
+    epochs: int
+    last_report: dict[str, Any] | None
+    """``epoch``, ``seconds_ago`` and ``metrics``."""
+
+    checkpoint: str | None
+    log: str
 
 
 def read_status(store: Store, name: str) -> Status:
@@ -56,13 +86,15 @@ def read_status(store: Store, name: str) -> Status:
     kind, resolved = job
     status = Status(name, kind, store.locate(name), "stopped")
     used, activity = _add_driver(status, store)
-    outcome = read_record(store, f"{name}/outcome.json", "report")
+    outcome = _outcome(store, name)
     with open_study(store, name, resolved) as study:
         trials = _own_trials(kind, study.read_trials(_ATTRIBUTES)) if study is not None else []
         best = best_trial(trials, resolved["objective"][0]["mode"]) if kind == "sweep" else None
         if best is not None and study is not None:
             status.best = _describe_best(study.complete(best), resolved["objective"])
-    _add_trials(status, trials, activity)
+        _add_trials(status, trials, _with_ages(trials, activity, study))
+        if study is None and outcome is not None:
+            status.problem = "its study is missing: put it back before you rerun the command"
     budget = resolved.get("budget", {})
     status.budget = {
         "trials": [len(trials) - status.trials.get("waiting", 0), _total(store, name, kind, resolved)],
@@ -70,14 +102,115 @@ def read_status(store: Store, name: str) -> Status:
         "gpu_hours": [round(used.gpu_seconds / 3600, 4), budget.get("gpu_hours")],
     }
     # An outcome may be that of a smaller budget, or of a comparison before it was extended.
-    final = outcome is not None and outcome.get("budget") == resolved.get("budget")
+    final = outcome is not None and outcome.budget == resolved.get("budget")
     if outcome is not None and final and status.state not in DRIVEN and "running" not in status.trials:
-        status.state, status.report = "finished", outcome["report"]
-        if model := outcome.get("model"):
-            status.model = "{name} version {version}, alias {alias}".format(**model)
-        if not outcome.get("delivered", True):
+        status.state, status.report = "finished", outcome.report
+        if model := outcome.model:
+            status.model = f"{model.name} version {model.version}, alias {model.alias}"
+        if not outcome.delivered:
             status.undelivered = "the last records; rerun the command to deliver them"
     return status
+
+
+def list_status(store: Store) -> list[Status]:
+    """Return the status of every job of a store, by name; of one that cannot be read, its ``problem``.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+
+    def read(name: str) -> Status:
+        try:
+            return read_status(store, name)
+        except (InputError, StorageError) as error:
+            return Status(name, "", store.locate(name), "unreadable", problem=str(error))
+
+    # A driver in a bucket without a heartbeat is watched for seconds.
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(read, lookup.job_names(store)))
+
+
+def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
+    """Return the status of one trial.
+
+    Raises:
+        InputError: there is no such job or trial, or its records are damaged.
+        StorageError: the storage does not answer, or the study cannot be read.
+    """
+    job = lookup.recorded_job(store, name)
+    if job is None:
+        raise lookup.no_such_job(store, name)
+    kind, resolved = job
+    status = Status(name, kind, store.locate(name), "stopped")
+    _, activity = _add_driver(status, store)
+    with open_study(store, name, resolved) as study:
+        trials = [] if study is None else study.read_trials(())
+        if study is None or not 0 <= number < len(trials):
+            held = f"0 to {len(trials) - 1}" if trials else "none yet"
+            raise InputError(f"--trial {number}: {status.uri} has no such trial; it has {held}")
+        trial = study.complete(trials[number])
+    attrs, reports = trial.user_attrs, attributes.epochs(trial)
+    last = max(reports, default=None)
+    state = _state(trial)
+    objectives = [each["metric"] for each in resolved.get("objective", [])]
+    return TrialStatus(
+        trial=trial_name(number),
+        state=state,
+        parameters=dict(attrs.get(attributes.CELL, trial.params)),
+        objective=dict(zip(objectives, trial.values or (), strict=False)),
+        scores=dict(attrs.get(attributes.SCORES, {})),
+        activity=activity.get(trial_name(number), _default_activity(status)) if state == "running" else "",
+        reason=str(attrs.get(attributes.REASON, "")),
+        started=_time(trial.datetime_start),
+        ended=_time(trial.datetime_complete),
+        epochs=len(reports),
+        last_report=None
+        if last is None
+        else {
+            "epoch": last,
+            "seconds_ago": _seconds_ago(reports[last]),
+            "metrics": {key: value for key, value in reports[last].items() if key != "time"},
+        },
+        checkpoint=store.locate(f"{name}/{attrs[attributes.CHECKPOINT]}")
+        if attributes.CHECKPOINT in attrs
+        else None,
+        log=str(attrs.get(attributes.LOG, "")),
+    )
+
+
+def _outcome(store: Store, name: str) -> RecordedOutcome | None:
+    record = read_record(store, f"{name}/outcome.json", RecordedOutcome)
+    return None if record is None else RecordedOutcome.model_validate(record)
+
+
+def _state(trial: FrozenTrial) -> str:
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def _seconds_ago(report: Mapping[str, float]) -> float:
+    return round(max(0.0, time.time() - report["time"] / 1000), 1)
+
+
+def _default_activity(status: Status) -> str:
+    return "starting" if status.state in DRIVEN else f"resumes when the {status.kind} is rerun"
+
+
+def _with_ages(
+    trials: Sequence[FrozenTrial], activity: Mapping[str, str], study: StudyReader | None
+) -> dict[str, str]:
+    """Return the activity of each trial with the age of its last report."""
+    told = dict(activity)
+    for trial in trials:
+        if trial.state == TrialState.RUNNING and study is not None and trial_name(trial.number) in told:
+            reports = attributes.epochs(study.complete(trial))
+            if reports:
+                age = format_duration(_seconds_ago(reports[max(reports)]))
+                told[trial_name(trial.number)] += f", last report {age} ago"
+    return told
 
 
 def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mapping[str, str]]:
@@ -95,9 +228,9 @@ def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mappin
     status.state = lookup.driver_state(store, status.name, driver)
     if status.state in DRIVEN:
         request = store.read(lease.stop_request_name(status.name))
-        status.stop_requested = request is not None and request[0].decode() == driver.identity
-        status.undelivered = driver.activity.get("undelivered", "")
-        activity = driver.activity.get("trials", {})
+        status.stop_requested = request is not None and request[0] == driver.identity.encode()
+        status.undelivered = driver.activity.undelivered
+        activity = driver.activity.trials
     return driver.used, activity
 
 
@@ -112,8 +245,8 @@ def _own_trials(kind: str, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _add_trials(status: Status, trials: Sequence[FrozenTrial], activity: Mapping[str, str]) -> None:
     """Count the trials; add what each unfinished one is doing and why others failed."""
-    default = "starting" if status.state in DRIVEN else f"resumes when the {status.kind} is rerun"
-    states = [{"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower()) for trial in trials]
+    default = _default_activity(status)
+    states = [_state(trial) for trial in trials]
     status.trials = {state: states.count(state) for state in sorted(set(states))}
     reasons: dict[str, list[str]] = {}
     for trial, state in zip(trials, states, strict=True):
@@ -141,6 +274,7 @@ def _total(store: Store, name: str, kind: str, resolved: Mapping[str, Any]) -> i
         return int(resolved["budget"]["trials"])
     results = store.read(f"{name}/results.json")
     try:
-        return None if results is None else len(json.loads(results[0]))
-    except (ValueError, TypeError):
+        rows = None if results is None else json.loads(results[0])
+    except (ValueError, RecursionError):
         return None
+    return len(rows) if isinstance(rows, list) else None

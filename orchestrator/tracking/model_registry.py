@@ -63,6 +63,7 @@ def register(
 
     Raises:
         TrackingError: MLflow did not accept something. Calling again resumes.
+        LeaseLostError: another driver has taken the sweep over.
     """
     try:
         run_id = tracker.run_id(number)
@@ -74,9 +75,11 @@ def register(
         identity = {"sweep.id": tracker.sweep_id, "trial.number": str(number)}
         version = _find_version(tracker.client, model, identity)
         created = version is None
+        tracker.check()
         if version is None:
             version = _create_version(tracker, run_id, export, model, identity, evaluation, record)
         if DECISION_TAG not in version.tags:
+            tracker.check()  # the upload may have taken minutes
             promote(tracker.client, version, alias, run_id, record)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"registry: {model} at {tracker.uri}: {describe_error(error)}") from error

@@ -5,6 +5,7 @@ and exit hook have no time limit, and the creation and end of runs overtake its 
 """
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import requests
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
@@ -25,7 +26,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from urllib3.exceptions import HTTPError
 
-from orchestrator.errors import one_line
+from orchestrator.errors import LeaseLostError, one_line
 
 _FINAL = {ErrorCode.Name(code) for code in (BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS)}
 """Error codes of a record that no store accepts. Others may be temporary: the server is down, overloaded or
@@ -59,8 +60,9 @@ class Outbox:
     would accept is dropped, and named by `flush`.
     """
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self, server: str, check: Callable[[], None] = lambda: None) -> None:
+        """Deliver to ``server``; ``check`` raises LeaseLostError when nothing may be delivered any more."""
+        self._server, self._check = server, check
         self._waiting: dict[Subject, deque[_Job]] = {}
         self._failures: dict[Subject, int] = {}
         """How often the first job of a subject has failed."""
@@ -167,11 +169,13 @@ class Outbox:
         while (found := self._next(failures)) is not None:
             subject, job = found
             try:
+                self._check()
                 if not (job.after_all and self._is_held_up(job)):
                     job.write()
-            except (
-                Exception
-            ) as error:  # whatever a store's client raises must not end the deliveries after it
+            except LeaseLostError:
+                self._drop()
+                return
+            except Exception as error:  # of any kind: it must not end the deliveries after it
                 if _is_temporary(error):
                     failures = _MAX_FAILURES if _is_away(error) else failures + 1
                     self._note_failure(subject, job, describe_error(error))
@@ -181,6 +185,12 @@ class Outbox:
                 _log.warning("%s refused %s", self._server, self.refused[-1])
             failures = 0
             self._remove(subject)
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._waiting.clear()
+            self._failures.clear()
+            self._problem, self._delivery = "", None
 
     def _next(self, failures: int) -> tuple[Subject, _Job] | None:
         """Return the job to try next: of the least failures, so that no subject is left out for ever."""
@@ -229,6 +239,19 @@ def _is_temporary(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return not is_final(error)
     return isinstance(error, OSError | BotoCoreError | Boto3Error | ClientError | HTTPError)
+
+
+def cannot_answer(status: int) -> bool:
+    """Return whether an HTTP status says that the server cannot answer now."""
+    return status == 429 or status >= 500
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Return whether a server did not answer, or cannot answer now."""
+    if isinstance(error, RestException):  # other exceptions of MLflow have the code 500 by default
+        return cannot_answer(error.get_http_status_code())
+    answer = re.search(r"failed with error code (\d+) != 200", str(error))  # without a body of MLflow's
+    return cannot_answer(int(answer[1])) if answer else _is_away(error)
 
 
 def _is_away(error: Exception) -> bool:

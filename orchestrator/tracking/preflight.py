@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from orchestrator.errors import InputError
-from orchestrator.tracking.outbox import describe_error
+from orchestrator.errors import InputError, UnreachableError
+from orchestrator.tracking.outbox import cannot_answer, describe_error, is_unreachable
 
 _ANSWER_SECONDS = 5.0
 
@@ -93,9 +93,11 @@ def _check_server(uri: str) -> None:
     try:
         health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
     except requests.RequestException as error:
-        raise InputError(
+        raise UnreachableError(
             f"{start} does not answer: {describe_error(error)}; is `mlflow server` running?"
         ) from None
+    if cannot_answer(health.status_code):
+        raise UnreachableError(f"{start} answers {health.status_code} {health.reason}")
     if health.status_code not in (200, 401, 403):
         raise InputError(
             f"{start} answers {health.status_code} {health.reason} to /health; is it an MLflow server?"
@@ -111,4 +113,4 @@ def _check_server(uri: str) -> None:
             why = f"login required or refused (401): set {names}"
         elif status == 403 or "403" in why:
             why = "access refused (403): no permission, or its --allowed-hosts lacks this host name"
-        raise InputError(f"{start}: {why}") from None
+        raise (UnreachableError if is_unreachable(error) else InputError)(f"{start}: {why}") from None

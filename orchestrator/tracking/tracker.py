@@ -4,7 +4,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -15,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, TrackingError
+from orchestrator.errors import InputError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
-from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final
+from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
 from orchestrator.tracking.store import open_experiment, quiet_mlflow, remove_escaped_folder
 from orchestrator.trainable import DataSetRecord
@@ -58,12 +57,27 @@ class Tracker:
     """
 
     def __init__(
-        self, uri: str, experiment: str, sweep_name: str, sweep_id: str, kind: str = "sweep"
+        self,
+        uri: str,
+        experiment: str,
+        sweep_name: str,
+        sweep_id: str,
+        kind: str = "sweep",
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the store, and find or create the experiment and the run of the job.
 
+        Args:
+            uri: the store.
+            experiment: name of the experiment.
+            sweep_name: name of the job.
+            sweep_id: its id.
+            kind: its kind.
+            check: is called before each record; raises LeaseLostError when nothing may be written any more.
+
         Raises:
             InputError: the store cannot be opened.
+            UnreachableError: it does not answer.
         """
         quiet_mlflow()
         self.uri = uri.rstrip("/") if uri.startswith("http") else uri
@@ -90,12 +104,16 @@ class Tracker:
             self._artifact_uri = parent.info.artifact_uri
             self.client.update_run(self.parent_run_id, status="RUNNING")
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise InputError(f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}") from error
+            kind_of_error = UnreachableError if is_unreachable(error) else InputError
+            raise kind_of_error(
+                f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}"
+            ) from error
         self.delivered = int(parent.data.tags.get(_DELIVERED, 0))
         """Every trial below this number has ended, and MLflow has all its records."""
 
         self._recorded_params = set(parent.data.params)
-        self._outbox = Outbox(self.uri)
+        self.check = check
+        self._outbox = Outbox(self.uri, check)
 
     def __enter__(self) -> Self:
         return self
@@ -114,8 +132,6 @@ class Tracker:
         try:
             self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
         except Exception as error:  # the clients of artifact stores have no common type
-            with suppress(MlflowException):
-                self.client.set_terminated(self.parent_run_id, "FAILED")
             advice = "; start the server with --artifacts-destination" * self.uri.startswith("http")
             raise TrackingError(
                 f"tracking: this machine cannot write files to {self._artifact_uri}, where the experiment at "

@@ -35,7 +35,7 @@ SWEEP: dict[str, Any] = {
 
 KEYS = {
     *("name", "kind", "uri", "state", "driver", "stop_requested", "trials", "budget", "best", "activity"),
-    *("failures", "undelivered", "model", "report"),
+    *("failures", "undelivered", "model", "report", "problem"),
 }
 DRIVER_KEYS = {"host", "pid", "started", "seconds_since_heartbeat"}
 
@@ -72,7 +72,9 @@ def driven(directory: JobDirectory) -> Iterator[lease.Lease]:
     with directory.open(False, Interrupt()) as (_, held):
         fill(directory)
         held.record.used = lease.BudgetUsage(seconds=90, gpu_seconds=1800)
-        held.record.activity = {"trials": {"trial-0002": "training, epoch 4"}, "undelivered": "3 records"}
+        held.record.activity = lease.Activity(
+            trials={"trial-0002": "training, epoch 4"}, undelivered="3 records"
+        )
         held._renew()
         yield held
 

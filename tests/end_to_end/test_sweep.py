@@ -9,6 +9,7 @@ import optuna
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator import status, stop
 from orchestrator.config.sections import sqlite_address
 from orchestrator.storage.local import LocalStore
 from orchestrator.sweep import main
@@ -159,9 +160,7 @@ def test_sweep_with_too_many_workers_is_refused(file: Path, tmp_path: Path) -> N
         (["--trials", "0"], "trials"),
         (["--trials", "many"], "invalid int value: 'many'"),
         (["--trails", "3"], "--trails"),
-        (["--set", "tracking.uri=http://127.0.0.1:9"], "127.0.0.1:9"),
         (["--storage", "/dev/null/x"], "/dev/null is a file, not a folder"),
-        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
         (["--address", "nowhere"], "write HOST:PORT"),
     ],
 )
@@ -177,6 +176,42 @@ def test_sweep_bad_input_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2 and line.startswith("error: ") and expected in line
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--set", "tracking.uri=http://127.0.0.1:9"],
+            "tracking.uri: the MLflow server at http://127.0.0.1:9 does not answer: connection refused",
+        ),
+        (
+            ["--set", "study=postgresql+psycopg2://nobody@127.0.0.1:9/optuna"],
+            "study: postgresql+psycopg2://nobody@127.0.0.1:9/optuna does not answer: ",
+        ),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
+    ],
+)
+def test_sweep_without_an_answer_has_its_own_code(
+    file: Path, tmp_path: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main([str(file), *options, "--storage", str(tmp_path / "store")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 3 and line.startswith("error: ") and expected in line
+    assert not (tmp_path / "store").exists()
+
+
+def test_sweep_with_a_bucket_that_does_not_answer_has_its_own_code(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = ["--storage", "s3://bucket/sweeps", "--set", "tracking.uri=http://127.0.0.1:9"]
+    for command in (main, status.main, stop.main):
+        code = command([str(file), *(options if command is main else options[:2])])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert code == 3 and line.startswith("error: ") and "storage: s3://bucket/sweeps: " in line
 
 
 def test_sweep_bad_data_is_refused(tmp_path: Path) -> None:

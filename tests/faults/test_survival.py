@@ -196,7 +196,7 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
     while driver.ended() is None or driver.ended() != 0:
         assert time.monotonic() < deadline, driver.text()[-5000:]
         if (code := driver.ended()) is not None:
-            assert code in (1, 2), driver.text()[-5000:]  # as when MLflow does not answer at its start or end
+            assert code in (1, 3), driver.text()[-5000:]  # as when MLflow does not answer at its start or end
             time.sleep(3)
             driver.start()
         for server in (victims.postgres, victims.server):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from orchestrator.errors import ExitCode
 from tests.support.paths import ROOT
 
 
@@ -79,10 +80,10 @@ def read_until(output: IO[str], epochs: int) -> list[str]:
     return lines
 
 
-def refused(module: str, file: Path, *options: str) -> str:
-    """Return the one line of a command that refuses its input."""
+def refused(module: str, file: Path, *options: str, code: ExitCode = ExitCode.BAD_INPUT) -> str:
+    """Return the one line of a command that refuses its input, or gets no answer."""
     done = run(module, file, *options)
-    assert done.returncode == 2, done.stderr + done.stdout
+    assert done.returncode == code, done.stderr + done.stdout
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.config.document import Override
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.launch import launch
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, UnreachableError
 from orchestrator.interrupt import Interrupt
 
 pytestmark = pytest.mark.usefixtures("restored_signals")
@@ -33,7 +33,7 @@ class FakeDriver:
 
 def start(run: Callable[[], int], **options: Any) -> tuple[int, FakeDriver, list[Override]]:
     """Launch a job; return the exit code, its driver, and the overrides that it got."""
-    defaults = {"file": "a.yaml", "set": [], "storage": None, "submit": None, "address": None}
+    defaults = {"file": "a.yaml", "set": [], "storage": None, "submit": None, "address": None, "wait": 0.0}
     parsed = argparse.Namespace(**{**defaults, "dry_run": False, "fresh": False, "prog": "prog", **options})
     driver, received = FakeDriver(run), list[Override]()
 
@@ -53,7 +53,7 @@ def press_ctrl_c() -> int:
     raise AssertionError("it was not interrupted")
 
 
-@pytest.mark.parametrize("code", [0, 1, 130])
+@pytest.mark.parametrize("code", [0, 1, 4, 130])
 def test_launch_returns_the_code_of_the_driver(code: int) -> None:
     assert start(lambda: code)[0] == code
 
@@ -61,6 +61,34 @@ def test_launch_returns_the_code_of_the_driver(code: int) -> None:
 def test_launch_with_bad_input_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert start(refuse)[0] == 2
     assert capsys.readouterr().err == "error: a.yaml:3: budget.trails: not a valid key\n"
+
+
+def away() -> int:
+    raise UnreachableError("a.yaml:9: tracking.uri: the MLflow server at http://a does not answer")
+
+
+def test_launch_without_an_answer_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(away)[0] == 3
+    line = "error: a.yaml:9: tracking.uri: the MLflow server at http://a does not answer\n"
+    assert capsys.readouterr().err == line
+
+
+def test_launch_waits_for_an_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.drivers.launch._WAIT_SECONDS", 0.1)
+    answers = [away, away, lambda: 0]
+    assert start(lambda: answers.pop(0)(), wait=60.0)[0] == 0
+    out, err = capsys.readouterr()
+    assert out.count("the MLflow server at http://a does not answer") == 1 and err == ""
+
+
+def test_launch_waits_no_longer_than_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.drivers.launch._WAIT_SECONDS", 0.1)
+    assert start(away, wait=0.3)[0] == 3
+    assert capsys.readouterr().err.startswith("error: a.yaml:9: tracking.uri: the MLflow server")
 
 
 def test_launch_that_is_interrupted_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,8 +26,8 @@ def with_budget(sweep: Sweep, **changes: float | None) -> Sweep:
 @pytest.mark.parametrize(
     ("budget", "seconds", "gpu_seconds", "expected"),
     [
-        ({"wall": 60.0}, 59.0, 0.0, ""),
-        ({"wall": 60.0}, 60.0, 0.0, "the wall budget of 0:01:00 is spent"),
+        ({"wall": 60.0}, 59.0, 5.0, ""),
+        ({"wall": 60.0}, 60.0, 5.0, "the wall budget of 0:01:00 is spent"),
         ({"gpu_hours": 0.5}, 1e6, 1799.0, ""),
         ({"gpu_hours": 0.5}, 1e6, 1800.0, "the budget of 0.5 GPU hours is spent"),
     ],

@@ -14,7 +14,7 @@ from ray.job_submission import JobStatus
 
 from orchestrator.config.document import Override
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError
+from orchestrator.errors import ExitCode, InputError
 from orchestrator.execution import submit
 from orchestrator.interrupt import Interrupt
 from tests.support.command_line import refused
@@ -24,21 +24,27 @@ SWEEP = ROOT / "search_spaces/alignment.yaml"
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "code", "expected"),
     [
         (
             ["--submit", "head:8265"],
+            ExitCode.BAD_INPUT,
             "error: --submit head:8265: not the address of a Ray dashboard; write http://",
         ),
         (
             ["--submit", "http://127.0.0.1:1"],
+            ExitCode.UNREACHABLE,
             "error: --submit http://127.0.0.1:1: no Ray dashboard answers there",
         ),
-        (["--submit", "http://a", "--address", "b:1"], "error: --submit, --address: give one"),
+        (
+            ["--submit", "http://a", "--address", "b:1"],
+            ExitCode.BAD_INPUT,
+            "error: --submit, --address: give one",
+        ),
     ],
 )
-def test_submit_to_a_wrong_address_is_one_line(options: list[str], expected: str) -> None:
-    assert refused("sweep", SWEEP, *options).startswith(expected)
+def test_submit_to_a_wrong_address_is_one_line(options: list[str], code: ExitCode, expected: str) -> None:
+    assert refused("sweep", SWEEP, *options, code=code).startswith(expected)
 
 
 def test_submit_of_a_file_that_is_not_sent_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ from orchestrator.console.progress import Progress
 from orchestrator.drivers.sweep import SweepDriver
 from orchestrator.errors import InputError
 from orchestrator.interrupt import Interrupt
-from orchestrator.storage.directory import SCHEMA, JobDirectory, read_record
+from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.local import LocalStore
 from orchestrator.storage.lookup import recorded_job
+from orchestrator.storage.records import SCHEMA, JobRecord, RecordedOutcome, read_record
+from orchestrator.study.search import SearchStudy
+from tests.support.studies import run_trial
 from tests.support.sweep_files import load_comparison, load_sweep
 
 
@@ -81,39 +84,83 @@ def test_record_of_a_newer_schema_is_refused_by_commands(folder: Path) -> None:
 def test_outcome_of_a_newer_schema_is_refused(sweep: Sweep, folder: Path) -> None:
     (folder / "outcome.json").write_text('{"schema": 3}')
     with pytest.raises(InputError) as refusal:
-        JobDirectory(sweep).outcome()
+        JobDirectory(sweep).outcome(RecordedOutcome)
     assert str(refusal.value) == newer(folder / "outcome.json")
 
 
 def test_outcome_survives_its_file(sweep: Sweep, folder: Path) -> None:
     JobDirectory(sweep).finish({"report": "report.html"})
-    assert JobDirectory(sweep).outcome("report") == {"schema": 2, "report": "report.html"}
+    assert JobDirectory(sweep).outcome(RecordedOutcome) == RecordedOutcome(report="report.html")
 
 
 def test_outcome_of_an_unfinished_job_is_none(sweep: Sweep, folder: Path) -> None:
-    assert JobDirectory(sweep).outcome() is None
+    assert JobDirectory(sweep).outcome(RecordedOutcome) is None
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "1", '{"resolved": {}}', '{"id": "1"}', '{"schema": "x"}']
-)
-def test_record_that_is_damaged_is_refused_in_one_line(sweep: Sweep, folder: Path, content: str) -> None:
-    (folder / "sweep.json").write_text(content)
-    line = f"{folder}/sweep.json is damaged; move it away, or start over with --fresh"
-    assert refusal_of(sweep) == line
+DAMAGED = [None, "", "{", "[]", "1", "[" * 5000, '{"resolved": {}}', '{"id": "1"}', '{"schema": "x"}']
+"""Contents of a record that is missing or damaged."""
 
 
-@pytest.mark.parametrize("content", ["{}", '{"sweep": 1}', '{"report": "x", "tracking": "y"}'])
-def test_outcome_that_is_damaged_is_refused_by_its_driver(sweep: Sweep, folder: Path, content: str) -> None:
+def open_with_a_trial(sweep: Sweep) -> tuple[str, Any]:
+    """Open the sweep as a driver does, with one trial in its study; return its id and the recorded file."""
+    directory = JobDirectory(sweep)
+    with directory.open(False, Interrupt()) as (job_id, _):
+        study = SearchStudy(sweep, directory)
+        if not study.trials:
+            run_trial(study, [0.5])
+        return job_id, directory.record["resolved"]
+
+
+def damage(file: Path, content: str | None) -> None:
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_record_that_is_damaged_is_taken_from_the_study(sweep: Sweep, folder: Path, content: str) -> None:
+    before = open_with_a_trial(sweep)
+    damage(folder / "sweep.json", content)
+    assert not JobDirectory(sweep).is_new()
+    assert open_with_a_trial(sweep) == before
+    assert read_record(LocalStore(folder.parent), "parabola/sweep.json", JobRecord) is not None
+
+
+def test_record_in_the_study_tells_changed_settings(sweep: Sweep, folder: Path, tmp_path: Path) -> None:
+    open_with_a_trial(sweep)
+    (folder / "sweep.json").unlink()
+    other = load_sweep(tmp_path, search={"x": {"uniform": [-3, 4]}})
+    assert "with other settings: search.x: uniform [-3.0, 3.0] → uniform [-3.0, 4.0]" in refusal_of(other)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_record_of_a_job_without_trials_is_written_anew(sweep: Sweep, folder: Path, content: str) -> None:
+    damage(folder / "sweep.json", content)
+    assert JobDirectory(sweep).is_new()
+    with JobDirectory(sweep).open(False, Interrupt()):
+        pass
+    assert not JobDirectory(sweep).is_new()
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_record_without_a_copy_is_asked_for(sweep: Sweep, folder: Path, content: str) -> None:
+    run_trial(SearchStudy(sweep, JobDirectory(sweep)), [0.5])  # as an earlier version did, without a copy
+    damage(folder / "sweep.json", content)
+    assert refusal_of(sweep) == (
+        f"{folder}/sweep.json is missing or damaged, and the study has trials but no copy of it; "
+        "put a copy back, or start over with --fresh (which keeps the old folder)"
+    )
+
+
+@pytest.mark.parametrize("content", [*DAMAGED[1:], '{"sweep": 1}', '{"report": "x", "tracking": "y"}'])
+def test_outcome_that_is_damaged_counts_as_missing(sweep: Sweep, folder: Path, content: str) -> None:
     (folder / "outcome.json").write_text(content)
-    with pytest.raises(InputError) as refusal:
-        SweepDriver(sweep, Progress(), Interrupt()).run(address=None, dry_run=True, fresh=False)
-    line = f"{folder}/outcome.json is damaged; move it away, or start over with --fresh"
-    assert str(refusal.value) == line
+    assert SweepDriver(sweep, Progress(), Interrupt())._finished_outcome() is None
 
 
 def test_record_that_does_not_exist_is_none(tmp_path: Path) -> None:
-    assert read_record(LocalStore(tmp_path), "job/sweep.json", "id") is None
+    assert read_record(LocalStore(tmp_path), "job/sweep.json", JobRecord) is None
 
 
 def test_job_with_other_settings_is_refused(sweep: Sweep, folder: Path, tmp_path: Path) -> None:
@@ -145,6 +192,38 @@ def test_comparison_in_the_folder_of_a_sweep_is_refused(folder: Path, tmp_path: 
 def test_job_of_another_kind_is_refused(sweep: Sweep, tmp_path: Path) -> None:
     LocalStore(tmp_path / "store").write("parabola/comparison.json", b"{}")
     assert refusal_of(sweep).startswith(f"{tmp_path}/store/parabola holds a comparison of the same name; ")
+
+
+def test_job_that_was_ended_while_it_started_over_starts_over(
+    sweep: Sweep, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket, files are renamed one by one."""
+    before = open_with_a_trial(sweep)
+    rename = LocalStore.rename
+
+    def rename_half(store: LocalStore, name: str, other: str) -> None:
+        (folder.parent / other).mkdir()
+        (folder / "study.db").rename(folder.parent / other / "study.db")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalStore, "rename", rename_half)
+    with pytest.raises(KeyboardInterrupt), JobDirectory(sweep).open(True, Interrupt()):
+        pass
+    (old,) = folder.parent.glob("parabola.2*")
+
+    def rename_rest(store: LocalStore, name: str, other: str) -> None:
+        assert folder.parent / other == old
+        for file in folder.iterdir():
+            file.rename(old / file.name)
+
+    monkeypatch.setattr(LocalStore, "rename", rename_rest)
+    JobDirectory(sweep).check(fresh=False)
+    assert JobDirectory(sweep).is_new()
+    after = open_with_a_trial(sweep)
+    assert after[0] != before[0]
+    assert {"sweep.json", "study.db"} <= {file.name for file in old.iterdir()}
+    monkeypatch.setattr(LocalStore, "rename", rename)
+    assert open_with_a_trial(sweep) == after, "the rename has ended"
 
 
 def test_job_started_over_keeps_its_old_folder(sweep: Sweep, folder: Path) -> None:

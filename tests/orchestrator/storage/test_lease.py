@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, LeaseLostError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lease
 from orchestrator.storage.lease import (
+    Activity,
     DriverRecord,
     Lease,
     check_driver,
@@ -141,6 +141,46 @@ def test_lease_that_another_driver_took_ends_its_driver(
     assert current is not None and not current[0].ended, "the record of the other driver stays"
 
 
+def test_lease_is_checked_before_a_write(
+    tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that was suspended asks before its next heartbeat would."""
+    monkeypatch.setattr(LocalStore, "heartbeat_only", True)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 60.0)
+    store, held = LocalStore(tmp_path), hold(tmp_path, interrupt)
+    with held:
+        held.check()
+        store.write(lease.record_name("job"), held.record.model_copy(update={"pid": 7}).to_json())
+        held.check()  # no other driver may take the job so soon
+        assert not held.lost
+        monkeypatch.setattr(lease, "_clocks", lambda: (time.monotonic(), time.time() + 30))
+        with pytest.raises((LeaseLostError, KeyboardInterrupt)):
+            held.check()
+        with pytest.raises(LeaseLostError, match=r"^another driver took over sweep job$"):
+            held.check()
+    assert interrupt.reason.startswith("another driver took over sweep job: process 7 on ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, LeaseLostError])
+def test_lost_lease_explains_what_followed(tmp_path: Path, error: type[BaseException]) -> None:
+    held = hold(tmp_path)
+    with pytest.raises(error), held.explained_loss():
+        raise error
+    held.lost = True
+    with pytest.raises(LeaseLostError), held.explained_loss():
+        raise error
+    with pytest.raises(LeaseLostError), held.explained_loss():
+        pass
+
+
+def test_lease_with_a_stop_request_that_is_no_text_goes_on(tmp_path: Path, interrupt: Interrupt) -> None:
+    LocalStore(tmp_path).write(lease.stop_request_name("job"), b"\xff\xfe")
+    with hold(tmp_path, interrupt) as held:
+        time.sleep(0.3)
+        assert held._thread.is_alive()
+    assert not interrupt.requested
+
+
 def test_lease_restores_a_record_that_was_deleted(tmp_path: Path, interrupt: Interrupt) -> None:
     with hold(tmp_path, interrupt):
         (tmp_path / lease.record_name("job")).unlink()
@@ -154,16 +194,16 @@ def test_lease_restores_a_record_that_was_deleted(tmp_path: Path, interrupt: Int
 def test_lease_records_activity_at_each_heartbeat(tmp_path: Path, interrupt: Interrupt) -> None:
     seconds: list[float] = []
 
-    def on_heartbeat(elapsed: float) -> dict[str, Any]:
+    def on_heartbeat(elapsed: float) -> Activity:
         seconds.append(elapsed)
-        return {"trials": {"trial-0000": "training, epoch 1"}}
+        return Activity(trials={"trial-0000": "training, epoch 1"})
 
     with hold(tmp_path, interrupt) as held:
         held.on_heartbeat = on_heartbeat
         time.sleep(0.5)
     current = read_driver_record(LocalStore(tmp_path), "job")
     assert current is not None
-    assert current[0].activity == {"trials": {"trial-0000": "training, epoch 1"}}
+    assert current[0].activity.trials == {"trial-0000": "training, epoch 1"}
     assert current[0].used.seconds == pytest.approx(sum(seconds), abs=0.2)
 
 
@@ -207,13 +247,13 @@ def test_driver_record_of_version_1_is_read(tmp_path: Path) -> None:
     assert current is not None
     driver = current[0]
     assert (driver.heartbeat, driver.used.seconds, driver.used.gpu_seconds) == (12, 90.0, 30.0)
-    assert driver.activity == {"trials": {"trial-0000": "training, epoch 3"}}
+    assert driver.activity.trials == {"trial-0000": "training, epoch 3"}
     assert driver.ray_jobs == ["session/01000000"]
     assert str(driver) == "process 7 on h, started 2025-01-31 12:00:00 UTC"
 
 
 def test_driver_record_survives_writing_and_reading(tmp_path: Path) -> None:
-    record = own_record().model_copy(update={"heartbeat": 3, "activity": {"undelivered": "2 records"}})
+    record = own_record().model_copy(update={"heartbeat": 3, "activity": Activity(undelivered="2 records")})
     (tmp_path / lease.record_name("job")).write_bytes(record.to_json())
     assert json.loads(record.to_json())["schema"] == lease.SCHEMA
     current = read_driver_record(LocalStore(tmp_path), "job")

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
+from orchestrator.storage.records import write_record
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Started, Trained
 from orchestrator.study.warm_start import TransferredTrial
@@ -65,17 +66,22 @@ def test_neighbour_without_a_readable_study_is_refused(
 ) -> None:
     other = tmp_path / "store/other"
     other.mkdir(parents=True)
-    (other / "sweep.json").write_text('{"id": "1", "resolved": {}}')
+    record(other, sweep)
     if content is not None:
         (other / "study.db").write_bytes(content * 500)
     with pytest.raises(InputError, match=line):
         JobDirectory(sweep).open_neighbour("other")
 
 
+def record(folder: Path, sweep: Sweep) -> None:
+    """Write the record of a sweep."""
+    (folder / "sweep.json").write_bytes(write_record({"id": "1", "resolved": sweep.resolved()}))
+
+
 def test_neighbour_with_a_damaged_table_is_refused(sweep: Sweep, tmp_path: Path) -> None:
     other = load_sweep(tmp_path, "other")
     run_trial(open_study(other), [0.5])
-    (tmp_path / "store/other/sweep.json").write_text('{"id": "1", "resolved": {}}')
+    record(tmp_path / "store/other", other)
     with sqlite3.connect(tmp_path / "store/other/study.db") as connection:
         connection.execute("ALTER TABLE trial_values RENAME COLUMN value TO lost")
     with pytest.raises(InputError, match=r"/other cannot be read: no such column: trial_values.value$"):
