@@ -30,7 +30,7 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Lease
 from orchestrator.storage.records import DamagedError
-from orchestrator.storage.study_database import Problem, database_problem
+from orchestrator.storage.study_database import Problem, database_problem, explained_damage
 from orchestrator.study.attributes import REASON
 from orchestrator.study.base import Study
 from orchestrator.tracking import preflight
@@ -203,7 +203,9 @@ class Driver(ABC, Generic[OutcomeType]):
             lease.explained_loss(),
         ):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
-                study = self.open_study()
+                with explained_damage(self._job.study or self._directory.locate("study.db")):
+                    study = self.open_study()
+                    study.check()
                 tracker = Tracker(
                     self._job.tracking.uri,
                     self._job.tracking.experiment,

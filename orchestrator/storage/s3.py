@@ -241,7 +241,7 @@ def _is_unreachable(error: BaseException) -> bool:
     if isinstance(error, botocore.exceptions.ClientError):
         status: int = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
         return status >= 500 or status == 429
-    return isinstance(error, botocore.exceptions.HTTPClientError)
+    return isinstance(error, botocore.exceptions.HTTPClientError | botocore.exceptions.ConnectionError)
 
 
 def describe_error(error: BaseException | None) -> str:

@@ -18,7 +18,14 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from orchestrator.config.sections import sqlite_address
-from orchestrator.errors import InputError, StorageError, UnreachableError, is_full, one_line
+from orchestrator.errors import (
+    InputError,
+    StorageError,
+    SweepError,
+    UnreachableError,
+    is_full,
+    one_line,
+)
 from orchestrator.storage import study_tables
 from orchestrator.storage.base import Store
 
@@ -106,7 +113,7 @@ def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator
     """
     study, database = resolved.get("name", name), resolved.get("study", "")
     file = store.study_file(name)
-    with ExitStack() as stack:
+    with ExitStack() as stack, explained_damage(database or store.locate(f"{name}/study")):
         if not database and file is None:
             yield _reader(store.study_storage(name), study)
             return
@@ -123,6 +130,25 @@ def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator
                 f"study: {database or file} cannot be read: {reason}",
                 unreachable=bool(database) and problem is not None and problem.kind is Problem.UNREACHABLE,
             ) from error
+
+
+_BY_DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    RuntimeError,  # Optuna's, for the table of its version
+)
+"""What Optuna and SQLAlchemy raise for values that no driver writes."""
+
+
+@contextmanager
+def explained_damage(location: str) -> Iterator[None]:
+    """Raise StorageError for what a block raises when it finds values that no driver writes."""
+    try:
+        yield
+    except (InputError, SweepError):
+        raise
+    except _BY_DAMAGE as error:
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
+        raise StorageError(f"study: {location} is damaged ({reason}); restore a copy of it") from error
 
 
 def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None:

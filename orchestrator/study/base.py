@@ -20,11 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from orchestrator.config.job import Job
-from orchestrator.errors import InputError, newer_schema
+from orchestrator.errors import InputError, newer_schema, one_line
 from orchestrator.storage.base import StudyStorage, transaction
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import BudgetUsage
-from orchestrator.storage.records import JOB
+from orchestrator.storage.records import JOB, JobRecord, is_valid
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
 
@@ -72,14 +72,13 @@ class Study(ABC):
     """Failed trials in a row after which the job ends."""
 
     def __init__(self, job: Job, directory: JobDirectory, **options: Any) -> None:
-        self._directory = directory
+        self._directory, self._job_kind = directory, job.kind
         self._storage = directory.study_storage()
         self.study = optuna.create_study(
             study_name=job.name, storage=self._storage, load_if_exists=True, **options
         )
         self._check_schema()
-        if directory.record and self.study.user_attrs.get(JOB) != directory.record:
-            self.study.set_user_attr(JOB, directory.record)
+        self._record_job()
         trials = self.trials
         if not trials and directory.holds_checkpoints():
             raise InputError(
@@ -93,6 +92,13 @@ class Study(ABC):
         self._ended_count = sum(trial.state.is_finished() for trial in trials)
         self.recent_failures: list[str] = []
         """Reasons of the trials that failed in a row, since this driver started."""
+
+    def check(self) -> None:
+        """Look at everything that the study has of each trial; raises some exception for damaged values."""
+        for trial in self.started_trials:
+            for report in attributes.epochs(trial).values():
+                {name: float(value) for name, value in report.items()}["time"]
+            self.values(trial), self.scores(trial), self.objective(trial), self.describe(trial)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -251,6 +257,20 @@ class Study(ABC):
         for number in running:
             self._finish(number, TrialState.PRUNED, reason)
         return running
+
+    def _record_job(self) -> None:
+        """Copy the record of the job into the study; raises InputError if it is that of another job."""
+        record = self._directory.record
+        recorded: dict[str, Any] = self.study.user_attrs.get(JOB, {})
+        if not record or recorded == record:
+            return
+        if is_valid(recorded, JobRecord) and recorded["id"] != record["id"]:
+            file = self._directory.locate(f"{self._job_kind}.json")
+            raise InputError(
+                f"study: it has the trials of job {one_line(recorded['id'], 40)}, but {file} names job "
+                f"{one_line(record['id'], 40)}; if that file is damaged, delete it, and it is restored"
+            )
+        self.study.set_user_attr(JOB, record)
 
     def _check_schema(self) -> None:
         schema = int(self.study.user_attrs.get(attributes.SCHEMA, 1))

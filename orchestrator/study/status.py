@@ -148,34 +148,37 @@ def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
         if study is None or not 0 <= number < len(trials):
             held = f"0 to {len(trials) - 1}" if trials else "none yet"
             raise InputError(f"--trial {number}: {status.uri} has no such trial; it has {held}")
+        # Within the block, which explains damaged values.
         trial = study.complete(trials[number])
-    attrs, reports = trial.user_attrs, attributes.epochs(trial)
-    last = max(reports, default=None)
-    state = _state(trial)
-    objectives = [each["metric"] for each in resolved.get("objective", [])]
-    return TrialStatus(
-        trial=trial_name(number),
-        state=state,
-        parameters=dict(attrs.get(attributes.CELL, trial.params)),
-        objective=dict(zip(objectives, trial.values or (), strict=False)),
-        scores=dict(attrs.get(attributes.SCORES, {})),
-        activity=activity.get(trial_name(number), _default_activity(status)) if state == "running" else "",
-        reason=str(attrs.get(attributes.REASON, "")),
-        started=_time(trial.datetime_start),
-        ended=_time(trial.datetime_complete),
-        epochs=len(reports),
-        last_report=None
-        if last is None
-        else {
-            "epoch": last,
-            "seconds_ago": _seconds_ago(reports[last]),
-            "metrics": {key: value for key, value in reports[last].items() if key != "time"},
-        },
-        checkpoint=store.locate(f"{name}/{attrs[attributes.CHECKPOINT]}")
-        if attributes.CHECKPOINT in attrs
-        else None,
-        log=str(attrs.get(attributes.LOG, "")),
-    )
+        attrs, reports = trial.user_attrs, attributes.epochs(trial)
+        last = max(reports, default=None)
+        state = _state(trial)
+        objectives = [each["metric"] for each in resolved.get("objective", [])]
+        return TrialStatus(
+            trial=trial_name(number),
+            state=state,
+            parameters=dict(attrs.get(attributes.CELL, trial.params)),
+            objective=dict(zip(objectives, trial.values or (), strict=False)),
+            scores=dict(attrs.get(attributes.SCORES, {})),
+            activity=activity.get(trial_name(number), _default_activity(status))
+            if state == "running"
+            else "",
+            reason=str(attrs.get(attributes.REASON, "")),
+            started=_time(trial.datetime_start),
+            ended=_time(trial.datetime_complete),
+            epochs=len(reports),
+            last_report=None
+            if last is None
+            else {
+                "epoch": last,
+                "seconds_ago": _seconds_ago(reports[last]),
+                "metrics": {key: value for key, value in reports[last].items() if key != "time"},
+            },
+            checkpoint=store.locate(f"{name}/{attrs[attributes.CHECKPOINT]}")
+            if attributes.CHECKPOINT in attrs
+            else None,
+            log=str(attrs.get(attributes.LOG, "")),
+        )
 
 
 def _outcome(store: Store, name: str) -> RecordedOutcome | None:

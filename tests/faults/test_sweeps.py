@@ -217,7 +217,7 @@ def test_sweeps_on_one_cluster_leave_nothing(file: Path, tmp_path: Path) -> None
 
 
 def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) -> None:
-    options = options_for(tmp_path, "config.seconds=1", "budget.trials=3")
+    options = options_for(tmp_path, "config.seconds=8", "config.epochs=3", "budget.trials=2")
     with command_line.start("sweep", file, *options) as (process, output):
         lines = read_until(output, 2)
         (raylet,) = [child for child in psutil.Process(process.pid).children() if child.name() == "raylet"]
@@ -228,12 +228,12 @@ def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) ->
     assert "interrupted; rerun the command to resume the sweep\n" in lines
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
-    assert len(study(tmp_path).trials) == 3
+    assert len(study(tmp_path).trials) == 2
 
 
 def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Path) -> None:
     with Postgres(tmp_path / "postgres") as postgres:
-        options = options_for(tmp_path, f"study={postgres.uri}", "config.seconds=0.5")
+        options = options_for(tmp_path, f"study={postgres.uri}", "config.seconds=2")
         with command_line.start("sweep", file, *options) as (process, output):
             read_until(output, epochs=3)
             process.kill()
