@@ -24,6 +24,8 @@ from orchestrator.errors import (
 )
 from orchestrator.execution import cluster
 from orchestrator.execution.cluster import Cluster
+from orchestrator.execution.metrics import Outcome as EndOfDriver
+from orchestrator.execution.metrics import OutcomeMetric
 from orchestrator.execution.reaper import ResourceReaper
 from orchestrator.execution.runner import RunEnd, run_trials
 from orchestrator.interrupt import Interrupt
@@ -261,6 +263,12 @@ class Driver(ABC, Generic[OutcomeType]):
                 tracker.finish(status, metrics, note)
                 with self._progress.activity("delivering the last records to MLflow"):
                     undelivered = tracker.flush()
+                ended: dict[str, EndOfDriver] = {
+                    "FINISHED": "finished",
+                    "FAILED": "failed",
+                    "KILLED": "stopped",
+                }
+                OutcomeMetric(self._job.name).set(ended[status])
             if undelivered:
                 _log.warning("%s; rerun the command to deliver them", undelivered)
         if outcome is not None and not undelivered:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import ray
 from ray.util.metrics import Gauge
@@ -16,6 +16,25 @@ if TYPE_CHECKING:  # a worker uses only `mark_worker`, and starts faster without
 
 _REFRESH_SECONDS = 5.0
 """Ray drops a gauge that was not set for 20 s."""
+
+
+Outcome = Literal["finished", "failed", "stopped"]
+"""How a driver ended."""
+
+
+class OutcomeMetric:
+    """How the last driver of a sweep ended. Ray serves the last value for 20 s after the driver has ended."""
+
+    def __init__(self, sweep: str) -> None:
+        self._sweep = sweep
+        self._gauge = Gauge(
+            "sweep_outcome", "1 for how the last driver ended, 0 while one runs", ("sweep", "outcome")
+        )
+
+    def set(self, outcome: Outcome | None) -> None:
+        """Set the gauge; None while the driver runs."""
+        for name in get_args(Outcome):
+            self._gauge.set(float(name == outcome), {"sweep": self._sweep, "outcome": name})
 
 
 class SweepMetrics:
@@ -38,6 +57,7 @@ class SweepMetrics:
             "Work per second of all running trials",
             ("sweep",),
         )
+        self._outcome = OutcomeMetric(job.name)
         self._last_report = time.time()
 
     def note_report(self) -> None:
@@ -76,6 +96,7 @@ class SweepMetrics:
         self._last.set(self._last_report, self._sweep)
         self._throughput.set(rate, self._sweep)
         self._undelivered.set(undelivered, self._sweep)
+        self._outcome.set(None)
 
 
 def mark_worker(job: str, trial: str, ended: threading.Event) -> None:
