@@ -104,7 +104,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sweep = read_sweep(ROOT / "search_spaces" / "alignment.yaml")
     directory = JobDirectory(sweep)
     with directory.open(False, Interrupt()):
-        SearchStudy(sweep, directory).seed([])
+        study = SearchStudy(sweep, directory)
+        study.seed([])
+        for _ in range(4):
+            study.ask()
     return tmp_path
 
 

@@ -80,7 +80,8 @@ def trials(state: Path, name: str = "interrupted") -> list[FrozenTrial]:
 
 
 def mlflow_client(state: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{state}/storage/mlflow.db")
+    uri = f"sqlite:///{state}/storage/mlflow.db"
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def mlflow_runs(state: Path, name: str = "interrupted") -> list[Run]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,67 @@ def test_status_of_damaged_records_is_refused(
         store.write("parabola/sweep.json", content)
         code, _, err = run_command(status, capsys, directory.uri)
         assert code == 2 and "sweep.json is damaged" in err and err.count("\n") == 1
+
+
+def test_status_without_a_name_lists_the_jobs(
+    directory: JobDirectory, store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run_command(status, capsys, "--storage", str(store.uri))
+    assert code == 0 and out == f"there is no sweep or comparison in {store.uri}\n"
+    with driven(directory):
+        pass
+    store.write(lease.record_name("broken"), b"{}")
+    store.write("broken/sweep.json", b"{")
+    code, out, _ = run_command(status, capsys, "--storage", str(store.uri), "--json")
+    listed = json.loads(out)
+    assert code == 0 and listed["storage"] == str(store.uri)
+    broken, parabola = listed["jobs"]
+    assert broken["state"] == "unreadable" and "broken/sweep.json is damaged" in broken["problem"]
+    assert parabola == asdict(read_status(store, "parabola")) | {"driver": parabola["driver"]}
+    code, out, _ = run_command(status, capsys, "--storage", str(store.uri))
+    row = next(line for line in out.splitlines() if "parabola" in line)
+    assert code == 0 and "stopped" in row and "1 complete" in row and "-0.25" in row
+
+
+@pytest.mark.parametrize("option", [["--trial", "1"], ["--watch"], ["--set", "a=1"]])
+def test_status_options_of_one_sweep_need_its_name(
+    store: LocalStore, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_command(status, capsys, "--storage", str(store.uri), *option)
+    assert code == 2 and err.startswith(f"error: {option[0]}: name the sweep, too") and err.count("\n") == 1
+
+
+def test_status_of_a_trial_shows_reason_log_and_last_report(
+    directory: JobDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with driven(directory):
+        pass
+    shown = {}
+    for trial in ("0", "trial-0001", "2"):
+        code, out, _ = run_command(status, capsys, directory.uri, "--trial", trial, "--json")
+        assert code == 0
+        shown[trial[-1]] = json.loads(out)
+    complete, failed, running = shown["0"], shown["1"], shown["2"]
+    assert complete["objective"] == {"val/score": -0.25} and complete["state"] == "complete"
+    assert complete["last_report"]["epoch"] == 1 and complete["last_report"]["seconds_ago"] < 60
+    assert complete["last_report"]["metrics"] == {"val/score": -0.25}
+    assert complete["checkpoint"] is None or complete["checkpoint"].startswith(directory.uri)
+    assert failed["state"] == "failed" and failed["reason"] == "RuntimeError: no"
+    assert running["activity"] == "resumes when the sweep is rerun" and running["last_report"] is None
+    code, out, _ = run_command(status, capsys, directory.uri, "--trial", "1")
+    assert code == 0 and "RuntimeError: no" in out
+
+
+@pytest.mark.parametrize(
+    ("trial", "says"), [("9", "has no such trial; it has 0 to 3"), ("x", "write the number of the trial")]
+)
+def test_status_of_a_trial_that_does_not_exist_is_one_line(
+    directory: JobDirectory, trial: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with driven(directory):
+        pass
+    code, _, err = run_command(status, capsys, directory.uri, "--trial", trial)
+    assert code == 2 and says in err and err.count("\n") == 1
 
 
 def test_status_watch_continues_after_storage_fault(

@@ -22,7 +22,7 @@ from botocore.exceptions import EndpointConnectionError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 
-from orchestrator.errors import InputError, TrackingError
+from orchestrator.errors import InputError, LeaseLostError, TrackingError
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.preflight import check, ui_command
 from orchestrator.tracking.tracker import Tracker
@@ -588,6 +588,25 @@ def test_store_that_accepts_no_files_is_refused_at_the_start(uri: str) -> None:
     with Tracker(uri, name, "alignment", "unwritable") as tracker, refusal:
         tracker.check_artifacts()
     assert len(client.search_runs([experiment])) == 1
+
+
+def test_tracker_of_a_lost_lease_writes_nothing(uri: str) -> None:
+    lost = False
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("another driver took over sweep alignment")
+
+    with Tracker(uri, "alignment", "alignment", "taken over", check=check) as tracker:
+        tracker.start_trial(0, "", {})
+        assert tracker.flush() is None
+        lost = True
+        tracker.log_epoch(0, 1, {"val/score": 0.5})
+        tracker.finish("FAILED")
+        assert tracker.flush() is None and tracker.undelivered() == 0
+        client, trial = tracker.client, tracker.run_id(0)
+    assert client.get_run(tracker.parent_run_id).info.status == "RUNNING"
+    assert client.get_metric_history(trial, "val/score") == []
 
 
 def test_store_that_accepts_files_passes_the_check(uri: str) -> None:

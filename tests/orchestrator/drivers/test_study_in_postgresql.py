@@ -1,8 +1,9 @@
-"""A driver whose study lies in a real PostgreSQL that is damaged answers with one line."""
+"""A driver whose study lies in a real PostgreSQL: damage is told in one line, and ``--fresh`` keeps the study."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import psycopg2
 import pytest
 
@@ -93,3 +94,13 @@ def test_trials_in_a_sound_postgresql_are_read(sweep: Sweep) -> None:
     with open_study(store, "parabola", job[1]) as study:
         assert study is not None
         assert [trial.values for trial in study.read_trials(())] == [[0.5]]
+
+
+def test_job_started_over_keeps_its_study_under_another_name(sweep: Sweep, postgres: Postgres) -> None:
+    directory = JobDirectory(sweep)
+    with directory.open(True, Interrupt()):
+        assert SearchStudy(sweep, directory).trials == []
+    new, old = sorted(optuna.get_all_study_names(postgres.uri))
+    (folder,) = [file.name for file in Path(sweep.storage).iterdir() if file.name.startswith("parabola.2")]
+    assert (new, old) == ("parabola", folder)
+    assert len(optuna.load_study(study_name=old, storage=postgres.uri).trials) == 1
