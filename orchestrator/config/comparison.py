@@ -159,6 +159,7 @@ class Comparison(Job):
         return {
             "trainable": self.trainable,
             "variants": {**(before["variants"] if before else {}), **variants},
+            **({"study": self.study} if self.study else {}),
         }
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from optuna.exceptions import StorageInternalError
@@ -24,8 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.execution import cluster
 from orchestrator.execution.cluster import Cluster
-from orchestrator.execution.metrics import Outcome as EndOfDriver
-from orchestrator.execution.metrics import OutcomeMetric
+from orchestrator.execution.metrics import EndOfDriver, OutcomeMetric
 from orchestrator.execution.reaper import ResourceReaper
 from orchestrator.execution.runner import RunEnd, run_trials
 from orchestrator.interrupt import Interrupt
@@ -56,6 +55,7 @@ class Outcome(BaseModel):
 
 
 OutcomeType = TypeVar("OutcomeType", bound=Outcome)
+StudyType = TypeVar("StudyType", bound=Study)
 
 
 class Driver(ABC, Generic[OutcomeType]):
@@ -82,7 +82,7 @@ class Driver(ABC, Generic[OutcomeType]):
 
         Raises:
             InputError: the user's input is wrong; nothing was written.
-            UnreachableError: a server or the storage does not answer now; nothing of the job was written.
+            UnreachableError: a server or the storage does not answer now; no trial was started.
         """
         try:
             outcome = None if fresh else self._finished_outcome()
@@ -95,7 +95,10 @@ class Driver(ABC, Generic[OutcomeType]):
             if not dry_run:
                 self._directory.check_driver()
             with self._explained_errors():
-                joined = self._check_and_plan(address, fresh)
+                try:
+                    joined = self._check_and_plan(address, fresh)
+                except StorageError as error:
+                    raise error.as_input_error() from error
                 if dry_run:
                     self._progress.print("dry run: everything was checked, no trial was started")
                     return ExitCode.DONE
@@ -141,6 +144,13 @@ class Driver(ABC, Generic[OutcomeType]):
     @abstractmethod
     def columns(self) -> dict[str, Any]:
         """Return the few settings worth a column in a list of MLflow runs."""
+
+    def checked(self, make_study: Callable[[], StudyType]) -> StudyType:
+        """Return the study that a function opens, after a look at all that it has; raises StorageError."""
+        with explained_damage(self._job.study or self._directory.locate("study.db")):
+            study = make_study()
+            study.check()
+        return study
 
     @abstractmethod
     def open_study(self) -> Study:
@@ -202,12 +212,9 @@ class Driver(ABC, Generic[OutcomeType]):
         with (
             self._directory.open(fresh, self._interrupt) as (job_id, lease),
             ResourceReaper(lease.record.ray_jobs, workers, self._interrupt),
-            lease.explained_loss(),
         ):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
-                with explained_damage(self._job.study or self._directory.locate("study.db")):
-                    study = self.open_study()
-                    study.check()
+                study = self.open_study()
                 tracker = Tracker(
                     self._job.tracking.uri,
                     self._job.tracking.experiment,

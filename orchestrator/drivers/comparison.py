@@ -84,7 +84,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
 
     def open_study(self) -> GridStudy:
         """Open the study of the comparison."""
-        return GridStudy(self._comparison, self._directory)
+        return self.checked(lambda: GridStudy(self._comparison, self._directory))
 
     def conclude(
         self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker

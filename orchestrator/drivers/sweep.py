@@ -96,7 +96,7 @@ class SweepDriver(Driver[SweepOutcome]):
 
     def open_study(self) -> SearchStudy:
         """Open the study of the search, and seed a new one."""
-        study = SearchStudy(self._sweep, self._directory)
+        study = self.checked(lambda: SearchStudy(self._sweep, self._directory))
         if not study.is_seeded:
             study.seed(self._transfer() if self._transferred is None else self._transferred)
         return study

@@ -18,7 +18,7 @@ _REFRESH_SECONDS = 5.0
 """Ray drops a gauge that was not set for 20 s."""
 
 
-Outcome = Literal["finished", "failed", "stopped"]
+EndOfDriver = Literal["finished", "failed", "stopped"]
 """How a driver ended."""
 
 
@@ -31,9 +31,9 @@ class OutcomeMetric:
             "sweep_outcome", "1 for how the last driver ended, 0 while one runs", ("sweep", "outcome")
         )
 
-    def set(self, outcome: Outcome | None) -> None:
+    def set(self, outcome: EndOfDriver | None) -> None:
         """Set the gauge; None while the driver runs."""
-        for name in get_args(Outcome):
+        for name in get_args(EndOfDriver):
             self._gauge.set(float(name == outcome), {"sweep": self._sweep, "outcome": name})
 
 

@@ -1,6 +1,7 @@
 """What every store offers: named files, compare-and-swap, locks and the study of a job."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -44,6 +45,9 @@ class Store(ABC):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.before_write: Callable[[], None] = lambda: None
+        """Called before each attempt to write, delete or rename, where `heartbeat_only`. It raises what keeps
+        this process from writing. `compare_and_swap` has its own condition."""
 
     @property
     @abstractmethod

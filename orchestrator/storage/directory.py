@@ -1,9 +1,9 @@
 """The directory of a job: its resolved file, study, trial checkpoints and outcome."""
 
-import logging
+import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 from orchestrator.config.job import Job
-from orchestrator.errors import InputError, one_line
+from orchestrator.errors import InputError, StorageError, one_line
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import s3
 from orchestrator.storage.base import Store
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 OutcomeModel = TypeVar("OutcomeModel", bound=BaseModel)
 
-_log = logging.getLogger(__name__)
-
 
 class JobDirectory:
     """``<storage>/<name>``. Rerunning the command resumes the job in it."""
@@ -62,7 +60,8 @@ class JobDirectory:
         self.record: dict[str, Any] = {}
         """``id`` of the job and its ``resolved`` file, while the directory is open."""
 
-        self._lease: Lease | None = None
+        self._check_lease: Callable[[], None] = lambda: None
+        self._is_set_aside = False
 
     @property
     def uri(self) -> str:
@@ -146,15 +145,20 @@ class JobDirectory:
         Raises:
             InputError: another driver runs the job, or the storage cannot be written.
         """
-        with Lease(self.store, self._job.name, self._label, interrupt, fresh) as lease:
-            self._lease = lease
-            self._set_aside(fresh)
+        with (
+            Lease(self.store, self._job.name, self._label, interrupt, fresh) as lease,
+            lease.explained_loss(),
+        ):
+            self.store.before_write = self._check_lease = lease.check
+            self._set_aside(fresh and not self._is_set_aside)
+            self._is_set_aside = True
             recorded = self._recorded()
             job_id = recorded["id"] if recorded is not None else uuid.uuid4().hex
             resolved = self._job.record(None if recorded is None else recorded["resolved"])
             with self.store.workspace(self._job.name) as self.path:
                 self.record = {"id": job_id, "resolved": resolved}
                 self._write(f"{self._job.kind}.json", self.record)
+                self.record["storage"] = self.store.uri
                 yield job_id, lease
 
     def _set_aside(self, fresh: bool) -> None:
@@ -165,10 +169,36 @@ class JobDirectory:
                 return
             other = f"{self._job.name}.{time.strftime('%Y%m%d-%H%M%S')}"
             self.store.write(self._renaming_name, other.encode())
+        for database in self._databases():
+            self._check_lease()
+            rename_study(database, self._job.name, other)
         self.store.rename(self._job.name, other)
-        if self._job.study:
-            rename_study(self._job.study, self._job.name, other)
         self.store.delete(self._renaming_name)
+
+    def _databases(self) -> set[str]:
+        """Return the databases that may hold the study of an earlier job of this folder."""
+        databases = {self._job.study}
+        with contextlib.suppress(DamagedError):
+            record = read_job_record(self.store, self._job.name, self._job.kind)
+            databases.add(record["resolved"].get("study", "") if record is not None else "")
+        for database in databases - {""}:
+            try:
+                with open_study(self.store, self._job.name, {"study": database}) as study:
+                    self._check_owner(database, {} if study is None else study.user_attributes().get(JOB, {}))
+            except StorageError:
+                if database == self._job.study:
+                    raise
+                databases.remove(database)  # the earlier one may be gone for good
+        return databases - {""}
+
+    def _check_owner(self, database: str, record: Any) -> None:
+        """Raise InputError if a study in a database is that of a job in another storage."""
+        storage = record["storage"] if is_valid(record, JobRecord) and "storage" in record else self.store.uri
+        if database and storage != self.store.uri:
+            raise InputError(
+                f"study: {database} has a study {self._job.name} of the job in {storage}; change 'name' in "
+                "the file, or name another database"
+            )
 
     @property
     def _renaming_name(self) -> str:
@@ -200,7 +230,6 @@ class JobDirectory:
 
     def publish(self, *files: Path) -> None:
         """Copy files of ``path`` into the directory; raises StorageError."""
-        self._check_lease()
         for file in files:
             self.store.publish(file, self._name(str(file.relative_to(self.path))))
 
@@ -239,6 +268,7 @@ class JobDirectory:
             if study is None:
                 return None
             record: dict[str, Any] = study.user_attributes().get(JOB, {})
+            self._check_owner(self._job.study, record)
             if is_valid(record, JobRecord) and is_valid(record["resolved"], RECORDED[self._job.kind]):
                 return record
             if not study.read_trials(()):
@@ -249,12 +279,7 @@ class JobDirectory:
             "start over with --fresh (which keeps the old folder)"
         )
 
-    def _check_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.check()
-
     def _write(self, file: str, content: dict[str, Any]) -> None:
-        self._check_lease()
         self.store.write(self._name(file), write_record(content))
 
     def _name(self, file: str) -> str:

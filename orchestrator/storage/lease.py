@@ -188,7 +188,6 @@ class Lease:
         self.lost = False
         """Whether another driver has taken the job over."""
 
-        self._told = False
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self.record = DriverRecord(
             host=socket.gethostname(),
@@ -232,7 +231,7 @@ class Lease:
     ) -> None:
         self._closed.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
-        with self._stack:
+        with self._stack, self._renewing:
             if not self.lost:
                 self.record.ended = True
                 self._write()
@@ -260,7 +259,7 @@ class Lease:
             yield
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, StorageError) and self._store.heartbeat_only:
-                with suppress(StorageError):
+                with suppress(StorageError, KeyboardInterrupt):  # a lost lease interrupts this thread
                     self._renew()  # the error may be that another driver writes
             if not self.lost:
                 raise
@@ -287,9 +286,8 @@ class Lease:
     def _renew(self) -> bool:
         """Write the record; when another driver has the job, ask this one to end and return False."""
         with self._renewing:
-            self.lost = self.lost or not self._write()
-        if self.lost and not self._told:
-            self._told = True
+            told, self.lost = self.lost, self.lost or not self._write()
+        if self.lost and not told:
             message = f"another driver took over {self._label}: {self._successor()}"
             if not self._interrupt.request(message):
                 _log.warning("%s", message)
@@ -309,14 +307,22 @@ class Lease:
         self.record.renewed = time.time()
         name, content = record_name(self._job), self.record.to_json()
         version = self._store.compare_and_swap(name, content, self._seen)
-        if version is None and not self._store.heartbeat_only:
-            # The lock keeps other drivers out, so a user deleted or edited the record.
+        if version is None:
             current = self._store.read(name)
-            version = self._store.compare_and_swap(name, content, current[1] if current else None)
+            # A lock keeps other drivers out, so a user deleted or edited the record. Without one, this
+            # process may have written it, and not have noted the version.
+            if not self._store.heartbeat_only or current is None or self._is_own(current[0]):
+                version = self._store.compare_and_swap(name, content, current[1] if current else None)
         if version is None:
             return False
         self._seen, self._renewed = version, clocks
         return True
+
+    def _is_own(self, content: bytes) -> bool:
+        try:
+            return DriverRecord.model_validate_json(content).identity == self.record.identity
+        except ValidationError:
+            return False
 
     def _wait_for_silence(self, last: DriverRecord, version: str) -> tuple[DriverRecord, str]:
         """Wait until the record of a driver has not changed for long enough; raises InputError if it does."""

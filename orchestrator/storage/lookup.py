@@ -50,8 +50,7 @@ def find_job(sweep: str, storage: str | None = None, settings: Sequence[str] = (
         if storage is not None and _address(storage) != parent:
             raise InputError(f"--storage {storage}: {quote(sweep)} already says where it is kept")
     else:
-        store, name = find_storage(storage), sweep
-        parent = store.uri
+        parent, name = find_storage(storage).uri, sweep
     store = open_store(parent or "/")
     if not name or recorded_job(store, name) is None:
         raise no_such_job(store, name)
@@ -66,6 +65,8 @@ def find_storage(storage: str | None) -> Store:
 def no_such_job(store: Store, name: str) -> InputError:
     """Return the error for a job that does not exist, with the nearest one that does."""
     jobs = job_names(store)
+    if name in jobs and not store.list_files(f"{name}/"):
+        return InputError(f"the folder of {store.locate(name)} is missing")
     if name in jobs:
         return InputError(
             f"{store.locate(name)} holds no record of a sweep or comparison; rerun the command that started "

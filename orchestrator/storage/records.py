@@ -70,6 +70,8 @@ class JobRecord(_Strict):
 
     id: str
     resolved: dict[str, Any]
+    storage: str = ""
+    """Address of the storage of the job, in the copy that its study has."""
 
 
 class RecordedModel(_Strict):

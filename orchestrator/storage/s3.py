@@ -92,7 +92,7 @@ class S3Store(Store):
 
     def write(self, name: str, content: bytes) -> None:
         """Put the object, which becomes visible only when it is complete."""
-        self._with_retries(
+        self._write_with_retries(
             lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=content)
         )
 
@@ -137,18 +137,23 @@ class S3Store(Store):
 
     def delete(self, name: str) -> None:
         """Delete the object."""
-        self._with_retries(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(name)))
+        self._write_with_retries(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(name)))
 
     def rename(self, name: str, other: str) -> None:
         """Copy each object within the bucket, then delete it."""
 
         def rename_one(key: str) -> None:
             source = {"Bucket": self._bucket, "Key": self._key(key)}
-            self._client.copy(source, self._bucket, self._key(other + key.removeprefix(name)))
+            try:
+                self._client.copy(source, self._bucket, self._key(other + key.removeprefix(name)))
+            except botocore.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] not in _MISSING:
+                    raise
+                return  # an earlier attempt, whose answer was lost, has renamed it
             self._client.delete_object(**source)
 
         for key in self.list_files(f"{name}/"):
-            self._with_retries(functools.partial(rename_one, key))
+            self._write_with_retries(functools.partial(rename_one, key))
 
     @contextlib.contextmanager
     def workspace(self, name: str) -> Iterator[Path]:
@@ -158,7 +163,7 @@ class S3Store(Store):
 
     def publish(self, file: Path, name: str) -> None:
         """Upload the file."""
-        self._with_retries(lambda: self._client.upload_file(str(file), self._bucket, self._key(name)))
+        self._write_with_retries(lambda: self._client.upload_file(str(file), self._bucket, self._key(name)))
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the journal under the prefix of the job."""
@@ -169,6 +174,15 @@ class S3Store(Store):
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
+
+    def _write_with_retries(self, request: Callable[[], Any]) -> None:
+        """Send a request that writes until it is answered, each time after `before_write`."""
+
+        def write() -> None:
+            self.before_write()
+            request()
+
+        self._with_retries(write)
 
     def _with_retries(self, request: Callable[[], Any]) -> Any:
         """Send a request, which must be safe to repeat, until it is answered."""

@@ -111,7 +111,9 @@ def open_study(store: Store, name: str, resolved: Mapping[str, Any]) -> Iterator
     Raises:
         StorageError: the study cannot be read.
     """
-    study, database = resolved.get("name", name), resolved.get("study", "")
+    database = resolved.get("study", "")
+    # The study beside a folder that was renamed keeps its name; one in a database is renamed with it.
+    study = name if database else resolved.get("name", name)
     file = store.study_file(name)
     with ExitStack() as stack, explained_damage(database or store.locate(f"{name}/study")):
         if not database and file is None:

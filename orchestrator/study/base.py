@@ -97,8 +97,12 @@ class Study(ABC):
         """Look at everything that the study has of each trial; raises some exception for damaged values."""
         for trial in self.started_trials:
             for report in attributes.epochs(trial).values():
-                {name: float(value) for name, value in report.items()}["time"]
-            self.values(trial), self.scores(trial), self.objective(trial), self.describe(trial)
+                float(report["time"])
+                sum(map(float, report.values()))
+            self.values(trial)
+            self.scores(trial)
+            self.objective(trial)
+            self.describe(trial)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -266,9 +270,13 @@ class Study(ABC):
             return
         if is_valid(recorded, JobRecord) and recorded["id"] != record["id"]:
             file = self._directory.locate(f"{self._job_kind}.json")
+            if recorded.get("storage", record["storage"]) != record["storage"]:
+                remedy = f"it is that of the job in {one_line(recorded['storage'], 100)}; name another one"
+            else:
+                remedy = "if that file is damaged, delete it, and it is restored"
             raise InputError(
                 f"study: it has the trials of job {one_line(recorded['id'], 40)}, but {file} names job "
-                f"{one_line(record['id'], 40)}; if that file is damaged, delete it, and it is restored"
+                f"{one_line(record['id'], 40)}; {remedy}"
             )
         self.study.set_user_attr(JOB, record)
 

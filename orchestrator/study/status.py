@@ -206,14 +206,14 @@ def _with_ages(
     trials: Sequence[FrozenTrial], activity: Mapping[str, str], study: StudyReader | None
 ) -> dict[str, str]:
     """Return the activity of each trial with the age of its last report."""
-    told = dict(activity)
+    with_ages = dict(activity)
     for trial in trials:
-        if trial.state == TrialState.RUNNING and study is not None and trial_name(trial.number) in told:
+        if trial.state == TrialState.RUNNING and study is not None and trial_name(trial.number) in with_ages:
             reports = attributes.epochs(study.complete(trial))
             if reports:
                 age = format_duration(_seconds_ago(reports[max(reports)]))
-                told[trial_name(trial.number)] += f", last report {age} ago"
-    return told
+                with_ages[trial_name(trial.number)] += f", last report {age} ago"
+    return with_ages
 
 
 def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mapping[str, str]]:
@@ -222,12 +222,16 @@ def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mappin
     if current is None:
         return lease.BudgetUsage(), {}
     driver, activity = current[0], {}
-    status.driver = {
-        "host": driver.host,
-        "pid": driver.pid,
-        "started": driver.started,
-        "seconds_since_heartbeat": round(max(0.0, time.time() - driver.renewed), 1),
-    }
+    status.driver = (
+        None
+        if not driver.identity
+        else {
+            "host": driver.host,
+            "pid": driver.pid,
+            "started": driver.started,
+            "seconds_since_heartbeat": round(max(0.0, time.time() - driver.renewed), 1),
+        }
+    )
     status.state = lookup.driver_state(store, status.name, driver)
     if status.state in DRIVEN:
         request = store.read(lease.stop_request_name(status.name))

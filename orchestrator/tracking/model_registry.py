@@ -101,6 +101,7 @@ def check_registry(tracker: Tracker, model: str) -> None:
         TrackingError: it may not.
     """
     client = tracker.client
+    tracker.check()
     try:
         try:
             client.create_registered_model(model)

@@ -26,7 +26,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 from urllib3.exceptions import HTTPError
 
-from orchestrator.errors import LeaseLostError, one_line
+from orchestrator.errors import LeaseLostError, StorageError, one_line
 
 _FINAL = {ErrorCode.Name(code) for code in (BAD_REQUEST, INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS)}
 """Error codes of a record that no store accepts. Others may be temporary: the server is down, overloaded or
@@ -238,7 +238,7 @@ def is_final(error: MlflowException) -> bool:
 def _is_temporary(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return not is_final(error)
-    return isinstance(error, OSError | BotoCoreError | Boto3Error | ClientError | HTTPError)
+    return isinstance(error, OSError | BotoCoreError | Boto3Error | ClientError | HTTPError | StorageError)
 
 
 def cannot_answer(status: int) -> bool:

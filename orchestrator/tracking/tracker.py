@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, TrackingError, UnreachableError
+from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
@@ -45,6 +45,20 @@ class RecordedTrial(NamedTuple):
 
     run_id: str
     state: str
+
+
+class _CheckedMonitor(SystemMetricsMonitor):
+    """The system metrics of this machine, until `check` raises LeaseLostError."""
+
+    check: Callable[[], None]
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Log the metrics of one interval."""
+        try:
+            self.check()
+        except SweepError:
+            return
+        super().publish_metrics(metrics)  # type: ignore[no-untyped-call]
 
 
 class Tracker:
@@ -93,6 +107,7 @@ class Tracker:
 
         self._lock = threading.Lock()
         self._monitor: SystemMetricsMonitor | None = None
+        check()
         try:
             self.client, self.experiment_id = open_experiment(self.uri, experiment)
             parent = self._find_run() or self.client.create_run(
@@ -129,6 +144,7 @@ class Tracker:
         Raises:
             TrackingError: the store accepts no files from this machine.
         """
+        self.check()
         try:
             self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
         except Exception as error:  # the clients of artifact stores have no common type
@@ -491,10 +507,12 @@ class Tracker:
 
     def _start_monitor(self) -> None:
         if self._monitor is None:
-            self._monitor = SystemMetricsMonitor(
+            monitor = _CheckedMonitor(  # type: ignore[no-untyped-call]
                 self.parent_run_id, resume_logging=True, tracking_uri=self.uri
             )
-            self._monitor.start()
+            monitor.check = self.check
+            self._monitor = monitor
+            monitor.start()  # type: ignore[no-untyped-call]
 
     def _stop_monitor(self) -> None:
         if self._monitor is not None:

@@ -30,7 +30,6 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lease
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import BudgetUsage
-from orchestrator.storage.study_database import explained_damage
 from orchestrator.study import attributes
 from orchestrator.study.base import Study
 from orchestrator.study.grid import GridStudy
@@ -221,9 +220,7 @@ def resume(job: Job, make: type[Driver[Any]]) -> dict[str, Any]:
             driver.summarise(outcome)
         directory.check_driver()
         with directory.open(False, interrupt) as (job_id, held):
-            with explained_damage("the study"):
-                study = driver.open_study()
-                study.check()
+            study = driver.open_study()
             study.add_usage(held.record.used)
             TrialMonitor(job, study, held, None).status_line()  # type: ignore[arg-type]
             return {"id": job_id, "used": held.record.used.model_dump(), **summary(study)}

@@ -1,4 +1,4 @@
-"""A driver whose study lies in a real PostgreSQL: damage is told in one line, and ``--fresh`` keeps the study."""
+"""A job whose study lies in a real PostgreSQL: damage is told in one line, ``--fresh`` keeps the study."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import psycopg2
 import pytest
 
 from orchestrator.config.sweep import Sweep
+from orchestrator.errors import InputError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lookup import recorded_job
@@ -74,7 +75,7 @@ def test_driver_with_a_damaged_postgresql_answers_one_line(
 ) -> None:
     expected = damage(postgres, kind)
     line = refused("sweep", tmp_path / "parabola.yaml", "--storage", sweep.storage)
-    assert line.startswith(f"error: study: {postgres.uri} is damaged ({expected}")
+    assert f"parabola.yaml:9: study: {postgres.uri} is damaged ({expected}" in line
     assert line.endswith("; restore a copy of it, or start over with --fresh")
 
 
@@ -104,3 +105,18 @@ def test_job_started_over_keeps_its_study_under_another_name(sweep: Sweep, postg
     (folder,) = [file.name for file in Path(sweep.storage).iterdir() if file.name.startswith("parabola.2")]
     assert (new, old) == ("parabola", folder)
     assert len(optuna.load_study(study_name=old, storage=postgres.uri).trials) == 1
+
+
+def test_study_of_a_job_in_another_storage_is_refused(
+    sweep: Sweep, postgres: Postgres, tmp_path: Path
+) -> None:
+    """Two teams may give two sweeps one name and one database."""
+    other = JobDirectory(sweep.model_copy(update={"storage": str(tmp_path / "other")}))
+    line = f"study: {postgres.uri} has a study parabola of the job in {sweep.storage}; change 'name'"
+    with pytest.raises(InputError) as refusal:
+        other.check(fresh=False)
+    assert str(refusal.value).startswith(line)
+    with pytest.raises(InputError) as refusal, other.open(True, Interrupt()):
+        pass
+    assert str(refusal.value).startswith(line)
+    assert len(optuna.load_study(study_name="parabola", storage=postgres.uri).trials) == 1

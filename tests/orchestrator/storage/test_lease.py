@@ -134,7 +134,10 @@ def test_lease_that_another_driver_took_ends_its_driver(
     monkeypatch.setattr(LocalStore, "heartbeat_only", True)  # as a bucket, which has no locks
     store, held = LocalStore(tmp_path), hold(tmp_path, interrupt)
     with pytest.raises(KeyboardInterrupt), held:
-        store.write(lease.record_name("job"), held.record.model_copy(update={"pid": 7}).to_json())
+        store.write(
+            lease.record_name("job"),
+            held.record.model_copy(update={"pid": 7, "identity": "elsewhere:1"}).to_json(),
+        )
         time.sleep(60)
     assert interrupt.reason.startswith("another driver took over sweep job: process 7 on ")
     current = read_driver_record(store, "job")
@@ -150,7 +153,10 @@ def test_lease_is_checked_before_a_write(
     store, held = LocalStore(tmp_path), hold(tmp_path, interrupt)
     with held:
         held.check()
-        store.write(lease.record_name("job"), held.record.model_copy(update={"pid": 7}).to_json())
+        store.write(
+            lease.record_name("job"),
+            held.record.model_copy(update={"pid": 7, "identity": "elsewhere:1"}).to_json(),
+        )
         held.check()  # no other driver may take the job so soon
         assert not held.lost
         monkeypatch.setattr(lease, "_clocks", lambda: (time.monotonic(), time.time() + 30))
@@ -159,6 +165,19 @@ def test_lease_is_checked_before_a_write(
         with pytest.raises(LeaseLostError, match=r"^another driver took over sweep job$"):
             held.check()
     assert interrupt.reason.startswith("another driver took over sweep job: process 7 on ")
+
+
+def test_lease_whose_own_write_was_not_noted_is_kept(
+    tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come between the answer of a bucket and the note of the version."""
+    monkeypatch.setattr(LocalStore, "heartbeat_only", True)
+    with hold(tmp_path, interrupt) as held:
+        held._seen = "a version before"
+        time.sleep(0.3)
+        assert not held.lost and held._thread.is_alive()
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None and current[0].ended and not interrupt.requested
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, LeaseLostError])
