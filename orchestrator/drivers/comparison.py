@@ -109,7 +109,9 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
                     "MLflow": preflight.ui_command(comparison.tracking.uri),
                     "results": self._results(),
                 },
-                "notes": [*trouble, *self._unknown(rows)],
+                "notes": [
+                    line for line in [*trouble, *self._unknown(rows), tracker.delivery_problem()] if line
+                ],
                 "chart": chart if has_chart else None,
                 "pictures": drawn,
                 "runs": run_ids(study, tracker),

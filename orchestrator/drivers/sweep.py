@@ -223,6 +223,7 @@ class SweepDriver(Driver[SweepOutcome]):
             "scores": outcome.scores,
             "data_sets": data_sets,
             "model": str(outcome.model or "not registered"),
+            "notes": [line for line in [tracker.delivery_problem()] if line],
             "commands": _commands(outcome),
             "runs": run_ids(study, tracker),
         }

@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "duration": None,
     "model": "",
     "commands": {},
+    "notes": (),
     "data_sets": (),
     "scores": {},
     "runs": {},
@@ -40,7 +41,8 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         summary: facts that the study does not contain. Every key is optional: ``name``, ``metric``,
             ``sweep_id``, ``started`` (text), ``duration`` (seconds), ``scores`` (value of every
             ``test/<set>/<score>``), ``data_sets`` (each with name, role, source, digest, counts), ``model``
-            (text), ``commands`` (command of every purpose), ``runs`` (MLflow run id of every trial number).
+            (text), ``notes`` (lines), ``commands`` (command of every purpose), ``runs`` (MLflow run id of
+            every trial number).
         path: the HTML file. Its folder is created.
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -135,14 +135,12 @@ def _create_version(
     evaluation: Mapping[str, float],
     record: Mapping[str, Any],
 ) -> ModelVersion:
-    # The method behind mlflow.pyfunc.log_model; with a run id it does not change status and end of the run.
-    options = {"name": model, "artifact_path": None, "flavor": mlflow.pyfunc, "run_id": run_id, **export}
-    logged = Model.log(**options)
+    model_id = _find_upload(tracker, run_id, model) or _upload(run_id, export, model)
     now = int(time.time() * 1000)
     scores = {name: value for name, value in evaluation.items() if math.isfinite(value)}
     tracker.client.log_batch(
         run_id,
-        metrics=[Metric(name, value, now, 0, model_id=logged.model_id) for name, value in scores.items()],
+        metrics=[Metric(name, value, now, 0, model_id=model_id) for name, value in scores.items()],
     )
     tags = {**identity, "sweep.name": tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
     tags |= {f"{SCORE_TAG}{name}": repr(value) for name, value in scores.items()}
@@ -154,12 +152,27 @@ def _create_version(
             raise
     return tracker.client.create_model_version(
         model,
-        source=f"models:/{logged.model_id}",
+        source=f"models:/{model_id}",
         run_id=run_id,
-        model_id=logged.model_id,
+        model_id=model_id,
         tags=tags,
         description=_description(tracker.sweep_name, identity, scores, record),
     )
+
+
+def _find_upload(tracker: Tracker, run_id: str, model: str) -> str | None:
+    """Return the id of the model that an earlier attempt uploaded completely to a run."""
+    uploads = tracker.client.search_logged_models(
+        [tracker.experiment_id], f"source_run_id = '{run_id}' AND name = '{model}'"
+    )
+    complete = [upload.model_id for upload in uploads if upload.status == LoggedModelStatus.READY]
+    return complete[0] if complete else None
+
+
+def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:
+    # The method behind mlflow.pyfunc.log_model; with a run id it does not change status and end of the run.
+    options = {"name": model, "artifact_path": None, "flavor": mlflow.pyfunc, "run_id": run_id, **export}
+    return str(Model.log(**options).model_id)
 
 
 def _description(

@@ -115,9 +115,14 @@ class Outbox:
         return subject in self._waiting
 
     def problem(self) -> str:
-        """Return how many jobs wait for the server and why; empty while it answers."""
+        """Return how many jobs wait for the server and why, and how many it refused; else an empty line."""
         with self._lock:
-            return f"{self._count()} records for {self._server}: {self._problem}" if self._problem else ""
+            lines = [f"{self._count()} records for {self._server}: {self._problem}"] if self._problem else []
+        if self.refused:
+            lines.append(
+                f"{len(self.refused)} records refused by {self._server}, the first: {self.refused[0]}"
+            )
+        return "; ".join(lines)
 
     def flush(self, timeout: float) -> str | None:
         """Wait at most `timeout` seconds until everything posted so far is delivered.

@@ -411,12 +411,12 @@ class Tracker:
         self._outbox.deliver()
 
     def delivery_problem(self) -> str:
-        """Return how many records wait for MLflow and why; empty while MLflow answers."""
+        """Return how many records wait for MLflow and why, and how many it refused; else an empty line."""
         return self._outbox.problem()
 
     def undelivered(self) -> int:
-        """Return how many records wait for MLflow."""
-        return len(self._outbox)
+        """Return how many records wait for MLflow or were refused."""
+        return len(self._outbox) + len(self._outbox.refused)
 
     def flush(self, timeout: float = 30.0) -> str | None:
         """Wait until everything is delivered; return None, or one line about what was not."""

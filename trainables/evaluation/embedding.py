@@ -112,9 +112,8 @@ def embed(
         flow = np.stack([pack.flow(tracklet, window) for tracklet in tracklets]) if pack.has_flow else None
         rows = torch.from_numpy(positions).to(device)
         for view in views:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                output = embedder(as_tensor(*view(colours, flow)).to(device))
-            features[rows] += normalize(output.float())
+            # In float32, as the exported model.
+            features[rows] += normalize(embedder(as_tensor(*view(colours, flow)).to(device)))
     if workers > 1:
         distributed.all_reduce(features)  # other workers' rows are zero, so the sum joins all rows
     if not bool(features.isfinite().all()):

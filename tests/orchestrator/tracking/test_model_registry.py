@@ -201,6 +201,25 @@ def test_registration_that_was_interrupted_is_completed(
         assert int(tracker.client.get_model_version_by_alias(registered.name, "champion").version) == 1
 
 
+def test_upload_that_was_not_registered_is_found_again(
+    uri: str, export: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise MlflowException("no permission", PERMISSION_DENIED)
+
+    with finish_sweep(uri, f"refused{uri[:4]}") as tracker:
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(mlflow.MlflowClient, "create_model_version", refuse)
+                with pytest.raises(TrackingError, match="no permission"):
+                    register_best(tracker, export, 0.6)
+        registered = register_best(tracker, export, 0.6)
+        run = f"source_run_id = '{tracker.run_id(0)}'"
+        (upload,) = tracker.client.search_logged_models([tracker.experiment_id], run)
+        version = tracker.client.get_model_version(registered.name, str(registered.version))
+        assert registered.created and upload.model_id in str(version.source)
+
+
 def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export: dict[str, Any]) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "empty")
     with tracker, pytest.raises(TrackingError, match="no run of trial 0"):

@@ -165,6 +165,8 @@ def test_write_that_is_refused_is_named_and_skipped(sqlite_uri: str) -> None:
     tracker.log_epoch(0, 2, {"val/rank1": 0.5})
     line = tracker.flush()
     assert line is not None and "epoch 1 of trial 0" in line and "\n" not in line
+    assert tracker.delivery_problem().startswith(f"1 records refused by {sqlite_uri}, the first: epoch 1 of")
+    assert tracker.undelivered() == 1
     assert tracker.client.get_run(tracker.run_id(0)).data.metrics["val/rank1"] == 0.5
     with pytest.raises(TrackingError, match="refused"):
         tracker.run_id(9)
