@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import optuna
 import pytest
 from mlflow.tracking import MlflowClient
@@ -204,6 +205,7 @@ def test_sweep_without_an_answer_has_its_own_code(
 def test_sweep_with_a_bucket_that_does_not_answer_has_its_own_code(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the key for the whole process
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
