@@ -92,6 +92,7 @@ class JobDirectory:
         if self._job.study:
             check_database(self._job.study)
         if fresh or self._renaming() is not None:
+            self._databases()
             return
         remedy = "change 'name' in the file, or start over with --fresh (which keeps the old folder)"
         for kind in RECORDED:
@@ -164,12 +165,13 @@ class JobDirectory:
     def _set_aside(self, fresh: bool) -> None:
         """Rename what an earlier job of this name left, or go on with that where a driver was ended."""
         other = self._renaming()
+        if other is None and not fresh:
+            return
+        databases = self._databases()
         if other is None:
-            if not fresh:
-                return
             other = f"{self._job.name}.{time.strftime('%Y%m%d-%H%M%S')}"
             self.store.write(self._renaming_name, other.encode())
-        for database in self._databases():
+        for database in databases:
             self._check_lease()
             rename_study(database, self._job.name, other)
         self.store.rename(self._job.name, other)

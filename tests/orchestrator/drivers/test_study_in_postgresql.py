@@ -113,10 +113,13 @@ def test_study_of_a_job_in_another_storage_is_refused(
     """Two teams may give two sweeps one name and one database."""
     other = JobDirectory(sweep.model_copy(update={"storage": str(tmp_path / "other")}))
     line = f"study: {postgres.uri} has a study parabola of the job in {sweep.storage}; change 'name'"
-    with pytest.raises(InputError) as refusal:
-        other.check(fresh=False)
-    assert str(refusal.value).startswith(line)
+    for fresh in (False, True):
+        with pytest.raises(InputError) as refusal:
+            other.check(fresh)
+        assert str(refusal.value).startswith(line)
+    assert not (tmp_path / "other").exists()
     with pytest.raises(InputError) as refusal, other.open(True, Interrupt()):
         pass
     assert str(refusal.value).startswith(line)
+    assert not (tmp_path / "other/.parabola.renaming").exists()
     assert len(optuna.load_study(study_name="parabola", storage=postgres.uri).trials) == 1
