@@ -80,12 +80,8 @@ def read_status(store: Store, name: str) -> Status:
         InputError: there is no such job, or its records are damaged.
         StorageError: the storage does not answer, or the study cannot be read.
     """
-    job = lookup.recorded_job(store, name)
-    if job is None:
-        raise lookup.no_such_job(store, name)
-    kind, resolved = job
-    status = Status(name, kind, store.locate(name), "stopped")
-    used, activity = _add_driver(status, store)
+    status, resolved, used, activity = _begin(store, name)
+    kind = status.kind
     outcome = _outcome(store, name)
     with open_study(store, name, resolved) as study:
         trials = _own_trials(kind, study.read_trials(_ATTRIBUTES)) if study is not None else []
@@ -137,12 +133,7 @@ def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
         InputError: there is no such job or trial, or its records are damaged.
         StorageError: the storage does not answer, or the study cannot be read.
     """
-    job = lookup.recorded_job(store, name)
-    if job is None:
-        raise lookup.no_such_job(store, name)
-    kind, resolved = job
-    status = Status(name, kind, store.locate(name), "stopped")
-    _, activity = _add_driver(status, store)
+    status, resolved, _, activity = _begin(store, name)
     with open_study(store, name, resolved) as study:
         trials = [] if study is None else study.read_trials(())
         if study is None or not 0 <= number < len(trials):
@@ -179,6 +170,16 @@ def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
             else None,
             log=str(attrs.get(attributes.LOG, "")),
         )
+
+
+def _begin(store: Store, name: str) -> tuple[Status, dict[str, Any], lease.BudgetUsage, Mapping[str, str]]:
+    """Return the status of a job with its driver, its recorded file, the used budget, and what trials do."""
+    job = lookup.recorded_job(store, name)
+    if job is None:
+        raise lookup.no_such_job(store, name)
+    kind, resolved = job
+    status = Status(name, kind, store.locate(name), "stopped")
+    return status, resolved, *_add_driver(status, store)
 
 
 def _outcome(store: Store, name: str) -> RecordedOutcome | None:

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, Self
 import yaml
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
+from orchestrator.errors import InputError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
 from orchestrator.tracking.store import open_experiment, quiet_mlflow, remove_escaped_folder
+from orchestrator.tracking.system_metrics import CheckedMonitor
 from orchestrator.trainable import DataSetRecord
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -45,20 +45,6 @@ class RecordedTrial(NamedTuple):
 
     run_id: str
     state: str
-
-
-class _CheckedMonitor(SystemMetricsMonitor):
-    """The system metrics of this machine, until `check` raises LeaseLostError."""
-
-    check: Callable[[], None]
-
-    def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Log the metrics of one interval."""
-        try:
-            self.check()
-        except SweepError:
-            return
-        super().publish_metrics(metrics)  # type: ignore[no-untyped-call]
 
 
 class Tracker:
@@ -106,7 +92,7 @@ class Tracker:
         """Points that were not delivered yet, by trial and epoch."""
 
         self._lock = threading.Lock()
-        self._monitor: SystemMetricsMonitor | None = None
+        self._monitor: CheckedMonitor | None = None
         check()
         try:
             self.client, self.experiment_id = open_experiment(self.uri, experiment)
@@ -507,16 +493,12 @@ class Tracker:
 
     def _start_monitor(self) -> None:
         if self._monitor is None:
-            monitor = _CheckedMonitor(  # type: ignore[no-untyped-call]
-                self.parent_run_id, resume_logging=True, tracking_uri=self.uri
-            )
-            monitor.check = self.check
-            self._monitor = monitor
-            monitor.start()  # type: ignore[no-untyped-call]
+            self._monitor = CheckedMonitor(self.parent_run_id, self.uri, self.check)
+            self._monitor.start()  # type: ignore[no-untyped-call]
 
     def _stop_monitor(self) -> None:
         if self._monitor is not None:
-            self._monitor.finish()
+            self._monitor.finish()  # type: ignore[no-untyped-call]
             self._monitor = None
 
 
