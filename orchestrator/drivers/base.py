@@ -4,6 +4,7 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from optuna.exceptions import StorageInternalError
@@ -51,7 +52,7 @@ class Outcome(BaseModel):
     """Where a user finds the report."""
 
     delivered: bool = True
-    """Whether all records have reached MLflow."""
+    """Whether all records have reached MLflow, and all files the storage."""
 
 
 OutcomeType = TypeVar("OutcomeType", bound=Outcome)
@@ -66,6 +67,8 @@ class Driver(ABC, Generic[OutcomeType]):
     def __init__(self, job: Job, progress: Progress, interrupt: Interrupt) -> None:
         self._job, self._progress, self._interrupt = job, progress, interrupt
         self._directory = JobDirectory(job)
+        self._refused_files: str | None = None
+        """What the storage did not take of the files that only show the outcome."""
 
     @property
     def trainable_package(self) -> str:
@@ -175,6 +178,15 @@ class Driver(ABC, Generic[OutcomeType]):
     def show_unfinished(self, study: Study) -> None:
         """Show what a study has so far, after an interruption."""
 
+    def publish(self, *files: Path) -> None:
+        """Copy files that show the outcome into the directory; a refused one does not fail the job."""
+        for file in files:
+            try:
+                self._directory.publish(file)
+            except StorageError as error:
+                self._refused_files = f"{file.name} could not be written: {error}"
+                _log.warning("%s", self._refused_files)
+
     def exit_code(self, outcome: OutcomeType) -> int:
         """Return the exit code of an outcome."""
         return ExitCode.DONE
@@ -247,7 +259,7 @@ class Driver(ABC, Generic[OutcomeType]):
         tracker: Tracker,
         data_sets: Sequence[DataSetRecord],
     ) -> tuple[int, OutcomeType | None, str | None]:
-        """Run the trials and conclude; return the exit code, the outcome, and what MLflow did not accept."""
+        """Run the trials and conclude; return the exit code, the outcome, and what was not delivered."""
         outcome: OutcomeType | None = None
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
@@ -269,7 +281,7 @@ class Driver(ABC, Generic[OutcomeType]):
                 metrics, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
                 tracker.finish(status, metrics, note)
                 with self._progress.activity("delivering the last records to MLflow"):
-                    undelivered = tracker.flush()
+                    undelivered = tracker.flush() or self._refused_files
                 ended: dict[str, EndOfDriver] = {
                     "FINISHED": "finished",
                     "FAILED": "failed",
@@ -277,7 +289,7 @@ class Driver(ABC, Generic[OutcomeType]):
                 }
                 OutcomeMetric(self._job.name).set(ended[status])
             if undelivered:
-                _log.warning("%s; rerun the command to deliver them", undelivered)
+                _log.warning("%s; rerun the command to try again", undelivered)
         if outcome is not None and not undelivered:
             self._record(outcome, delivered=True)
         return code, outcome, undelivered

@@ -118,7 +118,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
             }
             written = [folder / "report.html", folder / "results.csv", folder / "results.json"]
             report.write_report(comparison, columns, rows, summary, written[0])
-            self._directory.publish(*written, *drawn, *([chart] if has_chart else []))
+            self.publish(*written, *drawn, *([chart] if has_chart else []))
             for file in [*written, chart] if has_chart else written:
                 tracker.log_file(file)
             for file in drawn:

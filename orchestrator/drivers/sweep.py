@@ -230,7 +230,7 @@ class SweepDriver(Driver[SweepOutcome]):
         with self._progress.activity("writing the report"):
             file = self._directory.path / "report.html"
             write_report(study.study, summary, file)
-            self._directory.publish(file)
+            self.publish(file)
             tracker.log_file(file)
 
 

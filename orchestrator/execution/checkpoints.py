@@ -116,6 +116,17 @@ class TrialFolder:
         """Let a damaged checkpoint count no longer; its files stay."""
         self.write(f"{checkpoint.rpartition('/')[2]}{_DAMAGED}", b"")
 
+    def can_be_written(self) -> bool:
+        """Return whether the storage takes a file, beside the folder of this trial."""
+        probe = f"{self.path.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"
+        try:
+            with self.filesystem.open_output_stream(probe) as file:
+                file.write(b"probe")
+            self.filesystem.delete_file(probe)
+        except OSError:
+            return False
+        return True
+
     def record_hang(self, worker: str, stacks: bytes) -> None:
         """Keep the stacks of a worker that hung."""
         self.write(f"{_HANG}{worker}.txt", stacks)

@@ -20,12 +20,13 @@ _REASON_CHARACTERS = 500
 class WorkersLostError(Exception):
     """A trial lost its workers by a fault of a machine or of the storage.
 
-    ``unlimited``: the cause is outside of the cluster, so that any number of attempts is justified.
+    ``by_storage``: the storage is the cause. While it takes no other file either, any number of attempts is
+    justified.
     """
 
-    def __init__(self, reason: str, log: str, unlimited: bool) -> None:
+    def __init__(self, reason: str, log: str, by_storage: bool) -> None:
         super().__init__(reason)
-        self.reason, self.log, self.unlimited = reason, log, unlimited
+        self.reason, self.log, self.by_storage = reason, log, by_storage
 
 
 class Decision(Enum):
@@ -45,7 +46,8 @@ class FailurePolicy:
     """Decides the consequences of the failures of one trial, in order.
 
     A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
-    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials.
+    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials; one
+    that answers nobody is waited for.
     """
 
     def __init__(self, checkpoint: str, hangs: int) -> None:
@@ -61,13 +63,14 @@ class FailurePolicy:
         """Whether the trial has failed because it hung."""
         return self._hangs >= MAX_HANGS
 
-    def decide(self, error: Exception, *, checkpoint: str, hung: bool) -> Decision:
+    def decide(self, error: Exception, *, checkpoint: str, hung: bool, storage_answers: bool) -> Decision:
         """Return the consequence of a failure.
 
         Args:
             error: what an attempt raised.
             checkpoint: the last checkpoint now, in any form that changes with it.
             hung: whether a worker was ended because it hung.
+            storage_answers: whether the storage takes other files now.
         """
         if isinstance(error, StorageError):
             self.reason = str(error)
@@ -75,7 +78,7 @@ class FailurePolicy:
         if not isinstance(error, WorkersLostError):
             self.reason = str(error)
             return Decision.FAIL
-        if error.unlimited:
+        if error.by_storage and not storage_answers:
             return Decision.RETRY
         self._hangs += hung
         self._attempts = 1 if checkpoint != self._checkpoint else self._attempts + 1
@@ -100,14 +103,14 @@ def classify_worker_failures(failures: Mapping[int, BaseException], log: str) ->
         if error.full:
             return error
     for error in storage:
-        return WorkersLostError(str(error), log, unlimited=not error.missing)
+        return WorkersLostError(str(error), log, by_storage=not error.missing)
     machine = next((error for error in errors if _is_machine_failure(error)), None)
     if machine is None:
         return TrialError(explain(failures[min(failures)]), log)
     if "running low on memory" in log:  # the words of Ray 2.60, which kills the worker that takes too much
         usage = re.search(r"running low on memory.* was (\S+ used / \S+ limit)", log)
         return TrialError(f"out of memory: its node ran low{', ' + usage[1] if usage else ''}", log)
-    return WorkersLostError(explain(machine), log, unlimited=False)
+    return WorkersLostError(explain(machine), log, by_storage=False)
 
 
 def classify_controller_failure(error: BaseException) -> WorkersLostError:
@@ -115,7 +118,7 @@ def classify_controller_failure(error: BaseException) -> WorkersLostError:
     reason = explain(getattr(error, "controller_failure", error))
     # The controller runs no code of a trainable. One that dies at its start leaves only text of PyArrow 25.
     by_storage = isinstance(_root_cause(error), OSError) or "AWS Error" in str(error)
-    return WorkersLostError(f"storage: {reason}" if by_storage else reason, str(error), unlimited=by_storage)
+    return WorkersLostError(f"storage: {reason}" if by_storage else reason, str(error), by_storage=by_storage)
 
 
 def explain(error: BaseException) -> str:

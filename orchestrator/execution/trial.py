@@ -59,19 +59,22 @@ class _Attempts:
 
     def __init__(self, spec: TrialSpec, number: int) -> None:
         self._spec, self._folder = spec, spec.trial_folder(number)
-        self._policy: FailurePolicy | None = None
+        self._policy = FailurePolicy("", 0)
+        self._is_open = False
+        self._last: str | None = None
         self._hangs: set[str] = set()
 
     def last_checkpoint(self) -> str | None:
         """Return the path of the checkpoint from which the next attempt continues; raises OSError."""
-        if self._policy is None:
+        if not self._is_open:
             self._folder.create()
             self._hangs = set(self._folder.hangs())
             self._policy = FailurePolicy(self._folder.last_checkpoint() or "", len(self._hangs))
-        last = self._folder.last_checkpoint()
-        if last is not None:
-            self._folder.delete_all_but(last)
-        return last
+            self._is_open = True
+        self._last = self._folder.last_checkpoint()
+        if self._last is not None:
+            self._folder.delete_all_but(self._last)
+        return self._last
 
     def consequence(self, error: Exception) -> TrialReport:
         """Return what follows from what an attempt raised."""
@@ -84,23 +87,34 @@ class _Attempts:
         if isinstance(error, OSError):
             if is_full(error):
                 return Halted(f"storage: {error}")
-            return WorkersLost(one_line(f"storage: {error}", 500))
-        assert self._policy is not None
-        checkpoint, hung = "", False
-        if isinstance(error, WorkersLostError) and not error.unlimited:
-            checkpoint, hangs = self._folder.last_checkpoint() or "", set(self._folder.hangs())
-            hung, self._hangs = bool(hangs - self._hangs), hangs
-        decision = self._policy.decide(error, checkpoint=checkpoint, hung=hung)
+            error = WorkersLostError(one_line(f"storage: {error}", 500), "", by_storage=True)
+        hung, storage_answers = False, True
+        if isinstance(error, WorkersLostError):
+            if error.by_storage:
+                storage_answers = self._folder.can_be_written()
+            else:
+                self._last, hangs = self._folder.last_checkpoint(), set(self._folder.hangs())
+                hung, self._hangs = bool(hangs - self._hangs), hangs
+        decision = self._policy.decide(
+            error, checkpoint=self._last or "", hung=hung, storage_answers=storage_answers
+        )
         if decision is Decision.RETRY:
             return WorkersLost(one_line(error, 500))
         if decision is Decision.HALT:
             return Halted(str(error))
         if self._policy.has_hung:
             reason = f"{self._policy.reason}: no report for {self._spec.report_timeout:g} s"
-            return Failed(reason, self._folder.read(max(self._hangs)))
+            return Failed(reason, self._stacks())
         return Failed(
             self._policy.reason, error.log if isinstance(error, TrialError | WorkersLostError) else ""
         )
+
+    def _stacks(self) -> str:
+        """Return the stacks of the last worker that hung, unless the storage does not give them."""
+        try:
+            return self._folder.read(max(self._hangs))
+        except OSError as error:
+            return f"storage: {error}"
 
 
 def _pause(attempt: int) -> Iterator[None]:

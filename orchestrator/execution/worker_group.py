@@ -123,8 +123,8 @@ class WorkerGroup:
         except OSError as error:
             if is_full(error):
                 raise StorageError(f"storage: {error}", full=True) from error
-            raise WorkersLostError(one_line(f"storage: {error}", 300), str(error), unlimited=True) from error
-        raise WorkersLostError("its workers ended before the trial's end", "", unlimited=False)
+            raise WorkersLostError(one_line(f"storage: {error}", 300), str(error), by_storage=True) from error
+        raise WorkersLostError("its workers ended before the trial's end", "", by_storage=False)
 
 
 def _trainer(spec: TrialSpec, mailbox: Any, name: str, scratch: str) -> "ray.train.torch.TorchTrainer":

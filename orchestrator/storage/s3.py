@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,6 +35,9 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 20
 """Attempts at one request of a worker, with exponential waits up to 20 s: minutes in all."""
 
+_PATIENCE = 8
+"""Attempts at one write, a minute or two, until the store looks whether only this file is refused."""
+
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
@@ -42,7 +46,8 @@ class S3Store(Store):
     """A prefix of an S3 bucket; credentials and ``AWS_ENDPOINT_URL`` come from the environment.
 
     Before `check` a failed request raises at once. Afterwards requests are retried until they are answered,
-    with growing waits and a warning for each.
+    with growing waits and a warning for each. A write is given up when the bucket keeps refusing this file
+    and takes others.
     """
 
     heartbeat_only = True
@@ -93,7 +98,7 @@ class S3Store(Store):
     def write(self, name: str, content: bytes) -> None:
         """Put the object, which becomes visible only when it is complete."""
         self._write_with_retries(
-            lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=content)
+            name, lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=content)
         )
 
     def compare_and_swap(self, name: str, content: bytes, seen: str | None) -> str | None:
@@ -137,7 +142,9 @@ class S3Store(Store):
 
     def delete(self, name: str) -> None:
         """Delete the object."""
-        self._write_with_retries(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(name)))
+        self._write_with_retries(
+            name, lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+        )
 
     def rename(self, name: str, other: str) -> None:
         """Copy each object within the bucket, then delete it."""
@@ -153,7 +160,7 @@ class S3Store(Store):
             self._client.delete_object(**source)
 
         for key in self.list_files(f"{name}/"):
-            self._write_with_retries(functools.partial(rename_one, key))
+            self._write_with_retries(key, functools.partial(rename_one, key))
 
     @contextlib.contextmanager
     def workspace(self, name: str) -> Iterator[Path]:
@@ -163,7 +170,9 @@ class S3Store(Store):
 
     def publish(self, file: Path, name: str) -> None:
         """Upload the file."""
-        self._write_with_retries(lambda: self._client.upload_file(str(file), self._bucket, self._key(name)))
+        self._write_with_retries(
+            name, lambda: self._client.upload_file(str(file), self._bucket, self._key(name))
+        )
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the journal under the prefix of the job."""
@@ -175,17 +184,35 @@ class S3Store(Store):
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name
 
-    def _write_with_retries(self, request: Callable[[], Any]) -> None:
-        """Send a request that writes until it is answered, each time after `before_write`."""
+    def _write_with_retries(self, name: str, request: Callable[[], Any]) -> None:
+        """Write until the bucket takes it, each time after `before_write`, or refuses only this file."""
 
         def write() -> None:
             self.before_write()
             request()
 
-        self._with_retries(write)
+        self._with_retries(
+            write, lambda state: state.attempt_number % _PATIENCE == 0 and self._takes_others(name)
+        )
 
-    def _with_retries(self, request: Callable[[], Any]) -> Any:
-        """Send a request, which must be safe to repeat, until it is answered."""
+    def _takes_others(self, name: str) -> bool:
+        """Return whether the bucket takes another file in the folder of a file that it refuses."""
+        self.before_write()
+        probe = {
+            "Bucket": self._bucket,
+            "Key": self._key(f"{name.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"),
+        }
+        try:
+            self._client.put_object(**probe, Body=b"")
+            self._client.delete_object(**probe)
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+            return False
+        return True
+
+    def _with_retries(
+        self, request: Callable[[], Any], give_up: Callable[[RetryCallState], bool] = lambda state: False
+    ) -> Any:
+        """Send a request, which must be safe to repeat, until it is answered or given up."""
 
         def warn(state: RetryCallState) -> None:
             reason = describe_error(state.outcome.exception() if state.outcome else None)
@@ -193,7 +220,7 @@ class S3Store(Store):
 
         attempts = Retrying(
             retry=retry_if_exception(_is_temporary),
-            stop=(lambda state: False) if self._retries else stop_after_attempt(1),
+            stop=give_up if self._retries else stop_after_attempt(1),
             wait=wait_random_exponential(min=1, max=30),
             before_sleep=warn,
             reraise=True,

@@ -20,8 +20,19 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-KINDS = ("error", "slow_down", "expired", "delay", "late", "cut_request", "cut_answer", "lost_answer")
-"""Answered without the server: ``error`` 500, ``slow_down`` 503, ``expired`` 403 ExpiredToken.
+KINDS = (
+    "error",
+    "slow_down",
+    "expired",
+    "denied",
+    "delay",
+    "late",
+    "cut_request",
+    "cut_answer",
+    "lost_answer",
+)
+"""Answered without the server: ``error`` 500, ``slow_down`` 503, ``expired`` 403 ExpiredToken,
+``denied`` 403 AccessDenied.
 
 ``delay``: the request is delayed; ``late``: the answer is delayed. ``cut_request``: half the body reaches the
 server, then both connections are cut. ``cut_answer``: half the body of the answer reaches the client.
@@ -43,6 +54,7 @@ _ANSWERS = {
     "error": (500, "InternalError"),
     "slow_down": (503, "SlowDown"),
     "expired": (403, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
 }
 
 

@@ -18,8 +18,8 @@ from orchestrator.execution.failures import (
     explain,
 )
 
-LOST = WorkersLostError("its node died", "log", unlimited=False)
-OUTSIDE = WorkersLostError("storage: no answer", "log", unlimited=True)
+LOST = WorkersLostError("its node died", "log", by_storage=False)
+OUTSIDE = WorkersLostError("storage: no answer", "log", by_storage=True)
 
 
 class WorkerHealthCheckFailedError(Exception):
@@ -43,9 +43,13 @@ def policy(checkpoint: str = "", hangs: int = 0) -> FailurePolicy:
 
 
 def decide(
-    policy: FailurePolicy, error: Exception = LOST, checkpoint: str = "", hung: bool = False
+    policy: FailurePolicy,
+    error: Exception = LOST,
+    checkpoint: str = "",
+    hung: bool = False,
+    storage_answers: bool = False,
 ) -> Decision:
-    return policy.decide(error, checkpoint=checkpoint, hung=hung)
+    return policy.decide(error, checkpoint=checkpoint, hung=hung, storage_answers=storage_answers)
 
 
 def task_error(cause: BaseException) -> RayTaskError:
@@ -135,19 +139,19 @@ def test_worker_failure_of_a_full_storage_is_that_error() -> None:
     assert classify_worker_failures(failures, "log") is full
 
 
-@pytest.mark.parametrize(("missing", "unlimited"), [(False, True), (True, False)])
-def test_worker_failure_of_the_storage_is_lost_workers(missing: bool, unlimited: bool) -> None:
+@pytest.mark.parametrize(("missing", "by_storage"), [(False, True), (True, False)])
+def test_worker_failure_of_the_storage_is_lost_workers(missing: bool, by_storage: bool) -> None:
     failures = {0: RuntimeError("of the trainable"), 1: StorageError("storage: no answer", missing=missing)}
     error = classify_worker_failures(failures, "log")
     assert isinstance(error, WorkersLostError)
-    assert (error.reason, error.log, error.unlimited) == ("storage: no answer", "log", unlimited)
+    assert (error.reason, error.log, error.by_storage) == ("storage: no answer", "log", by_storage)
 
 
 def test_worker_failure_of_a_machine_precedes_others() -> None:
     failures = {0: task_error(ConnectionError("peer closed")), 1: NodeDiedError("its node died")}
     error = classify_worker_failures(failures, "log")
     assert isinstance(error, WorkersLostError)
-    assert (error.reason, error.unlimited) == ("its node died", False)
+    assert (error.reason, error.by_storage) == ("its node died", False)
 
 
 def test_worker_failure_of_a_health_check_is_lost_workers() -> None:
@@ -189,21 +193,21 @@ def test_worker_failure_of_memory_fails_the_trial(log: str, reason: str) -> None
 @pytest.mark.parametrize(
     "failure", [OSError(errno.EIO, "input/output error"), RuntimeError("AWS Error NETWORK_CONNECTION")]
 )
-def test_controller_failure_of_the_storage_is_unlimited(failure: BaseException) -> None:
+def test_controller_failure_of_the_storage_is_told(failure: BaseException) -> None:
     error = classify_controller_failure(ControllerError(failure))
-    assert error.unlimited
+    assert error.by_storage
     assert error.reason.startswith("storage: ")
 
 
-def test_controller_failure_of_its_process_is_limited() -> None:
+def test_controller_failure_of_its_process_is_not_of_the_storage() -> None:
     error = classify_controller_failure(ControllerError(ActorDiedError()))
-    assert not error.unlimited
+    assert not error.by_storage
     assert error.reason == "The actor died unexpectedly before finishing this task."
 
 
 def test_controller_failure_in_a_task_is_told_from_its_cause() -> None:
     error = classify_controller_failure(task_error(PermissionError(errno.EACCES, "refused")))
-    assert error.unlimited
+    assert error.by_storage
     assert error.reason == "storage: PermissionError: [Errno 13] refused"
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from orchestrator.errors import StorageError, TrialError
 from orchestrator.execution import trial
-from orchestrator.execution.failures import WorkersLostError
+from orchestrator.execution.checkpoints import TrialFolder
+from orchestrator.execution.failures import MAX_ATTEMPTS, WorkersLostError
 from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.trial import Reports
 from orchestrator.execution.worker import TrialSpec
@@ -59,8 +60,8 @@ def run_trial(spec: TrialSpec) -> RunTrial:
     return run_trial
 
 
-def lost(*, unlimited: bool = False) -> WorkersLostError:
-    return WorkersLostError("its worker died", "log", unlimited=unlimited)
+def lost(*, by_storage: bool = False) -> WorkersLostError:
+    return WorkersLostError("its worker died", "log", by_storage=by_storage)
 
 
 def test_trial_that_loses_its_workers_resumes(run_trial: RunTrial) -> None:
@@ -74,7 +75,7 @@ def test_trial_that_hangs_twice_fails_with_the_stacks(run_trial: RunTrial) -> No
 
 
 def test_hang_while_the_storage_fails_counts(run_trial: RunTrial) -> None:
-    *_, last = run_trial((lost(unlimited=True), "a"), (lost(), ""), (lost(), "b"))
+    *_, last = run_trial((lost(by_storage=True), "a"), (lost(), ""), (lost(), "b"))
     assert isinstance(last, Failed) and last.reason.startswith("it hung 2 times")
 
 
@@ -86,7 +87,17 @@ def test_full_storage_halts_the_trial(run_trial: RunTrial) -> None:
     assert run_trial((StorageError("storage: full", full=True), "")) == [Halted("storage: full")]
 
 
-def test_storage_that_does_not_answer_is_tried_again(run_trial: RunTrial) -> None:
+@pytest.mark.parametrize("error", [OSError("no answer"), lost(by_storage=True)])
+def test_trial_that_alone_is_refused_by_the_storage_fails(error: Exception, run_trial: RunTrial) -> None:
+    *retried, last = run_trial(*[(error, "")] * MAX_ATTEMPTS)
+    assert len(retried) == MAX_ATTEMPTS - 1
+    assert isinstance(last, Failed) and last.reason.endswith(f"{MAX_ATTEMPTS} times without progress")
+
+
+def test_storage_that_does_not_answer_is_tried_again(
+    run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrialFolder, "can_be_written", lambda self: False)
     reports = run_trial(*[(OSError("no answer"), "")] * 20, (None, ""))
     assert reports == [*[WorkersLost("storage: no answer")] * 20, Trained("/trials/checkpoint")]
 
