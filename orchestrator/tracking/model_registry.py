@@ -79,7 +79,6 @@ def register(
         if version is None:
             version = _create_version(tracker, run_id, export, model, identity, evaluation, record)
         if DECISION_TAG not in version.tags:
-            tracker.check()  # the upload may have taken minutes
             promote(tracker.client, version, alias, run_id, record)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"registry: {model} at {tracker.uri}: {describe_error(error)}") from error
@@ -101,7 +100,6 @@ def check_registry(tracker: Tracker, model: str) -> None:
         TrackingError: it may not.
     """
     client = tracker.client
-    tracker.check()
     try:
         try:
             client.create_registered_model(model)

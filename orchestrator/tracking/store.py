@@ -1,10 +1,12 @@
 """Open an MLflow store, and find or create an experiment in it."""
 
+import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from filelock import FileLock
@@ -13,16 +15,40 @@ from mlflow.exceptions import MlflowException
 from orchestrator.errors import InputError
 from orchestrator.tracking.preflight import sqlite_file
 
+_WRITES = ("create_", "delete_", "log_", "set_", "update_")
+"""Beginnings of the names of methods that write."""
 
-def open_experiment(uri: str, name: str) -> tuple[mlflow.MlflowClient, str]:
+
+class CheckedClient(mlflow.MlflowClient):
+    """A client that calls a function before each request that writes; what it raises prevents the request."""
+
+    def __init__(self, uri: str, check: Callable[[], None]) -> None:
+        super().__init__(uri, registry_uri=uri)
+        self._check = check
+
+    def __getattribute__(self, name: str) -> Any:
+        attribute = super().__getattribute__(name)
+        if not name.startswith(_WRITES):
+            return attribute
+
+        @functools.wraps(attribute)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            self._check()
+            return attribute(*arguments, **options)
+
+        return checked
+
+
+def open_experiment(uri: str, name: str, check: Callable[[], None]) -> tuple[CheckedClient, str]:
     """Return a client of the store and the id of the experiment.
 
     Raises:
+        LeaseLostError: ``check`` raised it.
         InputError: the experiment was deleted.
         MlflowException, SQLAlchemyError, OSError: the store cannot be opened.
     """
     with _exclusive(uri):
-        client = mlflow.MlflowClient(uri, registry_uri=uri)
+        client = CheckedClient(uri, check)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:

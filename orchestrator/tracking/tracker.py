@@ -73,7 +73,7 @@ class Tracker:
             sweep_name: name of the job.
             sweep_id: its id.
             kind: its kind.
-            check: is called before each record; raises LeaseLostError when nothing may be written any more.
+            check: is called before each write; raises LeaseLostError when nothing may be written any more.
 
         Raises:
             InputError: the store cannot be opened.
@@ -93,9 +93,8 @@ class Tracker:
 
         self._lock = threading.Lock()
         self._monitor: CheckedMonitor | None = None
-        check()
         try:
-            self.client, self.experiment_id = open_experiment(self.uri, experiment)
+            self.client, self.experiment_id = open_experiment(self.uri, experiment, check)
             parent = self._find_run() or self.client.create_run(
                 self.experiment_id,
                 tags=self._tags(kind) | run_source(),
@@ -130,7 +129,6 @@ class Tracker:
         Raises:
             TrackingError: the store accepts no files from this machine.
         """
-        self.check()
         try:
             self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
         except Exception as error:  # the clients of artifact stores have no common type

@@ -393,6 +393,7 @@ def sweep_values() -> list[tuple[str, dict[str, str], float]]:
     several = {
         "state": {"running": 1.0, "complete": 5.0, "pruned": 2.0, "failed": 0.0},
         "budget": {"trials": 0.95, "wall": 0.2},
+        "outcome": {"finished": 0.0, "failed": 1.0, "stopped": 0.0},
     }
     values: list[tuple[str, dict[str, str], float]] = []
     for name, keys in sweep_gauges().items():
@@ -531,26 +532,34 @@ def test_spilled_objects_fire_the_alert(monitored: Monitored) -> None:
 
 @pytest.mark.infra_slow
 @pytest.mark.timeout(600)
-def test_alert_reaches_alertmanager_and_the_chat(monitored: Monitored) -> None:
+@pytest.mark.parametrize(
+    ("name", "labels", "summary"),
+    [
+        (
+            "BudgetNearlySpent",
+            {"severity": "info", "budget": "trials"},
+            f"Sweep {SWEEP} has used 95% of its trials budget.",
+        ),
+        ("SweepFailed", {"severity": "critical"}, f"Sweep {SWEEP} ended before it was finished."),
+    ],
+)
+def test_alert_reaches_alertmanager_and_the_chat(
+    name: str, labels: dict[str, str], summary: str, monitored: Monitored
+) -> None:
     def fired() -> list[dict[str, Any]]:
         found = requests.get(f"{monitored.alertmanager}/api/v2/alerts", timeout=10).json()
-        return [each for each in found if each["labels"]["alertname"] == "BudgetNearlySpent"]
+        return [each for each in found if each["labels"]["alertname"] == name]
 
     (alert,) = until(fired, 120, "the alert at Alertmanager")
-    assert alert["labels"] == {
-        "alertname": "BudgetNearlySpent",
-        "severity": "info",
-        "sweep": SWEEP,
-        "budget": "trials",
-    }
+    assert alert["labels"] == {"alertname": name, "sweep": SWEEP, **labels}
 
     def told() -> list[str]:
         texts = [json.dumps(each, ensure_ascii=False) for each in monitored.webhook.received]
-        return [text for text in texts if "BudgetNearlySpent" in text]
+        return [text for text in texts if name in text]
 
     (message, *_) = until(told, 120, "the message in the chat")
-    assert f"Sweep {SWEEP} has used 95% of its trials budget." in message
-    assert f"firing info: BudgetNearlySpent {SWEEP}" in message
+    assert summary in message
+    assert f"firing {labels['severity']}: {name} {SWEEP}" in message
 
 
 @pytest.mark.infra_slow
