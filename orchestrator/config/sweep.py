@@ -18,6 +18,7 @@ from orchestrator.config.job import (
     value_text,
 )
 from orchestrator.config.parameter import Parameter
+from orchestrator.config.renames import with_new_names
 from orchestrator.config.samplers import Sampler
 from orchestrator.config.schedulers import Scheduler
 from orchestrator.config.search_space import Space
@@ -149,9 +150,11 @@ class Sweep(Job):
         """Return one line for each setting that differs from a ``record`` and must not.
 
         For example ``search.rnn.hidden_size: int [32, 256] → int [32, 128]``. Budget, resources, storage and
-        tracking may change between two runs of a sweep. A key that the record lacks has its present default.
+        tracking may change between two runs of a sweep, and names that the user gave to data sets. A key that
+        the record lacks has its present default.
         """
         old, new = map(self._with_defaults, (before, self.resolved()))
+        old["config"] = with_new_names(old.get("config"), new["config"], self._implementation.Config)
         return changes(_comparable(old), _comparable(new))
 
     def _with_defaults(self, before: Mapping[str, Any]) -> dict[str, Any]:

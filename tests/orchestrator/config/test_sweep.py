@@ -282,6 +282,33 @@ def test_differences_budget_resources_and_storage_may_change(file: Path) -> None
     assert after.differences(before) == []
 
 
+SETS = "config.sets={mars (small): {kind: none}, other: {width: 0.5}}"
+
+
+def test_differences_set_with_another_name_may_change(file: Path) -> None:
+    before = read(file, SETS, "config.marker=mars (small)").resolved()
+    after = read(file, SETS.replace("mars (small)", "mars"), "config.marker=mars")
+    assert after.differences(before) == []
+
+
+def test_differences_set_with_another_name_and_content_are_listed(file: Path) -> None:
+    before = read(file, SETS).resolved()
+    after = read(file, SETS.replace("mars (small): {kind: none}", "mars: {kind: uniform}"))
+    assert after.differences(before)[0] == "config.sets.mars (small).kind: none → absent"
+    assert "config.sets.mars.kind: absent → uniform" in after.differences(before)
+
+
+def test_differences_set_that_others_do_not_follow_is_listed(file: Path) -> None:
+    before = read(file, SETS, "config.marker=mars (small)").resolved()
+    after = read(file, SETS.replace("mars (small)", "mars"), "config.marker=other")
+    assert after.differences(before) == ["config.marker: mars → other"]
+
+
+def test_differences_sampler_with_equal_arguments_is_not_a_renamed_entry(file: Path) -> None:
+    before = read(file, "sampler={tpe: {seed: 1}}").resolved()
+    assert read(file, "sampler={random: {seed: 1}}").differences(before)
+
+
 def test_differences_recorded_old_resources_are_ignored(file: Path) -> None:
     before = read(file).resolved()
     assert read(file).differences({**before, "resources": {"silence": 3600.0}}) == []
