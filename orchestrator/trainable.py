@@ -67,6 +67,9 @@ class Context(Protocol):
     def restore(self) -> Path | None:
         """Return the folder of the last checkpoint, or None at a fresh start."""
 
+    # ``note_step(step, steps)`` tells how far an epoch is. Only `orchestrator.train` has it: ask
+    # ``getattr(context, "note_step", None)``.
+
 
 class Trainable(Protocol):
     """A class whose training can be searched; it is instantiated without arguments.

@@ -1,12 +1,26 @@
 """What every test leaves as it found it."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.command_line import enable_signals
+
 STORES = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+
+
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    """Handle signals as in the foreground during a test, and restore the handlers after it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+    handlers = [signal.getsignal(number) for number in numbers]
+    enable_signals()
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -144,7 +144,7 @@ class Comparison(Job):
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
         """Yield the config of every variant on the first split, which suffices to prepare whole data sets."""
-        return map(self.cell_config, self._first_cells)
+        return map(self.cell_config, self.first_cells)
 
     def resolved(self) -> dict[str, Any]:
         """Return all settings as plain JSON values."""
@@ -155,7 +155,7 @@ class Comparison(Job):
 
         Variants that the folder has from earlier files are kept.
         """
-        variants = {cell.variant: self._texts(self.cell_config(cell)) for cell in self._first_cells}
+        variants = {cell.variant: self._texts(self.cell_config(cell)) for cell in self.first_cells}
         return {
             "trainable": self.trainable,
             "variants": {**(before["variants"] if before else {}), **variants},
@@ -169,7 +169,7 @@ class Comparison(Job):
         """
         lines = changes({"trainable": before["trainable"]}, {"trainable": self.trainable})
         changed: dict[str, list[str]] = {}
-        for cell in self._first_cells:
+        for cell in self.first_cells:
             if cell.variant in before["variants"]:
                 texts = (before["variants"][cell.variant], self._texts(self.cell_config(cell)))
                 changed[cell.variant] = changes(*(self._with_defaults(recorded, cell) for recorded in texts))
@@ -182,7 +182,7 @@ class Comparison(Job):
         return lines
 
     @property
-    def _first_cells(self) -> list[Cell]:
+    def first_cells(self) -> list[Cell]:
         """Every variant on the first split with the first seed."""
         return self.cells[: len(self.variants)]
 

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from orchestrator.config.comparison import Comparison, read_comparison
 from orchestrator.drivers.pictures import PictureDrawing, ScoredRun
 from tests.benchmarks.table import Row, seconds, seconds_list
+from tests.support.recorder import Recorder
 from trainables.alignment import AlignmentTrainable
 from trainables.evaluation.retrieval import FILE
-from trainables.train import SingleWorker
 from trainables.training.trainer import WEIGHTS
 
 
@@ -110,7 +110,7 @@ def _unscored_run(comparison: Comparison, number: int, folder: Path) -> ScoredRu
     config: Any = comparison.cell_config(cell)
     checkpoint = folder / f"checkpoint-{number}"
     checkpoint.mkdir()
-    method = AlignmentTrainable().training(config, SingleWorker(None)).method
+    method = AlignmentTrainable().training(config, Recorder(folder)).method
     save_file({name: value.contiguous() for name, value in method.state_dict().items()}, checkpoint / WEIGHTS)
     label = ", ".join(map(str, cell.values.values()))
     return ScoredRun(

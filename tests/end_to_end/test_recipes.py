@@ -15,9 +15,9 @@ from orchestrator.config.sweep import Sweep, read_sweep
 from orchestrator.drivers.plan import sweep_plan
 from orchestrator.execution.cluster import TRIAL_SLOT, Cluster
 from tests.support.paths import ROOT
+from tests.support.recorder import Recorder
 from trainables.data.walkers import layouts
 from trainables.data.walkers.layouts import GenerateConfig
-from trainables.train import SingleWorker
 
 RECIPES = ROOT / "search_spaces"
 FILES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
@@ -115,8 +115,9 @@ def test_recipe_trains_and_scores_every_target(
     edges = {path: parameter.edges[0] for path, parameter in sweep.search.items()}
     config, trainable = sweep.trial_config(edges), sweep.implementation
     records = trainable.prepare(config)
-    trainable.fit(config, SingleWorker(tmp_path, device="cpu"))
-    scores = trainable.evaluate(config, tmp_path)
+    recorder = Recorder(tmp_path / "checkpoints")
+    trainable.fit(config, recorder)
+    scores = trainable.evaluate(config, recorder.restore())
     for target in config.data.targets:
         assert 0 <= scores[f"test/{target}/rank1"] <= 1
     assert {record.role for record in records} == {"train", "images", "target"}
@@ -137,7 +138,8 @@ def test_comparison_recipe_trains_and_scores_variants(name: str, reid_data: Path
         config, folder = job.cell_config(cell), tmp_path / str(number)
         trainable.check(config, job.resources.workers)
         trainable.prepare(config)
-        trainable.fit(config, SingleWorker(folder, device="cpu"))
-        scores = trainable.evaluate(config, folder)
+        recorder = Recorder(folder)
+        trainable.fit(config, recorder)
+        scores = trainable.evaluate(config, recorder.restore())
         on_targets = {metric for metric in job.metrics if metric.startswith("test/")}
         assert on_targets <= scores.keys() and bool(on_targets) == bool(config.data.targets)

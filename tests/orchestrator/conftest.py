@@ -1,24 +1,11 @@
 """Interrupts that leave the handlers of the tests alone, and real tracking stores."""
 
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.interrupt import Interrupt
-from tests.support.command_line import enable_signals
 from tests.support.servers import MlflowServer
-
-
-@pytest.fixture
-def restored_signals() -> Iterator[None]:
-    """Handle signals as in the foreground during a test, and restore the handlers after it."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-    handlers = [signal.getsignal(number) for number in numbers]
-    enable_signals()
-    yield
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
 
 
 @pytest.fixture

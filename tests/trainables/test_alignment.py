@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from tests.support.recorder import Recorder
-from trainables import train
 from trainables.alignment import AlignmentTrainable
 from trainables.data.sources import resolve
 from trainables.errors import DataError
@@ -185,50 +183,6 @@ def test_prepare_batch_of_too_many_identities_is_refused(tiny, prepared):
 def test_training_indivisible_batch_is_refused(tiny, prepared, tmp_path):
     with pytest.raises(DataError, match="identities x sequences is 8; expected a multiple of the 3 workers"):
         prepared.training(tiny(), Recorder(tmp_path, world_size=3))
-
-
-@pytest.fixture
-def written(tiny, tmp_path):
-    def write(**changes):
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(tiny(**changes).model_dump(mode="json")))
-        return path
-
-    return write
-
-
-def test_train_command_trains_and_scores(written, prepared, tmp_path, capsys):
-    assert train.main([str(written(epochs=2)), "--output", str(tmp_path / "out")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
-    assert any(line.startswith("test/others/mAP ") for line in lines)
-
-
-BROKEN = {
-    "no file": (None, "nothing.yaml: No such file or directory"),
-    "no yaml": ("method: [", "nothing.yaml: not YAML"),
-    "a list": ("[1]", "nothing.yaml: config: "),
-    "wrong type": ("method: sequences", "nothing.yaml: method: "),
-    "unknown field": ("epoch: 3", "nothing.yaml: "),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_train_command_bad_config_exits_with_2(case, tmp_path, capsys):
-    content, line = BROKEN[case]
-    path = tmp_path / "nothing.yaml"
-    if content is not None:
-        path.write_text(content)
-    assert train.main([str(path)]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert line in error
-
-
-def test_train_command_missing_set_exits_with_2(written, capsys):
-    assert train.main([str(written(data={"sequences": "wakers"}))]) == 2
-    error = capsys.readouterr().err.splitlines()
-    assert len(error) == 1 and "walkers" in error[0]
 
 
 def test_pretrain_phases_have_their_own_learning_rate(tiny, prepared, tmp_path):

@@ -113,7 +113,10 @@ class Training:
         self.model.train()
         start, steps, frames = time.perf_counter(), self.batches.per_epoch, 0
         totals: dict[str, Tensor] = {}
-        for batch in self.loader.epoch(self.epoch):
+        note_step = getattr(self.context, "note_step", None)  # where somebody watches a single training
+        for step, batch in enumerate(self.loader.epoch(self.epoch), 1):
+            if note_step is not None:
+                note_step(step, steps)
             for name, loss in self.train_step(batch).items():
                 totals[name] = totals.get(name, loss.new_zeros(())) + loss.detach()
             frames += self.method.frames(batch) * self.context.world_size

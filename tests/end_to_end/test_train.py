@@ -1,0 +1,156 @@
+"""One config trained by ``python -m orchestrator.train``."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import train
+from tests.support.paths import ROOT
+from tests.support.sweep_files import TRAINABLE, write_comparison, write_sweep
+
+pytestmark = pytest.mark.usefixtures("restored_signals")
+FORMS = ("sweep", "comparison", "trainable and config", "config")
+
+
+def write_form(form: str, folder: Path, **config: Any) -> list[str]:
+    """Write the example's config in one form of file; return the arguments of the command for it."""
+    config = {"epochs": 4, **config}
+    if form == "sweep":
+        return [str(write_sweep(folder, config=config))]
+    if form == "comparison":
+        return [str(write_comparison(folder, config=config)), "--variant", "plain"]
+    content = {"trainable": TRAINABLE, "config": config} if form == "trainable and config" else config
+    file = folder / "parabola.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return [str(file), *(["--trainable", TRAINABLE] if form == "config" else [])]
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curves.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name != "rate"} for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_train_keeps_config_curves_scores_and_checkpoint(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "trained"
+    assert train.main([*write_form(form, tmp_path), "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch ") and "  " in line] == [
+        f"epoch {epoch}" for epoch in range(1, 5)
+    ]
+    recorded = yaml.safe_load((output / "config.yaml").read_text())
+    assert recorded["trainable"] == TRAINABLE and recorded["config"]["epochs"] == 4
+    assert [row["epoch"] for row in curves(output)] == ["1.0", "2.0", "3.0", "4.0"]
+    assert list(json.loads((output / "scores.json").read_text())) == ["test/parabola/score"]
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(output.glob("checkpoint_000004_*.complete"))) == 1
+
+
+def test_train_again_says_that_it_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*write_form("config", tmp_path), "--output", str(tmp_path / "trained")]
+    assert train.main(command) == train.main(command) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train.main([str(tmp_path / "trained/config.yaml"), "--output", str(tmp_path / "trained")]) == 0
+
+
+def test_train_that_was_killed_resumes(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    arguments = write_form("config", tmp_path, seconds=0.3, epochs=6)
+    assert train.main([*arguments, "--output", str(whole)]) == 0
+    command = [sys.executable, "-m", "orchestrator.train", *arguments, "--output", str(resumed)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch 3  "):
+                process.kill()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "resuming after epoch" in done.stdout
+    assert curves(resumed) == curves(whole)
+
+
+def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_form("config", tmp_path)
+    before = set(tmp_path.rglob("*"))
+    assert train.main(arguments) == 0
+    assert "nothing is kept" in capsys.readouterr().out
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_score_uses_the_checkpoint_with_other_settings(tmp_path: Path) -> None:
+    output = tmp_path / "trained"
+    arguments = [*write_form("config", tmp_path), "--output", str(output)]
+    assert train.main(arguments) == 0
+    (output / "scores.json").unlink()
+    assert train.main([*arguments, "--score", "--set", "seed=3"]) == 0
+    assert (output / "scores.json").exists()
+    assert yaml.safe_load((output / "config.yaml").read_text())["config"]["seed"] == 0
+
+
+BAD: dict[str, tuple[str, list[str], str]] = {
+    "no file": ("", [], "parabola.yaml: there is no such file"),
+    "no YAML": ("epochs: [", [], "parabola.yaml:1: "),
+    "a list": ("[1]", [], "parabola.yaml:1: the file holds"),
+    "unknown key": ("epocs: 3", [], "parabola.yaml:1: epocs: unknown key; did you mean 'epochs'"),
+    "twice": ("epochs: 3\nepochs: 4", [], "parabola.yaml:2: epochs is given twice"),
+    "variable": ("marker: ${NOWHERE}", [], "parabola.yaml:1: marker: the environment variable NOWHERE"),
+    "data": ("fault: data", [], "config.fault: data is at fault"),
+    "override": ("epochs: 3", ["--set", "x=far"], "--set x=far: x: "),
+    "no trainable": ("epochs: 3", ["--trainable", "tests.support.nothing:Class"], "tests.support.nothing"),
+    "another key": ("trainable: a:B\nconfigs: {}", [], "parabola.yaml:2: configs: unknown key"),
+    "no checkpoint": ("epochs: 3", ["--score", "--output", "empty"], "--score: "),
+    "score alone": ("epochs: 3", ["--score"], "--score: name the folder"),
+    "no comparison": ("epochs: 3", ["--variant", "a"], "--variant: "),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_train_bad_input_is_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, options, line = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    if content:
+        Path("parabola.yaml").write_text(content)
+    arguments = ["parabola.yaml", "--trainable", TRAINABLE, *options]
+    assert train.main(arguments) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert line in error
+    assert [path.name for path in tmp_path.iterdir()] == ["parabola.yaml"] * bool(content)
+
+
+def test_train_comparison_needs_one_of_its_variants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_comparison(tmp_path))
+    assert train.main([file]) == 2
+    assert "choose with --variant one of plain, quick, noisy" in capsys.readouterr().err
+    assert train.main([file, "--variant", "plane"]) == 2
+    assert "did you mean 'plain'" in capsys.readouterr().err
+
+
+def test_train_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, output = write_form("config", tmp_path), tmp_path / "trained"
+    assert train.main([*arguments, "--output", str(output)]) == 0
+    before = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    assert train.main([*arguments, "--output", str(output), "--set", "x=1"]) == 2
+    assert "with other settings: x: 0.0 → 1.0; name another folder" in capsys.readouterr().err
+    assert train.main([*arguments, "--output", str(tmp_path)]) == 2
+    assert "has other files" in capsys.readouterr().err
+    assert train.main([*arguments, "--output", arguments[0]]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
+
+
+def test_train_that_diverges_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(write_form("config", tmp_path, fault="diverge")) == 1
+    assert "the training diverged: train/loss is nan" in capsys.readouterr().out
