@@ -1,7 +1,8 @@
 """A sweep on a real cluster, server and bucket, all of which are killed at random while it runs.
 
 Ray with three nodes, MLflow on PostgreSQL, SeaweedFS behind a proxy that injects faults, and the driver are
-killed and started again. At the end nothing may be lost, doubled or left behind. ``FAULTS`` (default 60) is
+killed and started again; trials are poisoned, files of the sweep damaged, and its lease is taken from its
+driver. At the end nothing may be lost, doubled or left behind. ``FAULTS`` (default 60) is
 the number of faults, ``FAULT_SEED`` the seed that chooses them.
 """
 
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.errors import ExitCode
 from orchestrator.storage.directory import open_store
+from orchestrator.storage.lease import record_name
 from orchestrator.storage.study_database import study_storage
 from tests.support import accounts
 from tests.support.command_line import enable_signals
@@ -37,7 +41,7 @@ NAME = "survivor"
 SWEEP = """
 name: survivor
 trainable: tests.support.example_trainable:ExampleTrainable
-config: {epochs: 16, seconds: 2.0}
+config: {epochs: 16, seconds: 2.0, fault: poison, marker: MARKER}
 search:
   x: {uniform: [-3, 3]}
   steps: {int: [1, 3]}
@@ -51,7 +55,7 @@ registry: {model: survivor}
 PACE = (3.0, 11.0)
 """Seconds between two faults."""
 
-HEAVY = ("driver", "Ctrl-C", "SIGTERM", "node", "MLflow", "PostgreSQL")
+HEAVY = ("driver", "Ctrl-C", "SIGTERM", "node", "MLflow", "PostgreSQL", "theft", "corruption")
 """Faults with a long recovery: most of them are followed by none until another epoch is trained.
 
 Otherwise the next fault would only ever hit processes that are still starting.
@@ -110,6 +114,38 @@ class Driver:
         self.start()
         return True
 
+    def steal(self) -> bool:
+        """Suspend the driver until the next one has taken its sweep over; then it must end at once."""
+        suspended = self.process
+        assert suspended is not None
+        if suspended.poll() is not None or " epochs |" not in self.logs[-1].read_text(errors="replace"):
+            return False
+        suspended.send_signal(signal.SIGSTOP)
+        self.start()
+        successor = self.process
+        assert successor is not None
+        try:
+            while "; taking over sweep" not in self.logs[-1].read_text(errors="replace"):
+                if successor.poll() is not None:  # as when MLflow does not answer at its start
+                    self.process = suspended
+                    return False
+                time.sleep(0.5)
+        finally:
+            suspended.send_signal(signal.SIGCONT)
+        assert suspended.wait(300) == ExitCode.LEASE_LOST, self.text()[-5000:]
+        return True
+
+    def corrupt(self, damage: Callable[[], None]) -> bool:
+        """Kill the driver, damage a file of the sweep, and start the next driver."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            return False
+        self.process.kill()
+        self.process.wait(60)
+        damage()
+        self.start()
+        return True
+
     def epochs(self) -> int:
         """Return how many epochs all drivers reported; each counts from 0."""
         reported = [re.findall(r"\| (\d+) epochs \|", log.read_text(errors="replace")) for log in self.logs]
@@ -124,7 +160,8 @@ class Driver:
 def test_sweep_survives_random_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(SEED)
     sweep = tmp_path / "survivor.yaml"
-    sweep.write_text(SWEEP.replace("TRIALS", str(TRIALS)))
+    poison = tmp_path / "poison"
+    sweep.write_text(SWEEP.replace("TRIALS", str(TRIALS)).replace("MARKER", str(poison)))
     with (
         Postgres(tmp_path / "postgres") as postgres,
         Seaweed(tmp_path / "seaweed") as seaweed,
@@ -142,7 +179,7 @@ def test_sweep_survives_random_faults(tmp_path: Path, monkeypatch: pytest.Monkey
                 [sys.executable, "-m", "orchestrator.sweep", str(sweep), *options], environment, tmp_path
             )
             try:
-                done = hurt(chance, Victims(driver, nodes, postgres, server, proxy))
+                done = hurt(chance, Victims(driver, nodes, postgres, server, proxy, seaweed, poison))
             finally:
                 assert driver.process is not None
                 driver.process.kill()
@@ -155,7 +192,11 @@ def test_sweep_survives_random_faults(tmp_path: Path, monkeypatch: pytest.Monkey
         study = optuna.load_study(study_name=NAME, storage=study_storage(store, NAME))
         mlflow.set_tracking_uri(server.uri)
         books = accounts.count(
-            study, mlflow.MlflowClient(server.uri), NAME, [log.read_text() for log in driver.logs]
+            study,
+            mlflow.MlflowClient(server.uri),
+            NAME,
+            [log.read_text() for log in driver.logs],
+            poisoned=done["poison"],
         )
         books["processes leaked"], books["placement groups leaked"] = len(left), len(groups)
         mlflow.pyfunc.load_model("models:/survivor@champion")
@@ -176,6 +217,9 @@ class Victims:
     postgres: Postgres
     server: MlflowServer
     proxy: FaultyProxy
+    bucket: Seaweed
+    poison: Path
+    """The next trial that finds this file fails."""
 
 
 def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
@@ -190,6 +234,7 @@ def hurt(chance: random.Random, victims: Victims) -> Counter[str]:
         + ["driver", "driver", "Ctrl-C", "SIGTERM"]
     )
     kinds += ["node", "node", "MLflow", "MLflow", "PostgreSQL", "storm", "storm", "storm", "outage"]
+    kinds += ["poison", "poison", "theft", "corruption"]
     awaited = 1
     driver.start()
     deadline = time.monotonic() + 8000
@@ -236,9 +281,27 @@ def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
         time.sleep(chance.uniform(1, 10))
         hit.launch()  # the next fault happens while it starts
         return True
+    if kind == "poison":
+        victims.poison.touch()
+        return True
+    if kind == "theft":
+        return victims.driver.steal()
+    if kind == "corruption":
+        name = chance.choice((f"{NAME}/sweep.json", record_name(NAME)))
+        content = chance.choice((None, b"", b"{", b"[]"))
+        return victims.driver.corrupt(lambda: damage(victims.bucket, f"sweeps/{name}", content))
     return victims.driver.hit(
         {"driver": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}[kind]
     )
+
+
+def damage(bucket: Seaweed, key: str, content: bytes | None) -> None:
+    """Replace an object, or delete it."""
+    client = bucket.client()
+    if content is None:
+        client.delete_object(Bucket=bucket.bucket, Key=key)
+    else:
+        client.put_object(Bucket=bucket.bucket, Key=key, Body=content)
 
 
 def show(done: Counter[str], books: Counter[str]) -> None:

@@ -50,9 +50,11 @@ class ExampleConfig(BaseModel):
     steps: int = Field(1, ge=1, le=8)
     noise: Noise | None = Noise()
     fault: Literal[
-        "none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die", "greedy"
+        "none", "data", "diverge", "crash", "score", "once", "picture", "hang", "die", "greedy", "poison"
     ] = "none"
-    marker: str = Field("", description="fault once: the file that marks that it has occurred")
+    marker: str = Field(
+        "", description="fault once: the file that marks that it has occurred; poison: the file"
+    )
     seconds: float = Field(0.0, ge=0, description="duration of an epoch")
     sets: dict[str, Noise] = {}
 
@@ -91,6 +93,8 @@ class ExampleTrainable:
             time.sleep(config.seconds)
             if config.fault == "crash" and epoch == 2:
                 raise RuntimeError("the trainable crashed as asked")
+            if config.fault == "poison" and _take(Path(config.marker)):
+                raise RuntimeError("poisoned: a\0b\udc80")
             if config.fault == "hang" and epoch == 2:
                 time.sleep(3600)
             if config.fault == "die" and epoch == 2:
@@ -158,6 +162,15 @@ class ExampleTrainable:
             "signature": infer_signature(example, example),
             "pip_requirements": ["numpy"],
         }
+
+
+def _take(file: Path) -> bool:
+    """Remove a file; return whether this process removed it."""
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 _MODEL = '''"""Adds a constant."""

@@ -33,6 +33,18 @@ def names(data_set: DataSet) -> set[str]:
     return {tracklet.identity for tracklet in data_set.tracklets}
 
 
+def outline(data_set: DataSet, folder: Path) -> list[tuple[str, str, list[tuple[Path, str | None]]]]:
+    """Return identity, camera and frames of each tracklet, with paths in the folder of the set."""
+    return [
+        (
+            tracklet.identity,
+            str(tracklet.camera),
+            [(frame.path.relative_to(folder), frame.key) for frame in tracklet.frames],
+        )
+        for tracklet in data_set.tracklets
+    ]
+
+
 @pytest.mark.parametrize("layout", READERS)
 class TestEveryLayout:
     def test_read_written_set_conforms(self, layout: str, written: Unpacked) -> None:
@@ -71,6 +83,50 @@ class TestEveryLayout:
         line = refused(layout, written(layout), sede=1)
         assert f"layout {layout}, option sede: no such option" in line
         assert ("did you mean 'seed'?" in line) == ("seed" in READERS[layout].Options.model_fields)
+
+    def test_litter_of_other_programs_is_left_out(self, layout: str, unpacked: Unpacked) -> None:
+        folder = unpacked(layout)
+        before = read(layout, folder, name="set")
+        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0001.png", "._0001.jpg"):
+                (place / name).write_bytes(b"litter")
+        for name in ("@eaDir", ".ipynb_checkpoints"):
+            (folder / name).mkdir()
+            save_image(folder / name / "0001.jpg", 0)
+        assert read(layout, folder, name="set") == before
+
+    @pytest.mark.parametrize("name", ["Größe", "gro\u0308sse", "数据 set", "a (1) + b", "it's 100%"])
+    def test_folder_may_have_any_name(self, layout: str, name: str, unpacked: Unpacked) -> None:
+        folder = unpacked(layout)
+        before = outline(read(layout, folder, name="set"), folder)
+        renamed = folder.rename(folder.with_name(name))
+        assert outline(read(layout, renamed, name="set"), renamed) == before
+
+    def test_suffixes_in_upper_case_are_read(self, layout: str, unpacked: Unpacked) -> None:
+        folder = unpacked(layout)
+        before = outline(read(layout, folder, name="set"), folder)
+        for path in list(folder.rglob("*")):
+            if path.suffix in (".jpg", ".png"):
+                path.rename(path.with_suffix(path.suffix.upper()))
+        if layout == "mars":  # its lists name every file
+            assert "missing 0002/0002C1T0001F001.jpg" in refused(layout, folder)
+            return
+        after = outline(read(layout, folder, name="set"), folder)
+        assert [each[:2] for each in after] == [each[:2] for each in before]
+        assert [len(each[2]) for each in after] == [len(each[2]) for each in before]
+
+    def test_frames_of_other_depth_and_orientation_are_read(self, layout: str, unpacked: Unpacked) -> None:
+        path = read(layout, unpacked(layout), name="set").tracklets[0].frames[0].path
+        if path.suffix == ".png":
+            Image.fromarray(np.full((6, 4), 0x80FF, np.uint16)).save(path)
+            assert (decode(Frame(path)) == np.full((6, 4, 3), 0x80)).all()
+        elif path.suffix == ".jpg":
+            turned = Image.new("RGB", (6, 4))
+            turned.getexif()[ExifTags.Base.Orientation] = 6
+            turned.save(path, exif=turned.getexif())
+            assert decode(Frame(path)).shape == (6, 4, 3)
+        else:
+            assert path.suffix in (".mat", ".hdf5", ".h5")  # arrays, which have neither
 
 
 def test_read_unknown_layout_suggests_the_nearest(tmp_path: Path) -> None:
