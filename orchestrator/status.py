@@ -241,7 +241,7 @@ def _rows(status: "Status") -> dict[str, str]:
         rows["parameters"] = format_values(parameters)
     labels = {
         "problem": status.problem,
-        "not in MLflow": status.undelivered,
+        "not delivered": status.undelivered,
         "model": status.model,
         "report": status.report,
     }

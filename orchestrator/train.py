@@ -1,16 +1,20 @@
 """Train one config in this process, without Ray and MLflow: ``python -m orchestrator.train FILE``."""
 
 import argparse
+import logging
+import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestrator.components import describe_raised
 from orchestrator.console.arguments import Parser, report_error
 from orchestrator.console.progress import Progress
-from orchestrator.errors import ExitCode, InputError
+from orchestrator.errors import ExitCode, InputError, SweepError
 from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.config.document import Document, Override
     from orchestrator.execution.single_worker import TrainingFolder
     from orchestrator.trainable import Trainable
+
+_log = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -44,6 +50,8 @@ class Training(NamedTuple):
     trainable: str
     subject: "Trainable"
     config: "BaseModel"
+    located: Callable[[str], str]
+    """Puts the place in the file before a message that begins with a path of the config."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="train nothing; score the checkpoint in --output, also on other targets than before",
     )
-    parser.add_argument("--device", help="cpu or cuda:N (default: the first GPU, if there is one)")
+    parser.add_argument("--device", help="device to train on: cpu or cuda:N (default: the first GPU, if any)")
     return parser.parse_args(arguments)
 
 
@@ -82,39 +90,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(parsed, training, progress)
     except InputError as error:
         return report_error(error)
+    except SweepError as error:
+        progress.print(f"{error}; finished epochs are kept")
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        progress.print("interrupted; rerun the command to resume the training")
+        resumes = parsed.output is not None and not parsed.score
+        progress.print("interrupted" + "; rerun the command to resume the training" * resumes)
         return ExitCode.INTERRUPTED
 
 
 def read(parsed: argparse.Namespace, overrides: "list[Override]") -> Training:
     """Return what the command line asks for; raises InputError."""
-    import os
-
     from orchestrator.config.document import Document
-    from orchestrator.errors import FieldError
 
     file = Path(parsed.file)
     if parsed.score and parsed.output is None:
         raise InputError("--score: name the folder of the training with --output")
     document = Document.read(file, "training")
-    is_comparison = "variants" in document.tree and "trainable" in document.tree
-    if parsed.variant is not None and not is_comparison:
-        raise InputError(f"--variant: {file} is not the file of a comparison, which has variants")
-    if is_comparison:
+    has_trainable = "trainable" in document.tree
+    if has_trainable and "variants" in document.tree:
         return _read_variant(file, overrides, parsed.variant)
-    if "search" in document.tree and "trainable" in document.tree:
-        from orchestrator.config.sweep import read_sweep
+    if parsed.variant is not None:
+        raise InputError(f"--variant: {file} is not the file of a comparison, which has variants")
+    if has_trainable and "search" in document.tree:
+        return _read_sweep(file, overrides)
+    return _read_config(document, overrides, parsed.trainable)
 
-        sweep = read_sweep(file, overrides)
-        return Training(sweep.name, sweep.trainable, sweep.implementation, sweep.trial_config({}))
-    for override in overrides:
-        document.set(override)
+
+def _read_sweep(file: Path, overrides: "list[Override]") -> Training:
+    """Return the training of the values under ``config:``, of which searched ones may be set, too."""
+    from orchestrator.config.sweep import read_sweep
+    from orchestrator.errors import FieldError, dotted
+
+    values = {
+        each.path.removeprefix("config."): each for each in overrides if each.path.startswith("config.")
+    }
+    sweep = read_sweep(file, [each for each in overrides if each not in values.values()])
     try:
-        document.fill(os.environ)
-        return _read_config(document, file.stem, parsed.trainable)
+        config = sweep.trial_config({path: override.value for path, override in values.items()})
     except FieldError as error:
-        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+        given = [
+            each.origin for path, each in values.items() if dotted(error.fault.path[1:]).startswith(path)
+        ]
+        raise InputError(f"{given[0]}: {error}" if given else sweep.located(str(error))) from error
+    return Training(
+        sweep.name,
+        sweep.trainable,
+        sweep.implementation,
+        config,
+        lambda text: sweep.located(f"config.{text}"),
+    )
 
 
 def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) -> Training:
@@ -123,42 +148,68 @@ def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) 
 
     comparison = read_comparison(file, overrides)
     cells = {cell.variant: cell for cell in comparison.first_cells}
-    if variant not in cells:
+    if variant is None:
         raise InputError(
-            f"--variant: {file} has no variant {variant!r}{nearest(variant, cells)}"
-            if variant
-            else f"{file}: it is the file of a comparison; choose with --variant one of {', '.join(cells)}"
+            f"{file}: it is the file of a comparison; choose with --variant one of {', '.join(cells)}"
         )
-    config = comparison.cell_config(cells[variant])
-    return Training(f"{comparison.name} {variant}", comparison.trainable, comparison.implementation, config)
+    if variant not in cells:
+        raise InputError(f"--variant: {file} has no variant {variant!r}{nearest(variant, cells)}")
+    return Training(
+        f"{comparison.name} {variant}",
+        comparison.trainable,
+        comparison.implementation,
+        comparison.cell_config(cells[variant]),
+        lambda text: comparison.located(f"config.{text}"),
+    )
 
 
-def _read_config(document: "Document", name: str, dotted: str | None) -> Training:
+def _read_config(document: "Document", overrides: "list[Override]", dotted: str | None) -> Training:
     """Return the training of a file that holds one config, with or without its trainable."""
+    from orchestrator.errors import FieldError
+
+    for override in overrides:
+        document.set(override)
+    try:
+        document.fill(os.environ)
+        return _checked(document, dotted)
+    except FieldError as error:
+        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+
+
+def _checked(document: "Document", dotted: str | None) -> Training:
+    """Return the training of a document; raises FieldError."""
     from pydantic import ValidationError
 
     from orchestrator import trainable
     from orchestrator.config.validation import first_fault
-    from orchestrator.errors import Fault, FieldError, nearest
+    from orchestrator.errors import Fault, FieldError, nearest, quote
 
-    tree: Mapping[str, Any] = document.tree
+    tree, name = document.tree, Path(document.file).stem
+    config: Any = tree
     prefix: tuple[str, ...] = ()
     if "trainable" in tree:
         for key in tree:
             if key not in ("name", "trainable", "config"):
                 raise FieldError(Fault((key,), f"unknown key{nearest(key, ('trainable', 'config'))}"))
         dotted, prefix = str(tree["trainable"]), ("config",)
-        name, tree = str(tree.get("name", name)), tree.get("config") or {}
+        name, config = str(tree.get("name", name)), tree.get("config")
+        if not isinstance(config, dict | None):
+            raise FieldError(Fault(prefix, f"{quote(config)} is not a mapping of keys to values"))
     if dotted is None:
         raise InputError(f"{document.file}: it names no trainable; give --trainable PACKAGE.MODULE:CLASS")
     try:
         subject = trainable.load(dotted)
     except InputError as error:
         raise FieldError(Fault(("trainable",), str(error))) from error
+
+    def located(text: str) -> str:
+        path = (*prefix, *text.partition(":")[0].split("."))
+        return f"{document.location(path)}: {'.'.join((*prefix, text))}"
+
     try:
-        return Training(name, dotted, subject, subject.Config.model_validate(tree))
+        return Training(name, dotted, subject, subject.Config.model_validate(config or {}), located)
     except ValidationError as error:
-        raise FieldError(first_fault(error, subject.Config, tree, *prefix)) from error
+        raise FieldError(first_fault(error, subject.Config, config or {}, *prefix)) from error
 
 
 def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> int:
@@ -166,56 +217,84 @@ def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> 
     with progress.activity("loading libraries"):
         from orchestrator.execution.single_worker import TrainingFolder
 
-    _, dotted, subject, config = training
-    try:
-        with ExitStack() as stack:
-            if parsed.output is None:
-                folder = TrainingFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-                progress.print("nothing is kept; --output DIR keeps the checkpoint and the curves")
-            else:
-                folder = TrainingFolder(parsed.output)
-                folder.check(dotted, subject, config, may_differ=parsed.score)
-            if parsed.score and folder.checkpoint() is None:
-                raise InputError(f"--score: {parsed.output} holds no checkpoint")
+        device = _device(parsed.device)
+    with ExitStack() as stack:
+        if parsed.output is None:
+            folder = TrainingFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            progress.print("nothing is kept; --output DIR keeps the checkpoint and the curves")
+        else:
+            folder = TrainingFolder(parsed.output.expanduser())
+        _check(training, folder, parsed.score)
+        with _explained_faults(training):
             with progress.activity("checking the data"):
-                subject.check(config, 1, [])
-            stack.enter_context(folder.locked())
+                training.subject.check(training.config, 1, [])
             with progress.activity("preparing the data"):
-                subject.prepare(config)
+                training.subject.prepare(training.config)
+        stack.enter_context(folder.locked())
+        _check(training, folder, parsed.score)  # another process may have trained in it meanwhile
+        try:
             if not parsed.score:
-                _train(parsed, training, folder, progress)
+                _train(training, folder, device, progress)
             return _score(training, folder, progress)
-    except subject.InputError as error:
-        raise InputError(f"{parsed.file}: config.{error}") from error
-    except FloatingPointError as error:
-        progress.print(f"the training diverged: {error}")
+        except (InputError, SweepError):
+            raise
+        except FloatingPointError as error:
+            progress.print(f"the training diverged: {error}")
+        except Exception as error:  # whatever the trainable raises
+            text = traceback.format_exc()
+            where = "" if parsed.output is None else f"; the traceback is in {folder.write_error(text)}"
+            print(f"error: {describe_raised(error)}{where or f'{os.linesep}{text}'}", file=sys.stderr)
         return ExitCode.FAILED
 
 
-def _train(
-    parsed: argparse.Namespace, training: Training, folder: "TrainingFolder", progress: Progress
-) -> None:
+def _check(training: Training, folder: "TrainingFolder", only_scored: bool) -> None:
+    """Raise InputError if the folder is not for this training, or has no checkpoint to score."""
+    folder.check(training.trainable, training.subject, training.config, may_differ=only_scored)
+    if only_scored and folder.checkpoint() is None:
+        raise InputError(f"--score: {folder.path} holds no checkpoint")
+
+
+@contextmanager
+def _explained_faults(training: Training) -> Iterator[None]:
+    """Raise errors about the user's data as InputError."""
+    try:
+        yield
+    except training.subject.InputError as error:
+        raise InputError(training.located(str(error))) from error
+    except OSError as error:
+        raise InputError(f"config: {error.filename}: {error.strerror}") from error
+
+
+def _train(training: Training, folder: "TrainingFolder", device: str, progress: Progress) -> None:
     """Train from the last checkpoint on, and draw the curves."""
     from orchestrator.execution.isolation import isolated
     from orchestrator.execution.single_worker import SingleWorker
+
+    settings: Any = training.config  # `epochs` and `seed` were checked when the trainable was loaded
+    begun = folder.epoch()
+    worker = SingleWorker(folder, settings.epochs, device, progress.print)
+    try:
+        if begun >= settings.epochs:
+            progress.print(f"the training in {folder.path} is finished")
+            return
+        if begun:
+            progress.print(f"resuming after epoch {begun}")
+        folder.record(training.trainable, training.config)
+        with progress.activity(worker.status), isolated([abs(settings.seed), 0, begun]):
+            training.subject.fit(training.config, worker)
+    finally:
+        _draw(worker.reports, training.name, folder.path / "curves.png")
+
+
+def _draw(reports: Sequence[Mapping[str, float]], name: str, file: Path) -> None:
+    """Draw the curves; a fault costs only the picture."""
     from orchestrator.report.curves import draw_training
 
-    name, dotted, subject, config = training
-    settings: Any = config  # `epochs` and `seed` were checked when the trainable was loaded
-    begun = folder.epoch()
-    if begun >= settings.epochs:
-        progress.print(f"the training in {folder.path} is finished")
-        return
-    if begun:
-        progress.print(f"resuming after epoch {begun}")
-    folder.record(dotted, config)
-    worker = SingleWorker(folder, settings.epochs, parsed.device or _device(), progress.print)
     try:
-        with progress.activity(worker.status), isolated([abs(settings.seed), 0, begun]):
-            subject.fit(config, worker)
-    finally:
-        if worker.reports and parsed.output is not None:
-            draw_training(worker.reports, name, folder.path / "curves.png")
+        if reports:
+            draw_training(reports, name, file)
+    except Exception as error:  # of Matplotlib
+        _log.warning("%s was not drawn: %s", file, describe_raised(error))
 
 
 def _score(training: Training, folder: "TrainingFolder", progress: Progress) -> int:
@@ -229,15 +308,24 @@ def _score(training: Training, folder: "TrainingFolder", progress: Progress) -> 
         return ExitCode.FAILED
     with progress.activity("scoring on the targets"):
         scores = checked_metrics(training.subject.evaluate(training.config, checkpoint))
+    if not scores:
+        progress.print("the config names no target to score on")
+        return ExitCode.DONE
     folder.write_scores(scores)
     progress.show(pairs("Scores", {name: format_number(value) for name, value in scores.items()}))
     return ExitCode.DONE
 
 
-def _device() -> str:
+def _device(name: str | None) -> str:
+    """Return the device to train on; raises InputError if there is none of this name."""
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if name is None:
+        return present[1] if len(present) > 1 else "cpu"
+    if name not in present:
+        raise InputError(f"--device {name}: there is no such device; this machine has {', '.join(present)}")
+    return name
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ class DataSetRecord(Protocol):
 
 
 class Context(Protocol):
-    """A worker's view of its trial, and its way to report."""
+    """A worker's view of its trial, and its way to report.
+
+    That of `orchestrator.train` also has ``note_step(step, steps)``, which tells how far an epoch is.
+    """
 
     @property
     def rank(self) -> int:
@@ -66,9 +69,6 @@ class Context(Protocol):
 
     def restore(self) -> Path | None:
         """Return the folder of the last checkpoint, or None at a fresh start."""
-
-    # ``note_step(step, steps)`` tells how far an epoch is. Only `orchestrator.train` has it: ask
-    # ``getattr(context, "note_step", None)``.
 
 
 class Trainable(Protocol):

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.command_line import enable_signals
 
-STORES = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")
+BEFORE = {name: os.environ.get(name) for name in VARIABLES}
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def restored_mlflow() -> Iterator[None]:
 
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     mlflow.set_registry_uri(None)  # type: ignore[arg-type]
-    for name, value in STORES.items():
+    for name, value in BEFORE.items():
         if value is None:
             os.environ.pop(name, None)
         else:

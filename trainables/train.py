@@ -1,7 +1,7 @@
 """Train one config: ``python -m trainables.train FILE``.
 
 Short for ``python -m orchestrator.train FILE``, with the trainable of this package where the file names none.
-The command is started and not imported, because this package works without the orchestrator.
+The command is started and not imported, because the rest of this package works without the orchestrator.
 """
 
 import os

@@ -185,6 +185,23 @@ def plain(text: str) -> Any:
         return text
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `Document` reads: text that would be read as another value is in quotes."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if plain(text) == text else '"'
+    ),
+)
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """Return plain values as the text of a file."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def _text(path: Path, kind: str) -> str:
     """Return the text of a file; raises InputError when it cannot be read as UTF-8."""
     try:

@@ -67,7 +67,7 @@ class Driver(ABC, Generic[OutcomeType]):
     def __init__(self, job: Job, progress: Progress, interrupt: Interrupt) -> None:
         self._job, self._progress, self._interrupt = job, progress, interrupt
         self._directory = JobDirectory(job)
-        self._refused_files: str | None = None
+        self._refused_files: list[str] = []
         """What the storage did not take of the files that only show the outcome."""
 
     @property
@@ -184,8 +184,7 @@ class Driver(ABC, Generic[OutcomeType]):
             try:
                 self._directory.publish(file)
             except StorageError as error:
-                self._refused_files = f"{file.name} could not be written: {error}"
-                _log.warning("%s", self._refused_files)
+                self._refused_files.append(f"{file.name} could not be written: {error}")
 
     def exit_code(self, outcome: OutcomeType) -> int:
         """Return the exit code of an outcome."""
@@ -258,7 +257,7 @@ class Driver(ABC, Generic[OutcomeType]):
         lease: Lease,
         tracker: Tracker,
         data_sets: Sequence[DataSetRecord],
-    ) -> tuple[int, OutcomeType | None, str | None]:
+    ) -> tuple[int, OutcomeType | None, str]:
         """Run the trials and conclude; return the exit code, the outcome, and what was not delivered."""
         outcome: OutcomeType | None = None
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -276,12 +275,12 @@ class Driver(ABC, Generic[OutcomeType]):
             status = "KILLED"
             raise
         finally:
-            undelivered = None
+            undelivered = ""
             if not lease.lost:
                 metrics, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
                 tracker.finish(status, metrics, note)
                 with self._progress.activity("delivering the last records to MLflow"):
-                    undelivered = tracker.flush() or self._refused_files
+                    undelivered = "; ".join(filter(None, [tracker.flush(), *self._refused_files]))
                 ended: dict[str, EndOfDriver] = {
                     "FINISHED": "finished",
                     "FAILED": "failed",

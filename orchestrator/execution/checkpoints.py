@@ -32,6 +32,9 @@ _HANG = "hung-"
 _MAX_UPLOADS = 5
 """How often the upload of one file is tried before the attempt of its trial fails."""
 
+_PROBE_BYTES = 1 << 20
+"""Size of a file that shows whether the storage takes files."""
+
 _CHUNK_BYTES = 1 << 26
 """Bytes that are copied at once."""
 
@@ -121,10 +124,11 @@ class TrialFolder:
         probe = f"{self.path.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"
         try:
             with self.filesystem.open_output_stream(probe) as file:
-                file.write(b"probe")
-            self.filesystem.delete_file(probe)
+                file.write(bytes(_PROBE_BYTES))
         except OSError:
             return False
+        with contextlib.suppress(OSError):
+            self.filesystem.delete_file(probe)
         return True
 
     def record_hang(self, worker: str, stacks: bytes) -> None:

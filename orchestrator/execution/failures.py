@@ -20,8 +20,8 @@ _REASON_CHARACTERS = 500
 class WorkersLostError(Exception):
     """A trial lost its workers by a fault of a machine or of the storage.
 
-    ``by_storage``: the storage is the cause. While it takes no other file either, any number of attempts is
-    justified.
+    ``by_storage``: the storage is the cause. Such a trial is retried without limit while the storage takes no
+    file at all.
     """
 
     def __init__(self, reason: str, log: str, by_storage: bool) -> None:
@@ -46,8 +46,8 @@ class FailurePolicy:
     """Decides the consequences of the failures of one trial, in order.
 
     A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
-    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials; one
-    that answers nobody is waited for.
+    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials. One
+    that takes no file at all is waited for.
     """
 
     def __init__(self, checkpoint: str, hangs: int) -> None:

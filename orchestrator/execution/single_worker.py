@@ -2,23 +2,26 @@
 
 import contextlib
 import csv
+import io
 import json
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.fs
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.config.document import Document, dump
 from orchestrator.config.job import changes, flat_texts
 from orchestrator.console.tables import format_number
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, StorageError
 from orchestrator.execution.checkpoints import TrialFolder, epoch_of
+from orchestrator.storage.local import LocalStore
 from orchestrator.trainable import Trainable, checked_report
 
-_CONFIG, _CURVES, _SCORES = "config.yaml", "curves.csv", "scores.json"
+_CONFIG, _CURVES, _SCORES, _LOCK = "config.yaml", "curves.csv", "scores.json", ".lock"
 _OWNER = "single"
 
 
@@ -27,56 +30,67 @@ class TrainingFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._store = LocalStore(path)
         self._checkpoints = TrialFolder(pyarrow.fs.LocalFileSystem(), str(path), _OWNER)
 
     def check(self, trainable: str, subject: Trainable, config: BaseModel, *, may_differ: bool) -> None:
-        """Check that the folder is empty, or that of a training with this config; writes nothing.
+        """Check that the folder can be used: that it is empty, or that of a training with this config.
 
         Raises:
-            InputError: it is neither. ``may_differ`` allows another config of the same type.
+            InputError: it cannot. ``may_differ`` allows another config of the same trainable.
         """
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise InputError(f"--output: {self.path} is a file, not a folder")
-        file = self.path / _CONFIG
         try:
-            recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-            before = _texts(subject.Config.model_validate(recorded["config"]))
-            names = [str(recorded["trainable"]), trainable]
-        except FileNotFoundError:
-            if any(entry for entry in self.path.iterdir() if entry.name != ".lock"):
-                raise InputError(
-                    f"--output: {self.path} has other files; name a new or an empty folder"
-                ) from None
+            str(self.path).encode()
+            if self.path.exists() and not self.path.is_dir():
+                raise InputError(f"--output: {self.path} is a file, not a folder")
+            names = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--output: {str(self.path)!r} is not UTF-8 text") from error
+        except OSError as error:
+            raise InputError(f"--output: {self.path}: {error.strerror}") from error
+        if not names - {_LOCK}:
+            try:
+                self._store.check()
+            except InputError as error:
+                raise InputError(f"--output: {str(error).removeprefix('storage: ')}") from error
             return
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-            raise InputError(f"--output: {file} cannot be read; name another folder") from error
-        differences = changes({"trainable": names[0]}, {"trainable": names[1]})
-        if not may_differ:
-            differences += changes(before, _texts(config))
+        if _CONFIG not in names:
+            raise InputError(f"--output: {self.path} has other files; name a new or an empty folder")
+        differences = self._differences(trainable, subject, config, may_differ)
         if differences:
             raise InputError(
                 f"--output: {self.path} holds a training with other settings: {'; '.join(differences)}; "
                 "name another folder"
             )
+        self.reports()
+
+    def _differences(
+        self, trainable: str, subject: Trainable, config: BaseModel, may_differ: bool
+    ) -> list[str]:
+        file = self.path / _CONFIG
+        try:
+            recorded = Document.read(file, "training").tree
+            before = subject.Config.model_validate(recorded["config"])
+            differences = changes({"trainable": str(recorded["trainable"])}, {"trainable": trainable})
+        except (InputError, ValidationError, KeyError, RecursionError) as error:
+            raise InputError(f"--output: {file} is damaged; name another folder") from error
+        return differences if may_differ else differences + changes(_texts(before), _texts(config))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out of the folder; raises InputError when one trains in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / _LOCK, timeout=0):
                 yield
         except Timeout:
             raise InputError(f"--output: another process trains in {self.path}") from None
-        except NotADirectoryError as error:
-            raise InputError(f"--output: {error.filename}: {error.strerror}") from error
 
     def record(self, trainable: str, config: BaseModel) -> None:
-        """Write the config, in the form that the command reads."""
-        content = {"trainable": trainable, "config": config.model_dump(mode="json", by_alias=True)}
-        (self.path / _CONFIG).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        """Write the config of a new training, in the form that the command reads."""
+        if not (self.path / _CONFIG).exists():
+            content = {"trainable": trainable, "config": config.model_dump(mode="json", by_alias=True)}
+            self._store.write(_CONFIG, dump(content).encode())
 
     def checkpoint(self) -> Path | None:
         """Return the folder of the last complete checkpoint."""
@@ -85,7 +99,7 @@ class TrainingFolder:
 
     def epoch(self) -> int:
         """Return the epoch of the last complete checkpoint, 0 if there is none."""
-        return epoch_of(str(self.checkpoint()))
+        return epoch_of(self._checkpoints.last_checkpoint())
 
     def save(self, save: Callable[[Path], None], epoch: int) -> None:
         """Keep what ``save`` writes as the only checkpoint."""
@@ -94,27 +108,36 @@ class TrainingFolder:
             self._checkpoints.delete_all_but(self._checkpoints.save(Path(folder), epoch))
 
     def reports(self) -> list[dict[str, float]]:
-        """Return the metrics of the epochs up to the last checkpoint."""
+        """Return the metrics of the epochs up to the last checkpoint; raises InputError for damaged ones."""
         try:
-            with (self.path / _CURVES).open(newline="", encoding="utf-8") as file:
-                lines = list(csv.DictReader(file))
-        except FileNotFoundError:
-            return []
-        rows = [{name: float(value) for name, value in line.items() if value} for line in lines]
-        return [row for row in rows if row["epoch"] <= self.epoch()]
+            file = self._store.read(_CURVES)
+            if file is None:
+                return []
+            lines = csv.DictReader(io.StringIO(file[0].decode()))
+            rows = [{name: float(value) for name, value in line.items() if value} for line in lines]
+            return [row for row in rows if row["epoch"] <= self.epoch()]
+        except (StorageError, ValueError, KeyError, TypeError, csv.Error) as error:
+            path = self.path / _CURVES
+            raise InputError(f"--output: {path} is damaged; delete it, and the curves begin anew") from error
 
-    def write_curves(self, reports: list[dict[str, float]]) -> Path:
+    def write_reports(self, reports: Sequence[Mapping[str, float]]) -> None:
         """Write the metrics, one line for each epoch."""
         names = dict.fromkeys(name for report in reports for name in report)
-        with (self.path / _CURVES).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(names))
-            writer.writeheader()
-            writer.writerows(reports)
-        return self.path / _CURVES
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(names))
+        writer.writeheader()
+        writer.writerows(reports)
+        self._store.write(_CURVES, text.getvalue().encode())
 
     def write_scores(self, scores: Mapping[str, float]) -> None:
-        """Write the scores on the targets."""
-        (self.path / _SCORES).write_text(json.dumps(dict(scores), indent=1) + "\n")
+        """Write the scores on the targets; one that is not finite is null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        self._store.write(_SCORES, f"{json.dumps(finite, indent=1)}\n".encode())
+
+    def write_error(self, traceback: str) -> Path:
+        """Write the traceback of an exception of the trainable; return the file."""
+        self._store.write("error.txt", traceback.encode(errors="replace"))
+        return self.path / "error.txt"
 
 
 class SingleWorker:
@@ -134,8 +157,8 @@ class SingleWorker:
     ) -> None:
         self.device = device
         self._folder, self._epochs, self._notify = folder, epochs, notify
+        self._epoch, self._step = folder.epoch(), ""
         self.reports = folder.reports()
-        self._step = ""
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Keep the metrics of an epoch and its checkpoint.
@@ -143,15 +166,15 @@ class SingleWorker:
         Raises:
             ValueError: the metrics or the epoch are not valid.
         """
-        last = int(self.reports[-1]["epoch"]) if self.reports else 0
-        metrics = checked_report(metrics, last, self._epochs)
+        metrics = checked_report(metrics, self._epoch, self._epochs)
+        self._epoch, self._step = int(metrics["epoch"]), ""
         self.reports.append(metrics)
-        self._step = ""
+        self._folder.write_reports(
+            self.reports
+        )  # before the checkpoint, which decides how many of them count
         if save is not None:
-            self._folder.save(save, int(metrics["epoch"]))
-        self._folder.write_curves(self.reports)
-        values = "  ".join(f"{name} {format_number(value)}" for name, value in metrics.items())
-        self._notify(values)
+            self._folder.save(save, self._epoch)
+        self._notify("  ".join(f"{name} {format_number(value)}" for name, value in metrics.items()))
 
     def restore(self) -> Path | None:
         """Return the folder of the last checkpoint."""
@@ -163,8 +186,7 @@ class SingleWorker:
 
     def status(self) -> str:
         """Return what is trained at the moment."""
-        epoch = int(self.reports[-1]["epoch"]) + 1 if self.reports else 1
-        return f"epoch {min(epoch, self._epochs)} of {self._epochs}{self._step}"
+        return f"epoch {min(self._epoch + 1, self._epochs)} of {self._epochs}{self._step}"
 
 
 def _texts(config: BaseModel) -> dict[str, str]:

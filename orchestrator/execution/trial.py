@@ -92,6 +92,8 @@ class _Attempts:
         if isinstance(error, WorkersLostError):
             if error.by_storage:
                 storage_answers = self._folder.can_be_written()
+                with contextlib.suppress(OSError):
+                    self._last = self._folder.last_checkpoint()
             else:
                 self._last, hangs = self._folder.last_checkpoint(), set(self._folder.hangs())
                 hung, self._hangs = bool(hangs - self._hangs), hangs

@@ -21,12 +21,12 @@ def draw_training(reports: Sequence[Mapping[str, float]], title: str, path: Path
     rows = -(-len(names) // _COLUMNS)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(3.4 * _COLUMNS, 2.3 * rows + 0.4))
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
         for position, name in enumerate(names, 1):
             points = [(report["epoch"], report[name]) for report in reports if name in report]
             axes = figure.add_subplot(rows, _COLUMNS, position)
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=BLUE)
-            axes.set_title(name, loc="left")
+            axes.set_title(name, loc="left", parse_math=False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if position > len(names) - _COLUMNS:
                 axes.set_xlabel("epoch")

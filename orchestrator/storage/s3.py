@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,7 +47,7 @@ class S3Store(Store):
 
     Before `check` a failed request raises at once. Afterwards requests are retried until they are answered,
     with growing waits and a warning for each. A write is given up when the bucket keeps refusing this file
-    and takes others.
+    and takes others; `compare_and_swap`, on which a job depends, never is.
     """
 
     heartbeat_only = True
@@ -191,22 +191,28 @@ class S3Store(Store):
             self.before_write()
             request()
 
-        self._with_retries(
-            write, lambda state: state.attempt_number % _PATIENCE == 0 and self._takes_others(name)
-        )
+        try:
+            self._with_retries(
+                write, lambda state: state.attempt_number % _PATIENCE == 0 and self._takes_others(name)
+            )
+        except StorageError as error:
+            raise StorageError(
+                f"{error}, for {name}", error.full, error.missing, error.unreachable
+            ) from error
 
     def _takes_others(self, name: str) -> bool:
         """Return whether the bucket takes another file in the folder of a file that it refuses."""
         self.before_write()
         probe = {
             "Bucket": self._bucket,
-            "Key": self._key(f"{name.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"),
+            "Key": self._key(str(PurePosixPath(name).with_name(f".probe-{uuid.uuid4().hex}"))),
         }
         try:
             self._client.put_object(**probe, Body=b"")
-            self._client.delete_object(**probe)
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
             return False
+        with contextlib.suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+            self._client.delete_object(**probe)
         return True
 
     def _with_retries(

@@ -9,6 +9,7 @@ ignored, and the next driver writes a new one.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from optuna.storages.journal import BaseJournalBackend
 
 from orchestrator.errors import StorageError
 from orchestrator.storage.base import Store, StudyStorage
+
+_log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 1 << 17
 """Size after which a new segment begins; an append uploads at most about that."""
@@ -80,7 +83,11 @@ class S3Journal(BaseJournalBackend):
     def update_digest(self, storage: JournalStorage) -> None:
         """Bring the digest up to date if enough was written; ``storage`` has applied all of it."""
         if self._number + 1 - self._digest.segments >= _DIGEST_SEGMENTS and self._seen is not None:
-            self._digest.write(storage, self._number + 1, self._seen)
+            try:
+                self._digest.write(storage, self._number + 1, self._seen)
+            except StorageError as error:  # readers take the segments
+                _log.warning("the study is read slowly: %s", error)
+                self._digest.segments = self._number + 1  # the next try is some segments later
             self._begin_segment()
 
     def _write(self, logs: list[dict[str, Any]]) -> None:

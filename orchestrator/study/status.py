@@ -104,7 +104,7 @@ def read_status(store: Store, name: str) -> Status:
         if model := outcome.model:
             status.model = f"{model.name} version {model.version}, alias {model.alias}"
         if not outcome.delivered:
-            status.undelivered = "the last records; rerun the command to deliver them"
+            status.undelivered = "some records or files; rerun the command to deliver them"
     return status
 
 

@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from orchestrator.errors import InputError
 from orchestrator.tracking.preflight import sqlite_file
 
-_WRITES = ("create_", "delete_", "log_", "set_", "update_")
-"""Beginnings of the names of methods that write."""
+_READS = ("_", "get_", "search_", "list_", "load_", "download_", "tracking_uri")
+"""Beginnings of the names of methods and attributes that write nothing."""
 
 
 class CheckedClient(mlflow.MlflowClient):
@@ -28,7 +28,7 @@ class CheckedClient(mlflow.MlflowClient):
 
     def __getattribute__(self, name: str) -> Any:
         attribute = super().__getattribute__(name)
-        if not name.startswith(_WRITES):
+        if name.startswith(_READS):
             return attribute
 
         @functools.wraps(attribute)

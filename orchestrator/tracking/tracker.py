@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, TrackingError, UnreachableError
+from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
@@ -128,9 +128,12 @@ class Tracker:
 
         Raises:
             TrackingError: the store accepts no files from this machine.
+            LeaseLostError: another driver has taken the job over.
         """
         try:
             self.client.log_text(self.parent_run_id, provenance.packages(), "requirements.txt")
+        except SweepError:  # of the check of the lease
+            raise
         except Exception as error:  # the clients of artifact stores have no common type
             advice = "; start the server with --artifacts-destination" * self.uri.startswith("http")
             raise TrackingError(

@@ -237,7 +237,7 @@ def test_status_outcome_of_other_budget_is_ignored(
         assert read_status(store, "parabola").state == "running"
     code, out, _ = run_command(status, capsys, directory.uri)
     assert code == 0 and "parabola version 3, alias champion" in out and "/there/report.html" in out
-    assert "the last records; rerun the command to deliver them" in out
+    assert "some records or files; rerun the command to deliver them" in out
 
     with directory.open(False, Interrupt()):
         directory.finish({**outcome, "budget": {**budget, "trials": 2}})

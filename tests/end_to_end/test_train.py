@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator import train
 from tests.support.paths import ROOT
-from tests.support.sweep_files import TRAINABLE, write_comparison, write_sweep
+from tests.support.sweep_files import TRAINABLE, sweep_text, write_comparison, write_sweep
 
 pytestmark = pytest.mark.usefixtures("restored_signals")
 FORMS = ("sweep", "comparison", "trainable and config", "config")
@@ -73,9 +73,11 @@ def test_train_that_was_killed_resumes(tmp_path: Path) -> None:
         for line in process.stdout:
             if line.startswith("epoch 3  "):
                 process.kill()
+    (resumed / "curves.png").unlink(missing_ok=True)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "resuming after epoch" in done.stdout
     assert curves(resumed) == curves(whole)
+    assert (resumed / "curves.png").exists()
 
 
 def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,12 +105,23 @@ BAD: dict[str, tuple[str, list[str], str]] = {
     "unknown key": ("epocs: 3", [], "parabola.yaml:1: epocs: unknown key; did you mean 'epochs'"),
     "twice": ("epochs: 3\nepochs: 4", [], "parabola.yaml:2: epochs is given twice"),
     "variable": ("marker: ${NOWHERE}", [], "parabola.yaml:1: marker: the environment variable NOWHERE"),
-    "data": ("fault: data", [], "config.fault: data is at fault"),
+    "data": ("fault: data", [], "parabola.yaml:1: fault: data is at fault"),
     "override": ("epochs: 3", ["--set", "x=far"], "--set x=far: x: "),
     "no trainable": ("epochs: 3", ["--trainable", "tests.support.nothing:Class"], "tests.support.nothing"),
     "another key": ("trainable: a:B\nconfigs: {}", [], "parabola.yaml:2: configs: unknown key"),
     "no checkpoint": ("epochs: 3", ["--score", "--output", "empty"], "--score: "),
     "score alone": ("epochs: 3", ["--score"], "--score: name the folder"),
+    "device": ("epochs: 3", ["--device", "cuda:77"], "--device cuda:77: there is no such device"),
+    "no mapping": (f"trainable: {TRAINABLE}\nconfig: []", [], "parabola.yaml:2: config: [] is not a mapping"),
+    "override of a searched value": (
+        sweep_text(),
+        ["--set", "config.x=far"],
+        "--set config.x=far: config.x: ",
+    ),
+    "folder below a file": ("epochs: 3", ["--output", "parabola.yaml/out"], "--output: "),
+    "folder without access": ("epochs: 3", ["--output", "/proc/nothing/out"], "--output: "),
+    "long name": ("epochs: 3", ["--output", "x" * 300], "--output: "),
+    "name that is not UTF-8": ("epochs: 3", ["--output", "a\udc80"], "--output: "),
     "no comparison": ("epochs: 3", ["--variant", "a"], "--variant: "),
 }
 
@@ -149,6 +162,61 @@ def test_train_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert train.main([*arguments, "--output", arguments[0]]) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
+
+
+DAMAGES = {
+    "config.yaml": ("config: [", "[" * 5000, "trainable: a:B", ""),
+    "curves.csv": ("epoch,x\n1,far\n", "x\n1\n"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_train_in_a_damaged_folder_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "trained"
+    arguments = [*write_form("config", tmp_path), "--output", str(output)]
+    assert train.main(arguments) == 0
+    for content in DAMAGES[name]:
+        (output / name).write_text(content)
+        capsys.readouterr()
+        assert train.main(arguments) == 2, content
+        (error,) = capsys.readouterr().err.splitlines()
+        assert f"{output / name} is damaged" in error
+        assert (output / name).read_text() == content
+
+
+def test_train_sets_a_value_that_the_sweep_searches(tmp_path: Path) -> None:
+    output = tmp_path / "trained"
+    arguments = [*write_form("sweep", tmp_path), "--set", "config.x=2", "--output", str(output)]
+    assert train.main(arguments) == 0
+    assert yaml.safe_load((output / "config.yaml").read_text())["config"]["x"] == 2.0
+
+
+def test_config_that_was_recorded_is_read_alike(tmp_path: Path) -> None:
+    texts = ("1e3", "007", "no", "null", "0x1F", "2001-01-01", "größe: a", "")
+    for number, marker in enumerate(texts):
+        folder, arguments = tmp_path / str(number), write_form("config", tmp_path)
+        Path(arguments[0]).write_text(f"epochs: 1\nmarker: {json.dumps(marker)}")
+        assert train.main([*arguments, "--output", str(folder)]) == 0
+        assert train.main([str(folder / "config.yaml"), "--output", str(folder)]) == 0
+
+
+def test_exception_of_the_trainable_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "trained"
+    arguments = [*write_form("config", tmp_path, fault="crash"), "--output", str(output)]
+    assert train.main(arguments) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: the trainable crashed as asked" in error and f"{output}/error.txt" in error
+    assert (output / "error.txt").read_text().startswith("Traceback")
+    assert (output / "curves.png").exists()
+
+
+def test_title_with_any_signs_is_drawn(tmp_path: Path) -> None:
+    file = Path(write_form("config", tmp_path)[0]).rename(tmp_path / "a$_$.yaml")
+    output = tmp_path / "trained"
+    assert train.main([str(file), "--trainable", TRAINABLE, "--output", str(output)]) == 0
+    assert (output / "curves.png").exists()
 
 
 def test_train_that_diverges_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

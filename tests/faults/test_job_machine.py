@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from orchestrator.config.sweep import read_sweep
 from orchestrator.errors import ExitCode
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.storage.lease import record_name
+from orchestrator.storage.lease import read_driver_record, record_name
 from orchestrator.study.search import SearchStudy
 from orchestrator.tracking.promotion import DECISION_TAG
 from tests.support import driver_process
@@ -64,7 +64,6 @@ class JobMachine(RuleBasedStateMachine):
         shutil.copy(self.template, self.folder / "mlflow.db")
         self.log = self.folder / "log.txt"
         self.suspended: Any = None
-        self.codes: list[int] = []
         storage = f"s3://sweeps/{self.folder.name}" if self.bucket else str(self.folder / "store")
         tracking = {"uri": f"sqlite:///{self.folder}/mlflow.db"}
         self.file = write_sweep(self.folder, storage=storage, tracking=tracking, **SWEEP)
@@ -91,8 +90,8 @@ class JobMachine(RuleBasedStateMachine):
         """Let a suspended driver go on: without a successor it may; with one it must not write."""
         if self.suspended is None:
             return
-        process, self.suspended, drivers = self.suspended[0], None, self.suspended[1]
-        taken = self.codes[drivers:]
+        (process, identity), self.suspended = self.suspended, None
+        taken = self.driver_identity() != identity
         before = self.contents()
         os.kill(process.pid, signal.SIGCONT)
         code = self.wait(process)
@@ -113,21 +112,24 @@ class JobMachine(RuleBasedStateMachine):
 
     def drive(self, end: driver_process.End | None = None, step: int = 0) -> int | None:
         """Run a driver; return its exit code, or None where it is suspended."""
-        arguments = (self.file, end, step, self.log)
+        arguments = (self.file, end, step, self.log, dict(os.environ))
         process = _servers.Process(target=driver_process.drive, args=arguments, daemon=True)
         process.start()
         code = self.wait(process)
         if code is None:
-            self.suspended = (process, len(self.codes))
+            self.suspended = (process, self.driver_identity())
             return None
         allowed = {ExitCode.DONE, ExitCode.INTERRUPTED, -signal.SIGKILL}
         if self.suspended is not None and not self.bucket:
             allowed.add(ExitCode.BAD_INPUT)  # the lock says that another driver runs
         assert code in allowed, self.log.read_text()
         assert "Traceback" not in self.log.read_text()
-        if code != ExitCode.BAD_INPUT:
-            self.codes.append(code)
         return code
+
+    def driver_identity(self) -> str:
+        """Return which driver has the lease, or had it last."""
+        current = read_driver_record(JobDirectory(self.sweep).store, "parabola")
+        return "" if current is None else current[0].identity
 
     def wait(self, process: Any) -> int | None:
         """Wait until a process ends, and return its exit code; return None when it is suspended."""

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 from tests.support.servers import FaultyProxy, Seaweed
 from tests.support.sweep_files import write_sweep
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

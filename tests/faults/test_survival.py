@@ -128,11 +128,18 @@ class Driver:
             while "; taking over sweep" not in self.logs[-1].read_text(errors="replace"):
                 if successor.poll() is not None:  # as when MLflow does not answer at its start
                     self.process = suspended
+                    self.logs[-1], self.logs[-2] = (
+                        self.logs[-2],
+                        self.logs[-1],
+                    )  # the last is that of the driver
                     return False
                 time.sleep(0.5)
         finally:
             suspended.send_signal(signal.SIGCONT)
-        assert suspended.wait(300) == ExitCode.LEASE_LOST, self.text()[-5000:]
+        try:
+            assert suspended.wait(300) == ExitCode.LEASE_LOST, self.text()[-5000:]
+        finally:
+            suspended.kill()
         return True
 
     def corrupt(self, damage: Callable[[], None]) -> bool:
@@ -196,7 +203,6 @@ def test_sweep_survives_random_faults(tmp_path: Path, monkeypatch: pytest.Monkey
             mlflow.MlflowClient(server.uri),
             NAME,
             [log.read_text() for log in driver.logs],
-            poisoned=done["poison"],
         )
         books["processes leaked"], books["placement groups leaked"] = len(left), len(groups)
         mlflow.pyfunc.load_model("models:/survivor@champion")
@@ -282,6 +288,8 @@ def strike(kind: str, chance: random.Random, victims: Victims) -> bool:
         hit.launch()  # the next fault happens while it starts
         return True
     if kind == "poison":
+        if victims.poison.exists():  # no trial has taken the last one
+            return False
         victims.poison.touch()
         return True
     if kind == "theft":

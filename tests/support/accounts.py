@@ -8,14 +8,12 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from orchestrator.study.attributes import epochs
+from orchestrator.study.attributes import REASON, epochs
 
 _MLFLOW = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 
 
-def count(
-    study: optuna.Study, client: MlflowClient, experiment: str, drivers: Sequence[str], poisoned: int = 0
-) -> Counter[str]:
+def count(study: optuna.Study, client: MlflowClient, experiment: str, drivers: Sequence[str]) -> Counter[str]:
     """Return the number of losses and duplicates of each kind; all are zero if nothing was lost or doubled.
 
     Args:
@@ -23,7 +21,6 @@ def count(
         client: of the MLflow server.
         experiment: of the sweep.
         drivers: the output of each of its drivers, in order.
-        poisoned: how often a trial was made to fail.
     """
     found = Counter(
         dict.fromkeys(
@@ -61,7 +58,8 @@ def count(
         if run is None:
             found["runs lost"] += 1
             continue
-        found["trials failed"] += trial.state == TrialState.FAIL
+        poisoned = "poisoned" in trial.user_attrs.get(REASON, "")
+        found["trials failed"] += trial.state == TrialState.FAIL and not poisoned
         if run.data.tags["trial.state"] != trial.state.name or run.info.status != _MLFLOW[trial.state.name]:
             found["states wrong"] += 1
         reported = epochs(trial)
@@ -72,7 +70,6 @@ def count(
         for point in client.get_metric_history(run.info.run_id, "val/score"):
             if point.value != _score(trial.params["x"], trial.params["steps"], point.step):
                 found["points wrong"] += 1
-    found["trials failed"] = max(0, found["trials failed"] - poisoned)
     return found
 
 

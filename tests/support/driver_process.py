@@ -45,8 +45,9 @@ End = Literal["kill", "stop", "suspend"]
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "suspend": signal.SIGSTOP}
 
 
-def drive(file: Path, end: End | None, step: int, log: Path) -> None:
+def drive(file: Path, end: End | None, step: int, log: Path, environment: dict[str, str]) -> None:
     """Run the driver of a sweep file and exit with its code, or be ended before its write number ``step``."""
+    os.environ.update(environment)  # that of a forkserver is older
     with log.open("ab", buffering=0) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

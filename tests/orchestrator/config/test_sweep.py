@@ -298,10 +298,22 @@ def test_differences_set_with_another_name_and_content_are_listed(file: Path) ->
     assert "config.sets.mars.kind: absent → uniform" in after.differences(before)
 
 
+def test_differences_set_named_like_other_values_may_change(file: Path) -> None:
+    before = read(file, "config.sets={uniform: {kind: uniform}, x: {width: 0.3}}").resolved()
+    after = read(file, "config.sets={mars: {kind: uniform}, y: {width: 0.3}}")
+    assert after.differences(before) == []
+
+
+def test_differences_value_elsewhere_is_not_hidden_by_a_renamed_set(file: Path) -> None:
+    before = read(file, "config.sets={none: {width: 0.3}}", "config.noise.kind=none").resolved()
+    after = read(file, "config.sets={uniform: {width: 0.3}}", "config.noise.kind=uniform")
+    assert after.differences(before) == ["config.noise.kind: none → uniform"]
+
+
 def test_differences_set_that_others_do_not_follow_is_listed(file: Path) -> None:
     before = read(file, SETS, "config.marker=mars (small)").resolved()
     after = read(file, SETS.replace("mars (small)", "mars"), "config.marker=other")
-    assert after.differences(before) == ["config.marker: mars → other"]
+    assert after.differences(before) == ["config.marker: mars (small) → other"]
 
 
 def test_differences_sampler_with_equal_arguments_is_not_a_renamed_entry(file: Path) -> None:

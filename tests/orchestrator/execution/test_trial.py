@@ -94,6 +94,23 @@ def test_trial_that_alone_is_refused_by_the_storage_fails(error: Exception, run_
     assert isinstance(last, Failed) and last.reason.endswith(f"{MAX_ATTEMPTS} times without progress")
 
 
+def test_checkpoint_before_a_fault_of_the_storage_is_progress(
+    run_trial: RunTrial, spec: TrialSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    attempts = 0
+
+    def can_be_written(folder: TrialFolder) -> bool:
+        nonlocal attempts
+        attempts += 1
+        folder.save(tmp_path, attempts)  # as the attempt did before the fault
+        return True
+
+    monkeypatch.setattr(TrialFolder, "can_be_written", can_be_written)
+    reports = run_trial(*[(lost(by_storage=True), "")] * 3 * MAX_ATTEMPTS, (None, ""))
+    assert reports[-1] == Trained("/trials/checkpoint")
+
+
 def test_storage_that_does_not_answer_is_tried_again(
     run_trial: RunTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
