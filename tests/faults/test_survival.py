@@ -128,10 +128,7 @@ class Driver:
             while "; taking over sweep" not in self.logs[-1].read_text(errors="replace"):
                 if successor.poll() is not None:  # as when MLflow does not answer at its start
                     self.process = suspended
-                    self.logs[-1], self.logs[-2] = (
-                        self.logs[-2],
-                        self.logs[-1],
-                    )  # the last is that of the driver
+                    self.logs.append(self.logs.pop(-2))  # the last one is that of the driver
                     return False
                 time.sleep(0.5)
         finally:
