@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Imports take seconds, which --help does not need.
         from orchestrator.storage import lookup
-        from orchestrator.study.status import DRIVEN, list_status, read_status, read_trial_status
+        from orchestrator.study.status import list_status, read_status, read_trial_status
 
         if parsed.sweep is None:
             _refuse_without_sweep(parsed)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = read_status(store, name)
         with _output(parsed.json, parsed.watch is not None) as show:
             show(status)
-            while parsed.watch is not None and status.state in DRIVEN:
+            while parsed.watch is not None and status.state in lookup.DRIVEN:
                 time.sleep(parsed.watch)
                 try:
                     status = read_status(store, name)

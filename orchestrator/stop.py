@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from orchestrator.storage import lookup
 
-        store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
+        store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set, or_driver=True)
         stopped, message = _stop(store, name, parsed.timeout, None if parsed.json else progress)
     except InputError as error:
         return report_error(error)

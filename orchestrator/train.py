@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from orchestrator.components import describe_raised
 from orchestrator.console.arguments import Parser, report_error
@@ -328,5 +329,16 @@ def _device(name: str | None) -> str:
     return name
 
 
+def _exit(code: int) -> NoReturn:
+    """End this process, also where the trainable has left threads that would keep it."""
+    main_thread = threading.main_thread()
+    left = [thread for thread in threading.enumerate() if thread is not main_thread and not thread.daemon]
+    if left:
+        print(f"{len(left)} threads of the trainable were still running: {left[0].name}, ...", flush=True)
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit(main())

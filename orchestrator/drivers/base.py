@@ -128,7 +128,8 @@ class Driver(ABC, Generic[OutcomeType]):
         try:
             with self._progress.activity("checking the data"):
                 for config in job.configs_to_check():
-                    job.implementation.check(config, job.resources.workers, job.required_metrics())
+                    with self.explained_data():
+                        job.implementation.check(config, job.resources.workers, job.required_metrics())
         except OSError as error:
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
@@ -302,7 +303,9 @@ class Driver(ABC, Generic[OutcomeType]):
         # Several configs may use the same data.
         with self._progress.activity("preparing the data"), self._progress.without_repeats():
             for config in self._job.configs_to_prepare():
-                for record in self._job.implementation.prepare(config):
+                with self.explained_data():
+                    prepared = self._job.implementation.prepare(config)
+                for record in prepared:
                     records[record.name, record.role, record.digest] = record
         return list(records.values())
 
@@ -329,12 +332,20 @@ class Driver(ABC, Generic[OutcomeType]):
         return ExitCode.DONE
 
     @contextlib.contextmanager
-    def _explained_errors(self) -> Iterator[None]:
-        """Raise errors of the trainable and of the study's database as errors of this package."""
+    def explained_data(self) -> Iterator[None]:
+        """Raise what the trainable raises for the user's data, which may be a ValueError, as InputError."""
         try:
             yield
+        except InputError:
+            raise
         except self._job.implementation.InputError as error:
             raise InputError(f"config.{error}") from error
+
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        """Raise errors of the study's database as errors of this package."""
+        try:
+            yield
         except (OSError, SQLAlchemyError, StorageInternalError) as error:
             problem = database_problem(error)
             if problem is None:

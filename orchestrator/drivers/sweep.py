@@ -195,6 +195,7 @@ class SweepDriver(Driver[SweepOutcome]):
             self._progress.activity(f"registering the model of {trial_name(best.number)}"),
             tempfile.TemporaryDirectory() as folder,
             study.checkpoint(best.number).as_directory() as checkpoint,
+            self.explained_data(),
         ):
             config = sweep.trial_config(best.params)
             return register(

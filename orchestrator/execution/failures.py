@@ -87,7 +87,7 @@ class FailurePolicy:
             self.reason = f"it hung {MAX_HANGS} times"
             return Decision.FAIL
         if self._attempts >= MAX_ATTEMPTS:
-            self.reason = f"{error.reason}, {MAX_ATTEMPTS} times without progress"
+            self.reason = f"{error.reason.rstrip('.')}, {MAX_ATTEMPTS} times without progress"
             return Decision.FAIL
         return Decision.RETRY
 

@@ -122,4 +122,10 @@ def _run_tune(
         )
         # Tune would print the traceback of every failed trial, which its MLflow run has.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            # Tune raises the text of what its parts raise, such as the study, while it handles it.
+            if error.__context__ is None:
+                raise
+            raise error.__context__  # noqa: B904 - `from` would replace its own cause

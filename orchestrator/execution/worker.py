@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import io
 import json
 import logging
 import math
@@ -117,6 +118,8 @@ def run_worker(job: Mapping[str, Any]) -> None:
 
 def _log_to_worker_file(dotted: str) -> None:
     """Let messages of this package and of the trainable's reach the log file that Ray keeps of a worker."""
+    if isinstance(sys.stderr, io.TextIOWrapper):  # Ray's refuses some text, and the worker would end
+        sys.stderr.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in (__name__, dotted.partition(":")[0]):
         logging.getLogger(package.partition(".")[0]).setLevel(logging.INFO)

@@ -23,14 +23,20 @@ SILENT_SECONDS = 30.0
 DriverState = Literal["running", "stopped", "died", "silent"]
 """``stopped``: it recorded its end; ``died``: it ended without recording that; ``silent``: unknown."""
 
+DRIVEN: tuple[DriverState, ...] = ("running", "silent")
+"""States of a driver that runs, or may run."""
 
-def find_job(sweep: str, storage: str | None = None, settings: Sequence[str] = ()) -> tuple[Store, str]:
+
+def find_job(
+    sweep: str, storage: str | None = None, settings: Sequence[str] = (), *, or_driver: bool = False
+) -> tuple[Store, str]:
     """Return the store of a job and its name.
 
     Args:
         sweep: the file of the job, its folder or address, or its name.
         storage: address of the storage, if ``sweep`` does not contain it.
         settings: overrides of the file, ``path=value``. Only its name and storage are read.
+        or_driver: accept a job without a record that a driver runs.
 
     Raises:
         InputError: there is no such job.
@@ -53,7 +59,9 @@ def find_job(sweep: str, storage: str | None = None, settings: Sequence[str] = (
         parent, name = find_storage(storage).uri, sweep
     store = open_store(parent or "/")
     if not name or recorded_job(store, name) is None:
-        raise no_such_job(store, name)
+        driver = lease.read_driver_record(store, name) if name and or_driver else None
+        if driver is None or driver_state(store, name, driver[0]) not in DRIVEN:
+            raise no_such_job(store, name)
     return store, name
 
 
@@ -68,9 +76,12 @@ def no_such_job(store: Store, name: str) -> InputError:
     if name in jobs and not store.list_files(f"{name}/"):
         return InputError(f"the folder of {store.locate(name)} is missing")
     if name in jobs:
+        driver = lease.read_driver_record(store, name)
+        driven = driver is not None and driver_state(store, name, driver[0]) in DRIVEN
+        stop = f"stop its driver with python -m orchestrator.stop {store.locate(name)}, and then " * driven
         return InputError(
-            f"{store.locate(name)} holds no record of a sweep or comparison; rerun the command that started "
-            "it, which restores the record from the study"
+            f"{store.locate(name)} holds no record of a sweep or comparison; {stop}rerun the command that "
+            "started it, which restores the record from the study"
         )
     return InputError(f"there is no sweep {store.locate(name)}{nearest(name, jobs)}")
 

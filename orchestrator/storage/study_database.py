@@ -228,6 +228,8 @@ def database_problem(error: BaseException | None) -> DatabaseProblem | None:
             )
             if damaged or code.startswith(_DAMAGED_CODES):
                 return DatabaseProblem(Problem.DAMAGED, message)
+            if "readonly database" in message:  # what SQLite says of a file that was replaced, too
+                message += "; was its file moved, replaced or made read-only?"
             if isinstance(error, OperationalError) or type(error) is DatabaseError:
                 return DatabaseProblem(Problem.UNREACHABLE, message)
         error = error.__cause__

@@ -26,9 +26,6 @@ _ATTRIBUTES = (attributes.SOURCE, attributes.CELL, attributes.POINT, attributes.
 _READERS = 8
 """Jobs that are read at once."""
 
-DRIVEN = ("running", "silent")
-"""States of a job that has a driver, or may have one."""
-
 
 @dataclass
 class Status:
@@ -99,7 +96,7 @@ def read_status(store: Store, name: str) -> Status:
     }
     # An outcome may be that of a smaller budget, or of a comparison before it was extended.
     final = outcome is not None and outcome.budget == resolved.get("budget")
-    if outcome is not None and final and status.state not in DRIVEN and "running" not in status.trials:
+    if outcome is not None and final and status.state not in lookup.DRIVEN and "running" not in status.trials:
         status.state, status.report = "finished", outcome.report
         if model := outcome.model:
             status.model = f"{model.name} version {model.version}, alias {model.alias}"
@@ -200,7 +197,7 @@ def _seconds_ago(report: Mapping[str, float]) -> float:
 
 
 def _default_activity(status: Status) -> str:
-    return "starting" if status.state in DRIVEN else f"resumes when the {status.kind} is rerun"
+    return "starting" if status.state in lookup.DRIVEN else f"resumes when the {status.kind} is rerun"
 
 
 def _with_ages(
@@ -234,7 +231,7 @@ def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mappin
         }
     )
     status.state = lookup.driver_state(store, status.name, driver)
-    if status.state in DRIVEN:
+    if status.state in lookup.DRIVEN:
         request = store.read(lease.stop_request_name(status.name))
         status.stop_requested = request is not None and request[0] == driver.identity.encode()
         status.undelivered = driver.activity.undelivered

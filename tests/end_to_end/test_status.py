@@ -456,6 +456,21 @@ def test_status_watch_continues_after_storage_fault(
     assert err == "storage: it is away; trying again\n"
 
 
+def test_stop_of_a_driver_needs_no_record_of_its_job(
+    directory: JobDirectory, store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()):
+        store.delete("parabola/sweep.json")
+        store.write("parabola/results.csv", b"")
+        code, out, _ = run_command(stop, capsys, directory.uri, "--timeout", "0.2")
+        assert code == 1 and "has not stopped within 0.2 s" in out
+        code, _, error = run_command(status, capsys, directory.uri)
+        assert code == 2
+        assert f"stop its driver with python -m orchestrator.stop {directory.uri}, and then rerun" in error
+    code, _, error = run_command(stop, capsys, directory.uri)
+    assert code == 2 and "; rerun the command that started it" in error
+
+
 def test_stop_waits_until_the_driver_ended(
     directory: JobDirectory,
     store: LocalStore,

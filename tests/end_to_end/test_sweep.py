@@ -190,6 +190,15 @@ def test_sweep_bad_input_is_refused(
             ["--set", "study=postgresql+psycopg2://nobody@127.0.0.1:9/optuna"],
             "study: postgresql+psycopg2://nobody@127.0.0.1:9/optuna does not answer: ",
         ),
+        (
+            [
+                "--set",
+                "trainable=tests.support.example_trainable:PlainErrors",
+                "--set",
+                "tracking.uri=http://127.0.0.1:9",
+            ],
+            "error: --set tracking.uri=http://127.0.0.1:9: tracking.uri: the MLflow server at",
+        ),
         (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
     ],
 )

@@ -212,6 +212,17 @@ def test_exception_of_the_trainable_is_one_line(tmp_path: Path, capsys: pytest.C
     assert (output / "curves.png").exists()
 
 
+def test_thread_that_the_trainable_leaves_keeps_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "hostile.yaml"
+    file.write_text(
+        "trainable: tests.support.hostile_trainable:HostileTrainable\nconfig: {act: lasting thread}"
+    )
+    command = [sys.executable, "-m", "orchestrator.train", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("1 threads of the trainable were still running: lasting, ...\n")
+
+
 def test_title_with_any_signs_is_drawn(tmp_path: Path) -> None:
     file = Path(write_form("config", tmp_path)[0]).rename(tmp_path / "a$_$.yaml")
     output = tmp_path / "trained"

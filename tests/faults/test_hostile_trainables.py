@@ -14,7 +14,15 @@ from tests.support.sweep_files import write_sweep
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-HARMLESS = ("nothing", "thread", "fork", "much output", "closed output", "many metrics")
+HARMLESS = (
+    "nothing",
+    "thread",
+    "lasting thread",
+    "fork",
+    "much output",
+    "closed output",
+    "many metrics",
+)
 """Acts after which the trial is complete."""
 
 SWEEP: dict[str, Any] = {

@@ -168,6 +168,17 @@ def refusal(done: subprocess.CompletedProcess[str]) -> list[str]:
     return done.stderr.splitlines()
 
 
+def test_study_that_is_removed_while_its_sweep_runs_is_named(file: Path, tmp_path: Path) -> None:
+    options = options_for(tmp_path, "config.seconds=2", "scheduler=none")
+    with command_line.start("sweep", file, *options) as (process, output):
+        read_until(output, 1)
+        (tmp_path / "parabola/study.db").unlink()
+        text = output.read()
+    assert process.returncode == 1
+    assert "Traceback" not in text
+    assert "was its file moved, replaced or made read-only?" in text
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of a few megabytes."""

@@ -164,6 +164,12 @@ class ExampleTrainable:
         }
 
 
+class PlainErrors(ExampleTrainable):
+    """Raises the most general error that the contract allows."""
+
+    InputError: ClassVar[type[Exception]] = ValueError  # type: ignore[misc,assignment]
+
+
 def _take(file: Path) -> bool:
     """Remove a file; return whether this process removed it."""
     try:
