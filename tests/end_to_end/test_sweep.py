@@ -147,6 +147,7 @@ def test_sweep_dry_run_shows_plan_writes_nothing(file: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.sweep
+@pytest.mark.slow
 def test_sweep_with_too_many_workers_is_refused(file: Path, tmp_path: Path) -> None:
     line = refused(file, "--storage", str(tmp_path / "store"), "--set", "resources.workers=4096")
     assert "resources.workers: 4096 workers of 1 CPUs do not fit" in line

@@ -305,6 +305,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_method_two_workers_train_like_one(tmp_path: Path) -> None:
     spawn(work, args=(str(tmp_path),), nprocs=WORKERS)  # type: ignore[no-untyped-call]
     for flow in ("none", "dis"):

@@ -170,6 +170,7 @@ def two_workers(tiny, prepared, tmp_path_factory):
     return configs, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(ENCODERS) + len(IMAGES_FIRST)), ids=[*ENCODERS, *IMAGES_FIRST])
 def test_two_workers_equal_one_at_the_same_global_batch(number, two_workers, tmp_path):
     configs, folder = two_workers
@@ -180,6 +181,7 @@ def test_two_workers_equal_one_at_the_same_global_batch(number, two_workers, tmp
         assert report == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_loss_not_finite_stops_all_workers_before_the_update(two_workers):
     for rank in (0, 1):
         message, parameters_equal = json.loads((two_workers[1] / f"broken-{rank}.json").read_text())
