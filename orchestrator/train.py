@@ -334,7 +334,8 @@ def _exit(code: int) -> NoReturn:
     main_thread = threading.main_thread()
     left = [thread for thread in threading.enumerate() if thread is not main_thread and not thread.daemon]
     if left:
-        print(f"{len(left)} threads of the trainable were still running: {left[0].name}, ...", flush=True)
+        names = ", ".join(thread.name for thread in left)
+        print(f"the trainable left threads that still ran: {names}", flush=True)
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Each fault of a sweep file is one clear line; no text leads to a traceback."""
+"""Every fault in a sweep file gives one clear line, never a traceback."""
 
 import random
 from pathlib import Path
@@ -37,7 +37,7 @@ DEEP = "[" * 200 + "]" * 200
 
 
 def error_line(file: Path, *overrides: str) -> str:
-    """Return the one line that the user gets."""
+    """Return the line that the user sees."""
     with pytest.raises(InputError) as error:
         read_sweep(file, [Override.parse(override) for override in overrides], environment={})
     line = str(error.value)

@@ -48,12 +48,12 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def directory(tmp_path: Path, store: LocalStore) -> JobDirectory:
-    """The directory of a sweep that has not started."""
+    """A sweep directory before the first run."""
     return JobDirectory(load_sweep(tmp_path, **SWEEP))
 
 
 def fill(directory: JobDirectory, reason: str = "RuntimeError: no", trials: int = 3) -> None:
-    """Add a complete, a failed and a running trial, and a point that waits."""
+    """Add one complete, one failed and one running trial, and an enqueued point."""
     study = SearchStudy(directory._job, directory)  # type: ignore[arg-type]
     study.seed([])
     for number in range(trials):
@@ -81,7 +81,7 @@ def driven(directory: JobDirectory) -> Iterator[lease.Lease]:
 
 
 def write_record(store: LocalStore, **changes: Any) -> DriverRecord:
-    """Write the record of a driver of another machine."""
+    """Write a driver record from another machine."""
     fields = {"host": "elsewhere", "pid": 7, "started": "2026-01-01", "identity": "elsewhere:1:2:3"}
     record = DriverRecord(**{**fields, "renewed": time.time(), **changes})
     store.write(lease.record_name("parabola"), record.to_json())

@@ -40,7 +40,7 @@ DASHBOARD = MONITORING / "grafana/dashboards/reid-sweep.json"
 SWEEP = "alpha"
 TOKEN = "monitoring-" + "0123456789abcdef" * 3
 STAND_IN = "ray_node_gpus_utilization"
-"""Metric of Ray about GPUs, which the test cluster lacks; its driver reports the metric instead."""
+"""A GPU metric of Ray. The test cluster has no GPU, so its driver reports the metric."""
 
 
 # Content of the files.
@@ -84,13 +84,13 @@ def all_selectors() -> list[tuple[str, set[str]]]:
 
 
 def sweep_gauges() -> dict[str, tuple[str, ...]]:
-    """Return the gauges in the source of the orchestrator with their labels."""
+    """Return the orchestrator's gauges and their labels, read from its source."""
     gauges: dict[str, tuple[str, ...]] = {}
     for file in sorted((ROOT / "orchestrator").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Gauge":
                 name, _, labels = node.args
-                # The end of one name depends on the throughput metric of the trainable.
+                # One name ends in the throughput metric of the trainable.
                 text = name.value if isinstance(name, ast.Constant) else "sweep_frames_per_second"
                 gauges[str(text)] = ast.literal_eval(labels)
     return gauges
@@ -597,7 +597,7 @@ def test_prometheus_logs_in_to_mlflow(tmp_path: Path) -> None:
         prometheus(tmp_path / "prometheus", configuration, port) as watched,
     ):
         until(lambda: requests.get(f"http://127.0.0.1:{mlflow}/health", timeout=5).ok, 600, "MLflow", log)
-        # The first answers of a new server are slow.
+        # A new server answers slowly at first.
         until(lambda: watched.pools() == {"mlflow": ["up"], "without-login": ["down"]}, 240, "the targets")
         for name, chosen in all_selectors():
             if name.startswith("mlflow_"):
