@@ -20,7 +20,7 @@ on validation identities alone, so that settings can be chosen without test iden
 
 Every variant is trained and scored on every split with every seed: all variants on the first split and seed,
 then on the next, so that the results so far can be compared at any time. The outcome is a table of means and
-of paired differences from the baseline with bootstrap intervals: on the terminal, in ``report.html``,
+of paired differences from the baseline with 95 % intervals: on the terminal, in ``report.html``,
 ``results.csv`` and ``results.json`` of the folder, and in MLflow.
 """
 

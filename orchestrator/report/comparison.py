@@ -13,7 +13,7 @@ from rich.table import Table
 from orchestrator.config.comparison import Comparison
 from orchestrator.console.tables import format_number
 from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, Picture, data_uri, template
-from orchestrator.study.statistics import CONFIDENCE, MIN_PAIRS, RESAMPLES, Column, Row, Summary
+from orchestrator.study.statistics import CONFIDENCE, MIN_VALUES, Column, Row, Summary
 
 _TABLE_METRICS = 3
 """Most metrics in one table of the terminal."""
@@ -31,8 +31,7 @@ def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         f"Mean ± standard deviation over {runs}; the best mean is marked.",
         f"Differences are from {comparison.baseline}, on the same split and seed ({pairs} "
         f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
-        f"{CONFIDENCE:.0%} percentile bootstrap interval over the pairs ({RESAMPLES:,} resamples; "
-        f"no interval below {MIN_PAIRS} pairs).",
+        f"{CONFIDENCE:.0%} interval over the pairs by Student's t (none below {MIN_VALUES} pairs).",
     ]
     if splits > 1:
         lines.append(
@@ -133,7 +132,7 @@ def _draw_panel(axes: Axes, column: Column, variants: Sequence[str]) -> None:
 
 
 def _differences(summary: Summary) -> tuple[float, ...]:
-    return () if summary.difference is None else summary.difference.pairs
+    return () if summary.difference is None else summary.difference.values
 
 
 def write_report(

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import scipy.stats
 
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
-MIN_PAIRS = 3
-"""Smallest number of pairs for which an interval is given."""
+MIN_VALUES = 2
+"""Smallest number of values for which a deviation and an interval are given."""
 
 NONE = "\N{EN DASH}"
 """Shown for a missing value."""
@@ -54,55 +52,51 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """The difference of a variant from the baseline, over the splits and seeds where both have a score."""
+class Sample:
+    """Values of repeated runs: their mean, and how well the runs determine it."""
 
-    pairs: tuple[float, ...]
-    """Variant minus baseline, one for each split and seed."""
+    values: tuple[float, ...]
 
     @property
     def mean(self) -> float | None:
-        """The mean difference; None without a pair."""
-        return statistics.fmean(self.pairs) if self.pairs else None
+        """The mean; None without a value."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation (n - 1); None with fewer than two values."""
+        return statistics.stdev(self.values) if len(self.values) >= MIN_VALUES else None
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean; None with fewer than two values."""
+        return None if self.deviation is None else self.deviation / math.sqrt(len(self.values))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % percentile bootstrap interval of the mean, with a fixed seed; None with too few pairs."""
-        if len(self.pairs) < MIN_PAIRS:
+        """The 95 % interval of the mean by Student's t; None with fewer than two values.
+
+        A percentile bootstrap of three or four values covers the mean in 75 to 80 % of cases instead of 95.
+        """
+        if self.mean is None or self.error is None:
             return None
-        interval = scipy.stats.bootstrap(
-            (np.asarray(self.pairs),),
-            np.mean,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            random_state=np.random.default_rng(0),
-        ).confidence_interval
-        return float(interval.low), float(interval.high)
+        width = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1)) * self.error
+        return self.mean - width, self.mean + width
+
+
+class Difference(Sample):
+    """Variant minus baseline, one value for each split and seed where both have a score."""
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """One variant under one metric."""
-
-    values: tuple[float, ...]
-    """One for each trial that has the score."""
+class Summary(Sample):
+    """One variant under one metric, with one value for each trial that has the score."""
 
     difference: Difference | None
     """None for the baseline."""
 
     best: bool
     """Whether no other variant has a better mean."""
-
-    @property
-    def mean(self) -> float | None:
-        """The mean over the trials; None without a trial."""
-        return statistics.fmean(self.values) if self.values else None
-
-    @property
-    def deviation(self) -> float | None:
-        """The standard deviation over the trials (n - 1); None with fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)

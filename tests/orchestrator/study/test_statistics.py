@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.study.statistics import Difference, Row, summarise, write
+from orchestrator.study.statistics import Row, Sample, summarise, write
 
 
 def rows_of(**scores: list[float | None]) -> list[Row]:
@@ -22,39 +22,36 @@ def test_statistics_differences_are_paired() -> None:
     (column,) = summarise(rows, ["a", "b"], "a", {"rank1": "max"})
     a, b = column.variants["a"], column.variants["b"]
     assert a.difference is None and b.difference is not None
-    assert b.difference.pairs == pytest.approx((0.1, 0.2))
-    assert b.difference.mean == pytest.approx(0.15) and b.difference.interval is None
+    assert b.difference.values == pytest.approx((0.1, 0.2))
+    assert b.difference.mean == pytest.approx(0.15)
     assert (len(a.values), len(b.values), b.best, a.best) == (3, 3, True, False)
     assert a.mean == pytest.approx(0.7 / 3)
     assert a.deviation == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
     assert column.spread(b) == "0.500 ± 0.361"
-    assert column.gain(b.difference) == "+0.150 [\N{EN DASH}]"
+    # Student's t with one degree of freedom: 12.706 times the standard error, 0.05.
+    assert column.gain(b.difference) == "+0.150 [-0.485, +0.785]"
     lower = summarise(rows, ["a", "b"], "a", {"rank1": "min"})[0]
     assert lower.variants["a"].best and not lower.variants["b"].best
 
 
-def test_statistics_interval_is_percentile_bootstrap() -> None:
-    pairs = (0.0, 0.0, 0.0, 1.0)  # the mean of a resample is Binomial(4, 1/4) / 4
-    low, high = Difference(pairs).interval or (None, None)
-    assert (low, high) == (0.0, 0.75)  # P(4) = 0.4 %, P(3 or more) = 5.1 %: 97.5 % lies at 3 of 4
-    many = tuple(np.random.default_rng(1).normal(0.05, 0.02, 200))
-    interval = Difference(many).interval
-    assert interval is not None
-    wide = 1.96 * np.std(many) / np.sqrt(200)
-    assert interval == pytest.approx((np.mean(many) - wide, np.mean(many) + wide), abs=0.1 * wide)
-    assert Difference(many).interval == interval, "seeded"
+@pytest.mark.parametrize("runs", [2, 3, 4, 10])
+def test_sample_interval_covers_the_mean_in_95_percent(runs: int) -> None:
+    draws = np.random.default_rng(0).normal(0.4, 0.1, (4000, runs))
+    intervals = [Sample(tuple(draw)).interval for draw in draws.tolist()]
+    covered = np.mean([interval is not None and interval[0] < 0.4 < interval[1] for interval in intervals])
+    assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors of 4,000 draws
 
 
 @pytest.mark.parametrize(
-    ("pairs", "interval"),
-    [((), None), ((0.1,), None), ((0.1, 0.2), None), ((0.25, 0.25, 0.25), (0.25, 0.25)), ((0, 0, 0), (0, 0))],
+    ("values", "interval"),
+    [((), None), ((0.1,), None), ((0.25, 0.25, 0.25), (0.25, 0.25)), ((0, 0), (0, 0))],
 )
-def test_statistics_degenerate_differences(
-    pairs: tuple[float, ...], interval: tuple[float, float] | None
+def test_sample_without_spread_has_no_or_an_empty_interval(
+    values: tuple[float, ...], interval: tuple[float, float] | None
 ) -> None:
-    difference = Difference(pairs)
-    assert difference.interval == interval
-    assert (difference.mean is None) == (not pairs)
+    sample = Sample(values)
+    assert sample.interval == interval
+    assert (sample.mean is None) == (not values)
 
 
 @pytest.mark.parametrize(
