@@ -66,9 +66,9 @@ class Comparison(Job):
 
     @field_validator("variants")
     @classmethod
-    def _two_at_least(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if len(value) < 2:
-            raise ValueError("expected at least two variants, each {path of the config: value}")
+    def _one_at_least(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not value:
+            raise ValueError("no variant; expected for example {small: {rnn.hidden_size: 64}}")
         return value
 
     @field_validator("metrics", mode="before")

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.config.parameter import Choices
 from orchestrator.errors import quote
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,10 @@ class Section(BaseModel):
         return data
 
 
-JOB_NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
+MAX_NAME = 63
+"""Most characters of the name of a job."""
+
+JOB_NAME = rf"[a-z0-9][a-z0-9_.-]{{0,{MAX_NAME - 1}}}"
 """Pattern of the name of a job."""
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -162,6 +166,16 @@ class Budget(Section):
     )
     failures: Annotated[Integer, Field(ge=1)] = Field(
         10, description="consecutive failed trials, in one run of the command, after which it ends"
+    )
+
+
+class Finals(Section):
+    """The finals of a sweep: its best trials are trained again, and the winner is scored on the targets."""
+
+    top: Annotated[Integer, Field(ge=1)] = Field(3, description="number of the best trials to train again")
+    seeds: Choices = Field(description="values of the config's seed: [0, 1]")
+    splits: dict[str, Choices] = Field(
+        default={}, description="one path and its values: {data.split: [0, 1]}"
     )
 
 

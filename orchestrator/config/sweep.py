@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from orchestrator.config.document import Override
+from orchestrator.config.finals import FinalRuns, check_finals
 from orchestrator.config.job import (
     Job,
     changes,
@@ -22,12 +23,12 @@ from orchestrator.config.renames import with_new_names
 from orchestrator.config.samplers import Sampler
 from orchestrator.config.schedulers import Scheduler
 from orchestrator.config.search_space import Space
-from orchestrator.config.sections import Budget, Objective, Point, PointName, Registry, Source
+from orchestrator.config.sections import Budget, Finals, Objective, Point, PointName, Registry, Source
 from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, nearest, quote
 from orchestrator.trainable import SearchChecking
 
-_MAY_CHANGE = ("budget", "resources", "storage", "tracking")
+_MAY_CHANGE = ("budget", "finals", "resources", "storage", "tracking")
 """Sections that may change between two runs of a sweep."""
 
 
@@ -35,7 +36,7 @@ class Sweep(Job):
     """A checked sweep file, with the trainable that it names."""
 
     kind: ClassVar[str] = "sweep"
-    path_sections: ClassVar[Mapping[str, int]] = {"search": 1, "enqueue": 2}
+    path_sections: ClassVar[Mapping[str, int]] = {"search": 1, "enqueue": 2, "finals": 2}
 
     search: dict[str, Parameter] = Field(description="searched paths: {PATH: {uniform: [0, 1]}}")
     objective: tuple[Objective, ...] = Field(description="what to optimize: {metric: NAME, mode: max}")
@@ -47,6 +48,9 @@ class Sweep(Job):
     )
     warm_start: tuple[Source, ...] = Field(
         (), description="earlier sweeps to learn from: names in the same storage, or mlflow:EXPERIMENT"
+    )
+    finals: Finals | None = Field(
+        None, description="train the best trials again over seeds and splits: {top: 3, seeds: [0, 1]}"
     )
     registry: Registry | None = None
     _space: Space = PrivateAttr()
@@ -108,9 +112,22 @@ class Sweep(Job):
         except ValidationError as error:
             raise FieldError(first_fault(error, model, data, "config")) from error
 
+    def final_runs(self, trials: Mapping[str, Mapping[str, Any]], sweep_id: str = "") -> FinalRuns:
+        """Return the job of the finals.
+
+        Args:
+            trials: the parameters of each finalist by its name, the best one first.
+            sweep_id: id of this sweep.
+        """
+        assert self.finals is not None
+        objective = self.objective[0].metric
+        return FinalRuns.of(self, self.finals, self.space.config, objective, trials, sweep_id)
+
     def configs_to_check(self) -> Iterator[BaseModel]:
-        """Yield the fixed config, then the fixed config with each edge of each searched path."""
-        return map(self.trial_config, self.space.corners())
+        """Yield the fixed config, that with each edge of each searched path, and those of the finals."""
+        yield from map(self.trial_config, self.space.corners())
+        if self.finals is not None:
+            yield from self.final_runs({"finals": {}}).configs_to_check()
 
     def required_metrics(self) -> list[str]:
         """Return the metrics of the objectives."""
@@ -213,6 +230,9 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     }
     sweep = sweep.model_copy(update={"objective": objective, "enqueue": enqueue})
     sweep._space = space
+    if sweep.finals is not None:
+        runs = sweep.final_runs({"finals": {}})
+        check_finals(sweep.finals, runs, sweep.budget.trials, sweep.search)
     if isinstance(implementation, SearchChecking):
         try:
             implementation.check_search(sweep.trial_config({}), list(sweep.search), sweep.required_metrics())

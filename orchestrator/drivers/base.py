@@ -105,7 +105,10 @@ class Driver(ABC, Generic[OutcomeType]):
                 if dry_run:
                     self._progress.print("dry run: everything was checked, no trial was started")
                     return ExitCode.DONE
-                return self._run(joined, fresh)
+                code, outcome = self._run(joined, fresh)
+                if outcome is not None:
+                    self.summarise(outcome)
+                return code
         except InputError as error:
             kind = UnreachableError if isinstance(error, UnreachableError) else InputError
             raise kind(self._job.located(str(error))) from error
@@ -159,6 +162,10 @@ class Driver(ABC, Generic[OutcomeType]):
     @abstractmethod
     def open_study(self) -> Study:
         """Open the study in the directory of the job."""
+
+    def follow_up(self, study: Study, joined: Cluster, lease: Lease) -> int:
+        """Run the job that follows from the trials, if there is one; return its exit code."""
+        return ExitCode.DONE
 
     @abstractmethod
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> OutcomeType:
@@ -216,8 +223,8 @@ class Driver(ABC, Generic[OutcomeType]):
         self._progress.show(self.plan(joined))
         return joined
 
-    def _run(self, joined: Cluster, fresh: bool) -> int:
-        """Hold the lease of the job and drive it; return the exit code."""
+    def _run(self, joined: Cluster, fresh: bool) -> tuple[int, OutcomeType | None]:
+        """Hold the lease of the job and drive it; return the exit code and the outcome."""
         resources = self._job.resources
         workers = [{"CPU": resources.cpus, "GPU": resources.gpus}] * resources.workers
         data_sets = self._prepare_data()
@@ -239,9 +246,7 @@ class Driver(ABC, Generic[OutcomeType]):
                 with self._progress.activity("checking that files and models can be recorded"):
                     self._check_tracking(tracker)
                 code, outcome, undelivered = self._drive(job_id, study, joined, lease, tracker, data_sets)
-        if outcome is not None:
-            self.summarise(outcome)
-        return ExitCode.FAILED if undelivered and not code else code
+        return ExitCode.FAILED if undelivered and not code else code, outcome
 
     def _check_tracking(self, tracker: Tracker) -> None:
         try:
@@ -266,6 +271,8 @@ class Driver(ABC, Generic[OutcomeType]):
             columns = {"trainable": self._job.trainable, **self.columns()}
             tracker.log_sweep(self._job.resolved(), columns, data_sets)
             code = self._run_trials(job_id, study, joined, lease, tracker)
+            if code == ExitCode.DONE:
+                code = self.follow_up(study, joined, lease)
             if code == ExitCode.DONE:
                 outcome = self.conclude(study, data_sets, tracker)
                 self._record(outcome, delivered=False)

@@ -187,7 +187,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
 
     def _failures(self, rows: Sequence[Row]) -> list[str]:
         failed = [row for row in rows if row.state == "failed"]
-        lines = [f"{_where(row)} failed: {row.reason}" for row in failed]
+        lines = [f"{run_label(row)} failed: {row.reason}" for row in failed]
         return [*lines, "rerun the command to try failed trials again"] if lines else []
 
     def _illustrate(self, study: Study, rows: Sequence[Row], pictures: Path) -> str | None:
@@ -200,7 +200,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
         runs = [
             ScoredRun(
                 row.variant,
-                _where(row),
+                run_label(row),
                 comparison.cell_config(cell).model_dump(mode="json"),
                 study.checkpoint(row.number),
             )
@@ -227,5 +227,6 @@ def _rows(outcome: ComparisonOutcome) -> list[Row]:
     return [Row.from_json(row) for row in outcome.rows]
 
 
-def _where(row: Row) -> str:
+def run_label(row: Row) -> str:
+    """Return variant, split and seed of a run."""
     return f"{row.variant} ({', '.join(f'{path} {value}' for path, value in row.grid_point.items())})"

@@ -34,9 +34,20 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
         **{name: text for name, text in first.items() if text},
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
         "budget": "; ".join(limits),
+        "finals": _finals(sweep),
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
         **resource_rows(sweep, budget.trials, cluster),
     }
+
+
+def _finals(sweep: Sweep) -> str:
+    if sweep.finals is None:
+        return "none: the best trial is the candidate"
+    runs = len(sweep.final_runs({"": {}}).cells)
+    return (
+        f"the best {sweep.finals.top} trials again, {runs} times each, of at most {sweep.epochs} epochs; the "
+        "winner is scored"
+    )
 
 
 def resource_rows(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:

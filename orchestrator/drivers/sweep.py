@@ -2,13 +2,10 @@
 
 import logging
 import shlex
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import ray
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from rich.console import RenderableType
@@ -18,20 +15,21 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import format_number, pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
+from orchestrator.drivers.candidates import Candidate, register_candidate, score
+from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
 from orchestrator.drivers.plan import sweep_plan
-from orchestrator.errors import SweepError
+from orchestrator.errors import ExitCode
 from orchestrator.execution.cluster import Cluster
-from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import evaluate, trainable_task
 from orchestrator.interrupt import Interrupt
 from orchestrator.report.sweep import write_report
+from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
-from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
+from orchestrator.tracking.model_registry import RegisteredModel, check_registry
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
 
@@ -39,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class BestTrial(BaseModel):
-    """The trial whose model was scored and registered."""
+    """The trial with the best objective, whose model was scored and registered if there are no finals."""
 
     trial: int
     parameters: dict[str, Any]
@@ -55,6 +53,21 @@ class SweepOutcome(Outcome):
     objective: dict[str, float]
     scores: dict[str, float]
     model: RegisteredModel | None
+    finals: dict[str, Any] | None = None
+    """The settings of the finals."""
+
+    winner: FinalsOutcome | None = None
+    """What the finals found."""
+
+    @property
+    def candidate(self) -> str:
+        """What was scored and registered."""
+        return self.winner.label if self.winner else trial_name(self.best.trial)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters."""
+        return self.winner.parameters if self.winner else self.best.parameters
 
 
 class SweepDriver(Driver[SweepOutcome]):
@@ -66,11 +79,13 @@ class SweepDriver(Driver[SweepOutcome]):
         super().__init__(sweep, progress, interrupt)
         self._sweep = sweep
         self._transferred: list[TransferredTrial] | None = None
+        self._finals: FinalsOutcome | None = None
 
     def is_final(self, outcome: SweepOutcome) -> bool:
-        """Return whether it was made with the budget of the file."""
+        """Return whether it was made with the budget and the finals of the file."""
         defaults = {name: field.default for name, field in Budget.model_fields.items()}
-        return {**defaults, **outcome.budget} == self._sweep.budget.model_dump()
+        same_budget = {**defaults, **outcome.budget} == self._sweep.budget.model_dump()
+        return same_budget and outcome.finals == self._finals_settings()
 
     def plan(self, joined: Cluster) -> RenderableType:
         """Return search space, budget and resources."""
@@ -101,12 +116,31 @@ class SweepDriver(Driver[SweepOutcome]):
             study.seed(self._transfer() if self._transferred is None else self._transferred)
         return study
 
-    def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> SweepOutcome:
-        """Score the best trial on the targets, register its model, and write the report."""
+    def follow_up(self, study: Study, joined: Cluster, lease: Lease) -> int:
+        """Run the finals, if the file has them; return their exit code."""
         assert isinstance(study, SearchStudy)
-        sweep, best = self._sweep, study.best()
+        sweep = self._sweep
+        if sweep.finals is None:
+            return ExitCode.DONE
+        best = {trial_name(trial.number): trial.params for trial in study.finalists(sweep.finals.top)}
+        runs = sweep.final_runs(best, self._directory.record["id"])
+        _log.info("finals: training %s again, %d runs", ", ".join(best), len(runs.cells))
+        lease.on_heartbeat = lambda seconds: Activity(trials={"finals": f"see {runs.name}"})
+        driver = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
+        code, self._finals = driver.run_within(joined)
+        return code
+
+    def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> SweepOutcome:
+        """Score and register the best trial, unless the finals did so with theirs, and write the report."""
+        assert isinstance(study, SearchStudy)
+        sweep, best, finals = self._sweep, study.best(), self._finals
         assert best is not None, "at least one trial is complete"
-        scores = self._score(study, best)
+        if finals is None:
+            candidate = self._candidate(study, best)
+            scores = self._score(candidate)
+            model = self._register(candidate, scores, tracker)
+        else:
+            scores, model = finals.scores, finals.model
         outcome = SweepOutcome(
             sweep=sweep.name,
             budget=sweep.budget.model_dump(),
@@ -116,21 +150,27 @@ class SweepDriver(Driver[SweepOutcome]):
             scores=scores,
             tracking=sweep.tracking.uri,
             report=self._directory.locate("report.html"),
-            model=self._register(study, best, scores, tracker),
+            model=model,
+            finals=self._finals_settings(),
+            winner=finals,
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
-        """Return scores and objectives of the best trial."""
-        return {**outcome.scores, **outcome.objective}
+        """Return the scores of the candidate, their means in the finals, and the best objectives."""
+        cells = outcome.winner.matrix if outcome.winner else []
+        means = {f"mean/{cell.name}": cell.mean for cell in cells if cell.mean is not None}
+        return {**means, **outcome.scores, **outcome.objective}
 
     def note(self, outcome: SweepOutcome) -> str:
         """Return best parameters and scores."""
-        lines = [f"Best: {trial_name(outcome.best.trial)}", "", "| parameter | value |", "|---|---|"]
-        lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.best.parameters.items()]
+        lines = [f"Best: {outcome.candidate}", "", "| parameter | value |", "|---|---|"]
+        lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.parameters.items()]
         lines += ["", "| score | value |", "|---|---|"]
         lines += [f"| {metric} | {format_number(value)} |" for metric, value in outcome.scores.items()]
+        if outcome.winner:
+            lines += [text for table in outcome.winner.tables() for text in ("", table.as_markdown())]
         return "\n".join(lines)
 
     def summarise(self, outcome: SweepOutcome) -> None:
@@ -141,11 +181,19 @@ class SweepDriver(Driver[SweepOutcome]):
             "best trial": trial_name(outcome.best.trial),
         }
         rows |= {metric: format_number(value) for metric, value in outcome.objective.items()}
+        if outcome.winner:
+            rows["winner of the finals"] = outcome.winner.finalists[0].name
         if outcome.model:
             rows["model"] = str(outcome.model)
         self._progress.show(pairs(f"Sweep {outcome.sweep}", rows))
-        for title, values in (("Best parameters", outcome.best.parameters), ("Scores", outcome.scores)):
+        shown = {"Parameters": outcome.parameters, f"Scores of {outcome.candidate}": outcome.scores}
+        for title, values in shown.items():
             self._progress.show(pairs(title, {key: format_number(value) for key, value in values.items()}))
+        if outcome.winner:
+            for table in outcome.winner.tables():
+                self._progress.show(table.on_terminal())
+            for failure in outcome.winner.failures:
+                self._progress.print(failure)
         for label, text in _commands(outcome).items():
             self._progress.print(f"{label}: {text}")
 
@@ -166,50 +214,30 @@ class SweepDriver(Driver[SweepOutcome]):
             transferred += trials
         return transferred
 
-    def _score(self, study: SearchStudy, best: FrozenTrial) -> dict[str, float]:
+    def _finals_settings(self) -> dict[str, Any] | None:
+        finals = self._sweep.finals
+        return None if finals is None else finals.model_dump(mode="json")
+
+    def _candidate(self, study: SearchStudy, best: FrozenTrial) -> Candidate:
+        config = self._sweep.trial_config(best.params)
+        return Candidate(
+            best.number, trial_name(best.number), best.params, config, study.checkpoint(best.number)
+        )
+
+    def _score(self, candidate: Candidate) -> dict[str, float]:
         """Return the scores of a trial on the targets; raises SweepError."""
-        sweep, name = self._sweep, trial_name(best.number)
-        config = sweep.trial_config(best.params).model_dump(mode="json")
-        with self._progress.activity(f"scoring {name} on the targets"):
-            task = trainable_task(evaluate, sweep.resources.cpus, sweep.resources.gpus, f"score {name}")
-            try:
-                scores: dict[str, float] = ray.get(
-                    task.remote(sweep.trainable, config, study.checkpoint(best.number))
-                )
-            except ray.exceptions.RayError as error:
-                raise SweepError(f"{name} could not be scored: {explain(error)}") from error
-        return scores
+        with self._progress.activity(f"scoring {candidate.name} on the targets"):
+            return score(self._sweep, [candidate])[0]
 
     def _register(
-        self,
-        study: SearchStudy,
-        best: FrozenTrial,
-        scores: dict[str, float],
-        tracker: Tracker,
+        self, candidate: Candidate, scores: Mapping[str, float], tracker: Tracker
     ) -> RegisteredModel | None:
         """Register the model of a trial, if the file has a registry; raises TrackingError."""
-        sweep = self._sweep
-        if sweep.registry is None:
+        registry = self._sweep.registry
+        if registry is None:
             return None
-        with (
-            self._progress.activity(f"registering the model of {trial_name(best.number)}"),
-            tempfile.TemporaryDirectory() as folder,
-            study.checkpoint(best.number).as_directory() as checkpoint,
-            self.explained_data(),
-        ):
-            config = sweep.trial_config(best.params)
-            return register(
-                tracker,
-                best.number,
-                sweep.implementation.export(config, Path(checkpoint), Path(folder)),
-                model=sweep.registry.model,
-                alias=sweep.registry.alias,
-                evaluation=scores,
-                record={
-                    "parameters": best.params,
-                    "data": {record.name: record.digest for record in sweep.implementation.prepare(config)},
-                },
-            )
+        with self._progress.activity(f"registering the model of {candidate.name}"), self.explained_data():
+            return register_candidate(self._sweep, candidate, scores, registry, tracker)
 
     def _write_report(
         self, outcome: SweepOutcome, study: SearchStudy, data_sets: Sequence[DataSetRecord], tracker: Tracker

@@ -98,7 +98,7 @@ class JobDirectory:
         for kind in RECORDED:
             if kind != self._job.kind and self.store.read(self._name(f"{kind}.json")) is not None:
                 raise InputError(f"{self.uri} holds a {kind} of the same name; {remedy}")
-        recorded = self._recorded()
+        recorded = self.recorded()
         changed = [] if recorded is None else self._job.differences(recorded["resolved"])
         if changed:
             raise InputError(
@@ -112,7 +112,7 @@ class JobDirectory:
 
     def is_new(self) -> bool:
         """Return whether the job has no record yet."""
-        return self._renaming() is not None or self._recorded() is None
+        return self._renaming() is not None or self.recorded() is None
 
     def open_neighbour(self, sweep: str) -> tuple[optuna.Study, dict[str, Any]]:
         """Return the study of another sweep of this storage, and its recorded file.
@@ -153,7 +153,7 @@ class JobDirectory:
             self.store.before_write = self._check_lease = lease.check
             self._set_aside(fresh and not self._is_set_aside)
             self._is_set_aside = True
-            recorded = self._recorded()
+            recorded = self.recorded()
             job_id = recorded["id"] if recorded is not None else uuid.uuid4().hex
             resolved = self._job.record(None if recorded is None else recorded["resolved"])
             with self.store.workspace(self._job.name) as self.path:
@@ -252,8 +252,8 @@ class JobDirectory:
         """Record the outcome of the job."""
         self._write("outcome.json", outcome)
 
-    def _recorded(self) -> dict[str, Any] | None:
-        """The resolved file that an earlier driver recorded, or what the study has of it if that is lost."""
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the record of an earlier driver, or the copy in the study; raises InputError."""
         try:
             record = read_job_record(self.store, self._job.name, self._job.kind)
         except DamagedError:

@@ -87,6 +87,7 @@ class RecordedOutcome(_Strict):
 
     report: str
     budget: dict[str, Any] | None = None
+    finals: dict[str, Any] | None = None
     model: RecordedModel | None = None
     delivered: bool = True
 

@@ -43,6 +43,12 @@ CHECKPOINT = "checkpoint"
 SCORES = "scores"
 """Of a scored trial: its scores on the targets."""
 
+FINAL_SCORES = "scores "
+"""Of the study of finals, before the number of a run: its scores on the targets. Ended runs do not change."""
+
+FINAL_SCORES = "scores "
+"""Of the study of finals, before the number of a run: its scores on the targets. Ended runs do not change."""
+
 LAST_METRICS = "last"
 """Of a trial of a comparison: the trainable's metrics in its last epoch."""
 

@@ -20,7 +20,7 @@ from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
-from orchestrator.study.selection import best_trial, own_trials
+from orchestrator.study.selection import best_trial, best_trials, own_trials
 from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 
@@ -118,6 +118,10 @@ class SearchStudy(Study):
     def best(self) -> FrozenTrial | None:
         """Return the best complete trial, or None when none is complete."""
         return self._best
+
+    def finalists(self, top: int) -> list[FrozenTrial]:
+        """Return the best complete trials, the best one first."""
+        return best_trials(self.started_trials, self.sweep.objective[0].mode, top)
 
     def objective(self, trial: FrozenTrial) -> float | None:
         """Return the value of the first objective of a complete trial."""

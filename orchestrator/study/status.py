@@ -95,7 +95,9 @@ def read_status(store: Store, name: str) -> Status:
         "gpu_hours": [round(used.gpu_seconds / 3600, 4), budget.get("gpu_hours")],
     }
     # An outcome may be that of a smaller budget, or of a comparison before it was extended.
-    final = outcome is not None and outcome.budget == resolved.get("budget")
+    final = outcome is not None and all(
+        getattr(outcome, name) == resolved.get(name) for name in ("budget", "finals")
+    )
     if outcome is not None and final and status.state not in lookup.DRIVEN and "running" not in status.trials:
         status.state, status.report = "finished", outcome.report
         if model := outcome.model:

@@ -1,0 +1,198 @@
+"""The driver of the finals: trains the best trials again, then scores and registers the winner."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rich.console import RenderableType
+
+from orchestrator.config.finals import FinalRuns
+from orchestrator.config.sections import Registry
+from orchestrator.console.progress import Progress
+from orchestrator.drivers.base import Driver, Outcome
+from orchestrator.drivers.candidates import Candidate, register_candidate, score
+from orchestrator.drivers.comparison import run_label
+from orchestrator.errors import ExitCode
+from orchestrator.execution.cluster import Cluster
+from orchestrator.interrupt import Interrupt
+from orchestrator.report.finals import Table, finalists_table, matrix_table
+from orchestrator.study import statistics
+from orchestrator.study.base import Study
+from orchestrator.study.finals import Finalist, FinalsStudy, MatrixCell, finalists, score_matrix, write_matrix
+from orchestrator.study.statistics import Row
+from orchestrator.tracking.model_registry import RegisteredModel
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.trainable import DataSetRecord
+
+
+class FinalsOutcome(Outcome):
+    """The outcome of the finals."""
+
+    file: dict[str, Any]
+    """The settings that determine the outcome."""
+
+    metric: str
+    """The validation score by which the winner is chosen."""
+
+    mode: Literal["max", "min"]
+    rows: list[dict[str, Any]]
+    """One row per run; see `orchestrator.study.statistics.Row`."""
+
+    train: str
+    """Name of the training set."""
+
+    label: str
+    """Trial, split and seed of the winner's best run."""
+
+    parameters: dict[str, Any]
+
+    model: RegisteredModel | None
+    """The model of that run."""
+
+    @property
+    def finalists(self) -> list[Finalist]:
+        """The finalists, the winner first."""
+        return finalists([Row.from_json(row) for row in self.rows], self.metric, self.mode)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores of the winner's best run on the targets."""
+        return self._scores(self.finalists[0].best_run)
+
+    @property
+    def matrix(self) -> list[MatrixCell]:
+        """The scores of the winner's runs."""
+        return score_matrix(self.train, [self._scores(run) for run in self.finalists[0].runs])
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each run that failed."""
+        rows = map(Row.from_json, self.rows)
+        return [f"{run_label(row)} failed: {row.reason}" for row in rows if row.state == "failed"]
+
+    def tables(self) -> list[Table]:
+        """Return the finalists and the scores of the winner."""
+        return [finalists_table(self.finalists, self.metric), matrix_table(self.matrix)]
+
+    def _scores(self, run: int) -> dict[str, float]:
+        (scores,) = (row["scores"] for row in self.rows if row["number"] == run)
+        return {name: value for name, value in scores.items() if name != self.metric}
+
+
+class FinalsDriver(Driver[FinalsOutcome]):
+    """Trains the finalists over seeds and splits; only the winner's runs are scored on the targets."""
+
+    outcome_type = FinalsOutcome
+
+    def __init__(
+        self, runs: FinalRuns, registry: Registry | None, progress: Progress, interrupt: Interrupt
+    ) -> None:
+        super().__init__(runs, progress, interrupt)
+        self._runs, self._registry = runs, registry
+        self._mode = runs.mode(runs.objective)
+
+    def run_within(self, joined: Cluster) -> tuple[int, FinalsOutcome | None]:
+        """Run within the driver of the sweep, on its cluster; return the exit code and the outcome.
+
+        The finals of an earlier sweep of the same name are set aside.
+        """
+        recorded = self._directory.recorded()
+        fresh = recorded is not None and recorded["resolved"].get("sweep") != self._runs.sweep_id
+        outcome = None if fresh else self._finished_outcome()
+        return (ExitCode.DONE, outcome) if outcome is not None else self._run(joined, fresh)
+
+    def is_final(self, outcome: FinalsOutcome) -> bool:
+        """Return whether it is that of the present finalists, seeds and splits."""
+        return outcome.file == self._settings()
+
+    def plan(self, joined: Cluster) -> RenderableType:
+        """Return nothing: the plan of the sweep has it."""
+        return ""
+
+    def columns(self) -> dict[str, Any]:
+        """Return the finalists."""
+        return {"finalists": ", ".join(self._runs.variants)}
+
+    def open_study(self) -> FinalsStudy:
+        """Open the study of the finals."""
+        return self.checked(lambda: FinalsStudy(self._runs, self._directory))
+
+    def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> FinalsOutcome:
+        """Choose the winner, score its runs, and register the model of the best one."""
+        assert isinstance(study, FinalsStudy)
+        runs, directory = self._runs, self._directory
+        winner = finalists(study.rows(), runs.objective, self._mode)[0]
+        candidates = {
+            row.number: self._candidate(study, row) for row in study.rows() if row.number in winner.runs
+        }
+        self._score(study, list(candidates.values()))
+        best = candidates[winner.best_run]
+        outcome = FinalsOutcome(
+            file=self._settings(),
+            metric=runs.objective,
+            mode=self._mode,
+            rows=[row.as_json() for row in study.rows()],
+            train=", ".join(record.name for record in data_sets if record.role == "train"),
+            label=best.name,
+            parameters=best.parameters,
+            model=None,
+            tracking=runs.tracking.uri,
+            report=directory.locate("matrix.csv"),
+        )
+        statistics.write(study.rows(), directory.path)
+        write_matrix(outcome.matrix, directory.path / "matrix.csv")
+        files = [directory.path / name for name in ("results.csv", "results.json", "matrix.csv")]
+        self.publish(*files)
+        for file in files:
+            tracker.log_file(file)
+        return outcome.model_copy(update={"model": self._register(best, outcome.scores, tracker)})
+
+    def metrics(self, outcome: FinalsOutcome) -> dict[str, float]:
+        """Return the mean of each finalist, and of each score of the winner."""
+        means = {f"{finalist.name}/{outcome.metric}": finalist.mean for finalist in outcome.finalists}
+        means |= {cell.name: cell.mean for cell in outcome.matrix}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def note(self, outcome: FinalsOutcome) -> str:
+        """Return finalists and scores."""
+        return "\n\n".join(table.as_markdown() for table in outcome.tables())
+
+    def summarise(self, outcome: FinalsOutcome) -> None:
+        """Show nothing: the sweep shows it."""
+
+    def _candidate(self, study: FinalsStudy, row: Row) -> Candidate:
+        assert row.number is not None
+        cell = next(
+            cell
+            for cell in self._runs.cells
+            if cell.variant == row.variant and dict(cell.grid_point) == row.grid_point
+        )
+        return Candidate(
+            row.number,
+            run_label(row),
+            self._runs.variants[row.variant],
+            self._runs.cell_config(cell),
+            study.checkpoint(row.number),
+        )
+
+    def _score(self, study: FinalsStudy, candidates: Sequence[Candidate]) -> None:
+        """Score the runs that an earlier driver has not scored; raises SweepError."""
+        left = [run for run in candidates if not study.scores(study.trial(run.number))]
+        with self._progress.activity(f"scoring {len(left)} runs of the winner on the targets"):
+            for candidate, scores in zip(left, score(self._runs, left), strict=True):
+                study.record_scores(candidate.number, scores)
+
+    def _register(
+        self, best: Candidate, scores: dict[str, float], tracker: Tracker
+    ) -> RegisteredModel | None:
+        """Register the model of the winner's best run, if the sweep has a registry."""
+        if self._registry is None:
+            return None
+        with self._progress.activity(f"registering the model of {best.name}"), self.explained_data():
+            return register_candidate(self._runs, best, scores, self._registry, tracker)
+
+    def _settings(self) -> dict[str, Any]:
+        excluded = {"storage", "tracking", "resources"}
+        return {
+            **self._runs.model_dump(mode="json", exclude=excluded),
+            "registry": self._registry and self._registry.model_dump(mode="json"),
+        }

@@ -1,0 +1,132 @@
+"""The study of the finals of a sweep, the choice of the winner, and the scores of its runs."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from optuna.trial import FrozenTrial
+
+from orchestrator.study import attributes
+from orchestrator.study.grid import GridStudy
+from orchestrator.study.statistics import Row, Sample
+from orchestrator.study.trial_report import Trained, TrialReport
+
+SCORE_PREFIX = "test/"
+
+
+class FinalsStudy(GridStudy):
+    """The runs of the finals: trained to their end and validated, but not scored on the targets."""
+
+    scores_trials: ClassVar[bool] = False
+
+    def record_scores(self, number: int, scores: Mapping[str, float]) -> None:
+        """Record the scores of a run, which has ended."""
+        self.study.set_user_attr(f"{attributes.FINAL_SCORES}{number}", dict(scores))
+
+    def scores(self, trial: FrozenTrial) -> dict[str, float]:
+        """Return the scores of a run of the winner; empty for other runs."""
+        return dict(self.study.user_attrs.get(f"{attributes.FINAL_SCORES}{trial.number}", {}))
+
+    def record_completion(self, number: int, last: TrialReport | None) -> str | None:
+        """Record a trained run as complete, or return what it lacks."""
+        if not isinstance(last, Trained):
+            return "it did not train to its end"
+        missing = set(self._comparison.metrics) - self.results(self.trial(number)).keys()
+        if missing:
+            return f"{missing.pop()} is missing in the last epoch"
+        self._tell(number, values=0.0)  # Optuna requires a value; the study has no objective
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist(Sample):
+    """A trial of the sweep in the finals, with the validation score of each of its runs."""
+
+    name: str
+    runs: tuple[int, ...]
+    """Numbers of the runs in the study of the finals, in the order of ``values``."""
+
+    mode: Literal["max", "min"]
+
+    @property
+    def bound(self) -> float:
+        """The mean, worse by its standard error; the mean alone of a single run."""
+        assert self.mean is not None
+        return self._sign * self.mean - (self.error or 0.0)
+
+    @property
+    def best_run(self) -> int:
+        """Number of the run with the best validation score, the first one of equal runs."""
+        signed = [(self._sign * value, -run) for value, run in zip(self.values, self.runs, strict=True)]
+        return -max(signed)[1]
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.mode == "max" else -1
+
+
+def finalists(rows: Sequence[Row], metric: str, mode: Literal["max", "min"]) -> list[Finalist]:
+    """Return the finalists with a complete run, the winner first.
+
+    The winner has the best mean of the validation score minus its standard error, among those with the most
+    complete runs: a mean over fewer runs would be over easier splits, or have no error.
+    """
+    runs: dict[str, list[tuple[float, int]]] = {}
+    for row in rows:
+        value = row.score(metric)
+        if value is not None and row.number is not None:
+            runs.setdefault(row.variant, []).append((value, row.number))
+    found = [
+        Finalist(
+            values=tuple(value for value, _ in of_variant),
+            name=name,
+            runs=tuple(number for _, number in of_variant),
+            mode=mode,
+        )
+        for name, of_variant in runs.items()
+    ]
+    return sorted(found, key=lambda finalist: (-len(finalist.values), -finalist.bound))
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixCell(Sample):
+    """The scores of the winner's runs on one target by one metric."""
+
+    train: str
+    """The set that they were trained on."""
+
+    target: str
+    metric: str
+
+    @property
+    def name(self) -> str:
+        """The name of the score."""
+        return f"{SCORE_PREFIX}{self.target}/{self.metric}"
+
+
+def score_matrix(train: str, scores: Sequence[Mapping[str, float]]) -> list[MatrixCell]:
+    """Return a cell for each score, from the scores of each run, named ``test/<target>/<metric>``."""
+    names = dict.fromkeys(name for of_run in scores for name in of_run)
+    cells = []
+    for name in names:
+        target, _, metric = name.removeprefix(SCORE_PREFIX).rpartition("/")
+        values = tuple(of_run[name] for of_run in scores if name in of_run)
+        cells.append(MatrixCell(values=values, train=train, target=target, metric=metric))
+    return cells
+
+
+def write_matrix(cells: Sequence[MatrixCell], file: Path) -> None:
+    """Write one line for each cell: its mean, standard deviation, runs and 95 % interval."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["train", "target", "metric", "runs", "mean", "deviation", "low", "high"])
+        for cell in cells:
+            low, high = cell.interval or ("", "")
+            deviation = "" if cell.deviation is None else cell.deviation
+            writer.writerow(
+                [cell.train, cell.target, cell.metric, len(cell.values), cell.mean, deviation, low, high]
+            )
+    temporary.replace(file)
