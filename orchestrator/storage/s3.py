@@ -40,6 +40,8 @@ _PATIENCE = 8
 
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_PASSING = ("ExpiredToken", "RequestTimeout", "TokenRefreshRequired")
+"""Codes of refusals that end without a change of the request, whatever their status."""
 
 
 class S3Store(Store):
@@ -277,9 +279,7 @@ def _is_temporary(error: BaseException) -> bool:
     """Return whether a request may succeed later: true unless the request itself is invalid."""
     if isinstance(error, botocore.exceptions.ClientError):
         status: int | None = error.response["ResponseMetadata"].get("HTTPStatusCode")
-        code: str = error.response["Error"]["Code"]
-        passing = ("ExpiredToken", "RequestTimeout", "TokenRefreshRequired")
-        return status not in (400, 405, 411, 416) or code in passing
+        return status not in (400, 405, 411, 416) or error.response["Error"]["Code"] in _PASSING
     return isinstance(error, botocore.exceptions.BotoCoreError | boto3.exceptions.Boto3Error | OSError)
 
 
@@ -287,7 +287,7 @@ def _is_unreachable(error: BaseException) -> bool:
     """Return whether no answer came, or that of a server which cannot answer now."""
     if isinstance(error, botocore.exceptions.ClientError):
         status: int = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        return status >= 500 or status == 429
+        return status >= 500 or status == 429 or error.response["Error"]["Code"] in _PASSING
     return isinstance(error, botocore.exceptions.HTTPClientError | botocore.exceptions.ConnectionError)
 
 

@@ -74,8 +74,7 @@ def test_mode_is_that_of_the_metric_with_the_same_name(file: Path, score: str, m
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("variants={}", "variants: expected at least two variants"),
-        ("variants={a: {}}", "variants: expected at least two variants"),
+        ("variants={}", "variants: no variant; expected for example {small: {rnn.hidden_size: 64}}"),
         ("variants=3", "variants: should be a mapping of keys to values, not 3"),
         ("variants={a: 1, b: {}}", "variants.a: should be a mapping of keys to values, not 1"),
         ("variants={'a/b': {}, c: {steps: 2}}", "invalid name of a variant 'a/b'; expected at most 40"),

@@ -58,6 +58,9 @@ SWEEP = {
     "budget.failures",
     "enqueue",
     "warm_start",
+    "finals.top",
+    "finals.seeds",
+    "finals.splits",
     "registry.model",
     "registry.alias",
 }

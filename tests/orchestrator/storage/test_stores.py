@@ -7,13 +7,13 @@ from pathlib import Path
 import boto3
 import pytest
 
-from orchestrator.errors import InputError, StorageError
+from orchestrator.errors import InputError, StorageError, UnreachableError
 from orchestrator.storage.directory import open_store
 from orchestrator.storage.local import LocalStore
 from orchestrator.storage.s3 import S3Store
 from orchestrator.storage.s3_journal import S3Journal
 from orchestrator.testing import check_store
-from tests.support.servers import Seaweed
+from tests.support.servers import FaultyProxy, Seaweed
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +167,15 @@ def test_s3_journal_with_a_second_writer_ends_the_first(seaweed: Seaweed) -> Non
 def test_store_of_a_malformed_bucket_is_refused() -> None:
     with pytest.raises(InputError, match=r"^storage: s3://a b/x: "):
         open_store("s3://a b/x").check()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("expired", UnreachableError), ("denied", InputError)])
+def test_s3_store_refused_at_the_start_says_whether_to_wait(
+    seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[InputError]
+) -> None:
+    with FaultyProxy(seaweed.endpoint, tmp_path) as proxy:
+        proxy.plan(rates={kind: 1.0})
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(InputError, match="403") as raised:
+            s3_store(seaweed, "refused")
+    assert type(raised.value) is error
