@@ -1,6 +1,5 @@
 """The driver of a comparison: train and score every variant, then draw pictures, results and report."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from orchestrator.config.comparison import Comparison
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
-from orchestrator.drivers.pictures import PictureDrawing, ScoredRun
+from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import resource_rows
-from orchestrator.errors import ExitCode, SweepError, nearest
+from orchestrator.errors import ExitCode, nearest
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report import comparison as report
@@ -24,7 +23,7 @@ from orchestrator.study.grid import GridStudy
 from orchestrator.study.statistics import Column, Row
 from orchestrator.tracking import preflight
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import DataSetRecord, Illustrating
+from orchestrator.trainable import DataSetRecord
 
 
 class ComparisonOutcome(Outcome):
@@ -190,13 +189,9 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
         lines = [f"{run_label(row)} failed: {row.reason}" for row in failed]
         return [*lines, "rerun the command to try failed trials again"] if lines else []
 
-    def _illustrate(self, study: Study, rows: Sequence[Row], pictures: Path) -> str | None:
-        """Let the trainable draw its pictures, if it can; returns a line when that failed."""
-        shutil.rmtree(pictures, ignore_errors=True)
+    def _illustrate(self, study: Study, rows: Sequence[Row], folder: Path) -> str:
+        """Let the trainable draw its pictures; return what failed, or nothing."""
         comparison = self._comparison
-        if not isinstance(comparison.implementation, Illustrating):
-            return None
-        pictures.mkdir()
         runs = [
             ScoredRun(
                 row.variant,
@@ -207,13 +202,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
             for cell, row in zip(comparison.cells, rows, strict=True)
             if row.state == "complete" and row.number is not None
         ]
-        drawing = PictureDrawing(comparison, runs)
-        with self._progress.activity(drawing.status_line):
-            try:
-                drawing.draw(pictures)
-            except SweepError as error:
-                return f"{error}; rerun the command to try again"
-        return None
+        return illustrate(comparison, list(comparison.variants), runs, folder, self._progress)
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the file that determine its outcome."""

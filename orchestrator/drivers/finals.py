@@ -1,6 +1,6 @@
 """The driver of the finals: trains the best trials again, then scores and registers the winner."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import RenderableType
@@ -15,7 +15,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report.finals import Table, finalists_table, matrix_table
-from orchestrator.study import statistics
+from orchestrator.study import attributes, statistics
 from orchestrator.study.base import Study
 from orchestrator.study.finals import Finalist, FinalsStudy, MatrixCell, finalists, score_matrix, write_matrix
 from orchestrator.study.statistics import Row
@@ -44,6 +44,8 @@ class FinalsOutcome(Outcome):
     """Trial, split and seed of the winner's best run."""
 
     parameters: dict[str, Any]
+    checkpoints: dict[int, str]
+    """Checkpoint of each of the winner's runs, relative to the folder of the finals."""
 
     model: RegisteredModel | None
     """The model of that run."""
@@ -90,15 +92,20 @@ class FinalsDriver(Driver[FinalsOutcome]):
         self._runs, self._registry = runs, registry
         self._mode = runs.mode(runs.objective)
 
-    def run_within(self, joined: Cluster) -> tuple[int, FinalsOutcome | None]:
-        """Run within the driver of the sweep, on its cluster; return the exit code and the outcome.
+        self.outcome: FinalsOutcome | None = None
+
+    def run_within(self, joined: Cluster) -> int:
+        """Run within the driver of the sweep, on its cluster; return the exit code and set `outcome`.
 
         The finals of an earlier sweep of the same name are set aside.
         """
         recorded = self._directory.recorded()
         fresh = recorded is not None and recorded["resolved"].get("sweep") != self._runs.sweep_id
-        outcome = None if fresh else self._finished_outcome()
-        return (ExitCode.DONE, outcome) if outcome is not None else self._run(joined, fresh)
+        self.outcome = None if fresh else self._finished_outcome()
+        if self.outcome is not None:
+            return ExitCode.DONE
+        code, self.outcome = self._run(joined, fresh)
+        return code
 
     def is_final(self, outcome: FinalsOutcome) -> bool:
         """Return whether it is that of the present finalists, seeds and splits."""
@@ -121,11 +128,12 @@ class FinalsDriver(Driver[FinalsOutcome]):
         assert isinstance(study, FinalsStudy)
         runs, directory = self._runs, self._directory
         winner = finalists(study.rows(), runs.objective, self._mode)[0]
-        candidates = {
-            row.number: self._candidate(study, row) for row in study.rows() if row.number in winner.runs
+        checkpoints = {
+            number: str(study.trial(number).user_attrs[attributes.CHECKPOINT]) for number in winner.runs
         }
-        self._score(study, list(candidates.values()))
-        best = candidates[winner.best_run]
+        candidates = self._candidates(study.rows(), checkpoints)
+        self._score(study, candidates)
+        (best,) = (candidate for candidate in candidates if candidate.number == winner.best_run)
         outcome = FinalsOutcome(
             file=self._settings(),
             metric=runs.objective,
@@ -134,6 +142,7 @@ class FinalsDriver(Driver[FinalsOutcome]):
             train=", ".join(record.name for record in data_sets if record.role == "train"),
             label=best.name,
             parameters=best.parameters,
+            checkpoints=checkpoints,
             model=None,
             tracking=runs.tracking.uri,
             report=directory.locate("matrix.csv"),
@@ -159,20 +168,24 @@ class FinalsDriver(Driver[FinalsOutcome]):
     def summarise(self, outcome: FinalsOutcome) -> None:
         """Show nothing: the sweep shows it."""
 
-    def _candidate(self, study: FinalsStudy, row: Row) -> Candidate:
-        assert row.number is not None
-        cell = next(
-            cell
-            for cell in self._runs.cells
-            if cell.variant == row.variant and dict(cell.grid_point) == row.grid_point
-        )
-        return Candidate(
-            row.number,
-            run_label(row),
-            self._runs.variants[row.variant],
-            self._runs.cell_config(cell),
-            study.checkpoint(row.number),
-        )
+    def scored_runs(self, outcome: FinalsOutcome) -> list[Candidate]:
+        """Return the winner's runs."""
+        return self._candidates(list(map(Row.from_json, outcome.rows)), outcome.checkpoints)
+
+    def _candidates(self, rows: Sequence[Row], checkpoints: Mapping[int, str]) -> list[Candidate]:
+        """Return the runs that have one of the checkpoints; ``rows`` are those of all cells."""
+        runs = self._runs
+        return [
+            Candidate(
+                row.number,
+                run_label(row),
+                runs.variants[row.variant],
+                runs.cell_config(cell),
+                self._directory.checkpoint(checkpoints[row.number]),
+            )
+            for cell, row in zip(runs.cells, rows, strict=True)
+            if row.number is not None and row.number in checkpoints
+        ]
 
     def _score(self, study: FinalsStudy, candidates: Sequence[Candidate]) -> None:
         """Score the runs that an earlier driver has not scored; raises SweepError."""

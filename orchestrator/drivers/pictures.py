@@ -1,5 +1,6 @@
-"""The pictures of a comparison: each run is drawn in a Ray task, then all variants together."""
+"""The pictures of scored runs: each run is drawn in a Ray task, then all variants together."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from typing import Any
 
 import ray
 
-from orchestrator.config.comparison import Comparison
+from orchestrator.config.job import Job
+from orchestrator.console.progress import Progress
 from orchestrator.console.tables import format_duration
 from orchestrator.errors import SweepError
 from orchestrator.execution.failures import explain
 from orchestrator.execution.tasks import Pictures, illustrate_comparison, illustrate_run, trainable_task
+from orchestrator.trainable import Illustrating
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,37 @@ class ScoredRun:
     checkpoint: "ray.train.Checkpoint"
 
 
-class PictureDrawing:
-    """Draws the pictures of a comparison on the workers of the cluster, and says how far it is."""
+def illustrate(
+    job: Job, variants: Sequence[str], runs: Sequence[ScoredRun], folder: Path, progress: Progress
+) -> str:
+    """Let the trainable draw its pictures into a folder, if it can; return what failed, or nothing.
 
-    def __init__(self, comparison: Comparison, runs: Sequence[ScoredRun]) -> None:
-        self._comparison, self._runs = comparison, runs
+    Args:
+        job: the job of the runs.
+        variants: names of the variants, in the order in which they are shown.
+        runs: the runs to draw.
+        folder: the folder; what it held is deleted.
+        progress: shows how far the drawing is.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if not isinstance(job.implementation, Illustrating):
+        return ""
+    folder.mkdir()
+    drawing = PictureDrawing(job, variants, runs)
+    with progress.activity(drawing.status_line):
+        try:
+            drawing.draw(folder)
+        except SweepError as error:
+            return f"{error}; rerun the command to try again"
+    return ""
+
+
+class PictureDrawing:
+    """Draws the pictures of runs on the workers of the cluster, and says how far it is."""
+
+    def __init__(self, job: Job, variants: Sequence[str], runs: Sequence[ScoredRun]) -> None:
+        """Prepare to draw the ``runs`` of ``variants``, in whose order they are shown."""
+        self._job, self._variants, self._runs = job, variants, runs
         self._pending: dict[ray.ObjectRef[Any], int] = {}
         self._start = time.monotonic()
 
@@ -55,22 +84,22 @@ class PictureDrawing:
             pictures, needed[index] = _result(done, self._runs[index].label)
             _write(pictures, folder)
             del self._pending[done]
-        variants: dict[str, list[Any]] = {name: [] for name in self._comparison.variants}
+        variants: dict[str, list[Any]] = {name: [] for name in self._variants}
         for index, run in enumerate(self._runs):
             variants[run.variant].append(needed[index])
         together = self._task(illustrate_comparison, "all variants")
-        _write(_result(together.remote(self._comparison.trainable, variants), "all variants"), folder)
+        _write(_result(together.remote(self._job.trainable, variants), "all variants"), folder)
 
     def _draw_run(self, index: int) -> "ray.ObjectRef[tuple[Pictures, Any]]":
         run = self._runs[index]
         number = sum(other.variant == run.variant for other in self._runs[:index])
         reference: ray.ObjectRef[tuple[Pictures, Any]] = self._task(illustrate_run, run.label).remote(
-            self._comparison.trainable, run.variant, number, run.config, run.checkpoint
+            self._job.trainable, run.variant, number, run.config, run.checkpoint
         )
         return reference
 
     def _task(self, function: Any, label: str) -> Any:
-        resources = self._comparison.resources
+        resources = self._job.resources
         return trainable_task(function, resources.cpus, resources.gpus, f"draw {label}")
 
 

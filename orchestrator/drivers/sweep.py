@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -17,6 +18,7 @@ from orchestrator.console.tables import format_number, pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.candidates import Candidate, register_candidate, score
 from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
+from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import sweep_plan
 from orchestrator.errors import ExitCode
 from orchestrator.execution.cluster import Cluster
@@ -79,7 +81,7 @@ class SweepDriver(Driver[SweepOutcome]):
         super().__init__(sweep, progress, interrupt)
         self._sweep = sweep
         self._transferred: list[TransferredTrial] | None = None
-        self._finals: FinalsOutcome | None = None
+        self._finals: FinalsDriver | None = None
 
     def is_final(self, outcome: SweepOutcome) -> bool:
         """Return whether it was made with the budget and the finals of the file."""
@@ -126,21 +128,21 @@ class SweepDriver(Driver[SweepOutcome]):
         runs = sweep.final_runs(best, self._directory.record["id"])
         _log.info("finals: training %s again, %d runs", ", ".join(best), len(runs.cells))
         lease.on_heartbeat = lambda seconds: Activity(trials={"finals": f"see {runs.name}"})
-        driver = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
-        code, self._finals = driver.run_within(joined)
-        return code
+        self._finals = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
+        return self._finals.run_within(joined)
 
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> SweepOutcome:
         """Score and register the best trial, unless the finals did so with theirs, and write the report."""
         assert isinstance(study, SearchStudy)
-        sweep, best, finals = self._sweep, study.best(), self._finals
+        sweep, best = self._sweep, study.best()
         assert best is not None, "at least one trial is complete"
-        if finals is None:
+        winner = self._finals.outcome if self._finals else None
+        if winner is None:
             candidate = self._candidate(study, best)
             scores = self._score(candidate)
             model = self._register(candidate, scores, tracker)
         else:
-            scores, model = finals.scores, finals.model
+            scores, model = winner.scores, winner.model
         outcome = SweepOutcome(
             sweep=sweep.name,
             budget=sweep.budget.model_dump(),
@@ -152,7 +154,7 @@ class SweepDriver(Driver[SweepOutcome]):
             report=self._directory.locate("report.html"),
             model=model,
             finals=self._finals_settings(),
-            winner=finals,
+            winner=winner,
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
@@ -239,10 +241,25 @@ class SweepDriver(Driver[SweepOutcome]):
         with self._progress.activity(f"registering the model of {candidate.name}"), self.explained_data():
             return register_candidate(self._sweep, candidate, scores, registry, tracker)
 
+    def _illustrate(self, outcome: SweepOutcome, study: SearchStudy, folder: Path) -> str:
+        """Let the trainable draw pictures of what was scored; return what failed, or nothing."""
+        if self._finals is not None and outcome.winner is not None:
+            scored = self._finals.scored_runs(outcome.winner)
+        else:
+            scored = [self._candidate(study, study.trial(outcome.best.trial))]
+        variant = outcome.candidate.partition(" ")[0]
+        runs = [
+            ScoredRun(variant, one.name, one.config.model_dump(mode="json"), one.checkpoint) for one in scored
+        ]
+        return illustrate(self._sweep, [variant], runs, folder, self._progress)
+
     def _write_report(
         self, outcome: SweepOutcome, study: SearchStudy, data_sets: Sequence[DataSetRecord], tracker: Tracker
     ) -> None:
         started = min(trial.datetime_start for trial in study.started_trials if trial.datetime_start)
+        pictures = self._directory.path / "pictures"
+        failure = self._illustrate(outcome, study, pictures)
+        failed_runs = outcome.winner.failures if outcome.winner else []
         summary = {
             "name": outcome.sweep,
             "started": f"{started:%Y-%m-%d %H:%M}",
@@ -252,7 +269,11 @@ class SweepDriver(Driver[SweepOutcome]):
             "scores": outcome.scores,
             "data_sets": data_sets,
             "model": str(outcome.model or "not registered"),
-            "notes": [line for line in [tracker.delivery_problem()] if line],
+            "tables": outcome.winner.tables() if outcome.winner else [],
+            "candidate": outcome.candidate,
+            "parameters": outcome.parameters,
+            "pictures": sorted(pictures.glob("*.png")),
+            "notes": [line for line in [failure, *failed_runs, tracker.delivery_problem()] if line],
             "commands": _commands(outcome),
             "runs": run_ids(study, tracker),
         }

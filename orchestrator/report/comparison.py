@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.config.comparison import Comparison
 from orchestrator.console.tables import format_number
-from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, Picture, data_uri, template
+from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, data_uri, picture_of, template
 from orchestrator.study.statistics import CONFIDENCE, MIN_VALUES, Column, Row, Summary
 
 _TABLE_METRICS = 3
@@ -166,9 +166,7 @@ def write_report(
         settings={name: _settings(settings) for name, settings in comparison.variants.items()},
         paths=list(rows[0].grid_point),
         chart=data_uri(summary["chart"].read_bytes()) if summary["chart"] else None,
-        figures=[
-            Picture(_title(file), "", data_uri(file.read_bytes()), wide=True) for file in summary["pictures"]
-        ],
+        figures=[picture_of(file) for file in summary["pictures"]],
         confidence=f"{CONFIDENCE:.0%}",
         format_number=format_number,
     )
@@ -187,7 +185,3 @@ def _leader(columns: Sequence[Column]) -> dict[str, str]:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{path}: {value}" for path, value in settings.items()) or "as in config"
-
-
-def _title(file: Path) -> str:
-    return file.stem.replace("-", " ").replace("_", " ")

@@ -92,6 +92,12 @@ def data_uri(content: bytes, mime: str = "image/png") -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
+def picture_of(file: Path) -> Picture:
+    """Return a PNG file as a picture with the name of the file as its title."""
+    title = file.stem.replace("-", " ").replace("_", " ")
+    return Picture(title, "", data_uri(file.read_bytes()), wide=True)
+
+
 def figure_uri(figure: Figure) -> str:
     """Return a figure as the data URI of an SVG picture."""
     drawing = io.BytesIO()

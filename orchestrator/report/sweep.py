@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.console.tables import format_duration, format_number
 from orchestrator.report.charts import draw_charts
-from orchestrator.report.style import template
+from orchestrator.report.style import picture_of, template
 from orchestrator.study.attributes import REASON
 from orchestrator.study.selection import best_trial, own_trials
 
@@ -29,6 +29,10 @@ _DEFAULTS: dict[str, Any] = {
     "data_sets": (),
     "scores": {},
     "runs": {},
+    "tables": (),
+    "candidate": "",
+    "parameters": None,
+    "pictures": (),
 }
 
 
@@ -42,7 +46,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
             ``sweep_id``, ``started`` (text), ``duration`` (seconds), ``scores`` (value of every
             ``test/<set>/<score>``), ``data_sets`` (each with name, role, source, digest, counts), ``model``
             (text), ``notes`` (lines), ``commands`` (command of every purpose), ``runs`` (MLflow run id of
-            every trial number).
+            every trial number), ``tables`` (of the finals; see `orchestrator.report.finals.Table`),
+            ``candidate`` (text: what was scored) with its ``parameters`` (default: those of the best trial),
+            ``pictures`` (PNG files).
         path: the HTML file. Its folder is created.
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}
@@ -57,7 +63,8 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         direction="maximised" if maximise else "minimised",
         duration=_optional_duration(summary["duration"]),
         best=best,
-        best_parameters=_best_parameters(best) if best else [],
+        best_parameters=_parameters(best, summary["parameters"]) if best else [],
+        pictures=[picture_of(file) for file in summary["pictures"]],
         counts={state.name.lower(): sum(t.state is state for t in trials) for state in TrialState},
         total=len(trials),
         epochs=sum(_epochs(trial) for trial in trials),
@@ -83,10 +90,12 @@ def _first_objective(study: optuna.Study) -> optuna.Study:
     return view
 
 
-def _best_parameters(best: FrozenTrial) -> list[tuple[str, str, str]]:
-    """Return the name, the value and the searched range of each parameter."""
+def _parameters(best: FrozenTrial, values: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Return the name, the value and the searched range of each parameter; by default of the best trial."""
+    ranges = {name: _range(distribution) for name, distribution in best.distributions.items()}
     return [
-        (name, format_number(value), _range(best.distributions[name])) for name, value in best.params.items()
+        (name, format_number(value), ranges.get(name, ""))
+        for name, value in (best.params if values is None else values).items()
     ]
 
 

@@ -34,7 +34,7 @@ def rows(quick: bool) -> list[Row]:
         runs = [_unscored_run(comparison, number, folder) for number in range(len(comparison.cells))]
 
         def draw() -> None:
-            PictureDrawing(comparison, runs).draw(folder)
+            PictureDrawing(comparison, list(comparison.variants), runs).draw(folder)
 
         first = seconds(draw)
         drawn = [seconds(draw) for _ in range(1 if quick else 3)]

@@ -38,7 +38,7 @@ def drawing(tmp_path: Path, checkpoint: ray.train.Checkpoint, **faults: str) -> 
         for seed in (0, 7)
         for name in ("plain", "quick")
     ]
-    return PictureDrawing(load_comparison(tmp_path), runs)
+    return PictureDrawing(load_comparison(tmp_path), ["plain", "quick", "noisy"], runs)
 
 
 def test_drawing_writes_pictures_and_says_how_far_it_is(
