@@ -183,8 +183,9 @@ class Comparison(Job):
 
     @property
     def first_cells(self) -> list[Cell]:
-        """Every variant on the first split with the first seed."""
-        return self.cells[: len(self.variants)]
+        """Every variant on its first split with the first seed."""
+        cells = self.cells
+        return [next(cell for cell in cells if cell.variant == variant) for variant in self.variants]
 
     def _texts(self, config: BaseModel) -> dict[str, str]:
         """Return a config as text by path, without split and seed."""

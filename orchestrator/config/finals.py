@@ -1,65 +1,83 @@
 """The finals of a sweep as a job: its best trials, trained again from scratch over seeds and splits."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from orchestrator.config.comparison import SEED, Comparison
+from orchestrator.config.comparison import SEED, Cell, Comparison
 from orchestrator.config.job import Job
 from orchestrator.config.sections import MAX_NAME, Finals
-from orchestrator.errors import Fault, FieldError, quote
+from orchestrator.errors import Fault, FieldError, Path, quote
 
-SUFFIX = ".finals"
-"""The job of the finals has the name of the sweep and this suffix."""
+FINALS, CROSSED = ".finals", ".crossed"
+"""The jobs of the finals have the name of the sweep and one of these suffixes."""
 
 
-class FinalRuns(Comparison):
-    """A comparison of trials of a sweep on validation data. Only the runs of the winner see the targets."""
-
-    objective: str
-    """The metric by which the winner is chosen."""
+class FollowUp(Comparison):
+    """A comparison that follows from the trials of a sweep."""
 
     sweep_id: str
-    """Id of the sweep. With ``--fresh`` it is a new one, and the earlier finals are set aside."""
-
-    @classmethod
-    def of(
-        cls,
-        sweep: Job,
-        finals: Finals,
-        config: dict[str, Any],
-        objective: str,
-        trials: Mapping[str, Any],
-        sweep_id: str,
-    ) -> "FinalRuns":
-        """Return the finals of a sweep.
-
-        Args:
-            sweep: the sweep.
-            finals: its section ``finals``.
-            config: what the parameters of a trial are added to.
-            objective: the metric by which the winner is chosen.
-            trials: the parameters of each finalist by its name, the best one first.
-            sweep_id: id of the sweep.
-        """
-        shared = {name: getattr(sweep, name) for name in Job.model_fields if name not in ("name", "config")}
-        runs = cls.model_construct(
-            **shared,
-            name=f"{sweep.name}{SUFFIX}",
-            config=config,
-            variants=dict(trials),
-            splits=finals.splits,
-            seeds=finals.seeds,
-            baseline=next(iter(trials)),
-            metrics=(objective,),
-            objective=objective,
-            sweep_id=sweep_id,
-        )
-        runs._implementation = sweep._implementation
-        return runs
+    """Id of the sweep. With ``--fresh`` it is a new one, and the earlier comparison is set aside."""
 
     def record(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the record of a comparison, with the id of the sweep."""
         return {**super().record(before), "sweep": self.sweep_id}
+
+
+class FinalRuns(FollowUp):
+    """The runs of the finalists, on validation data. Only those of the winner see the targets."""
+
+    objective: str
+    """The metric by which the winner is chosen."""
+
+
+class CrossedRuns(FollowUp):
+    """The runs of the winner on other training sets, each of which is a variant."""
+
+    left_out: tuple[Cell, ...]
+    """Splits that a training set does not have."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every training set on each of its splits with every seed."""
+        return [cell for cell in super().cells if cell not in self.left_out]
+
+
+_FollowUp = TypeVar("_FollowUp", bound=FollowUp)
+
+
+def follow_up(
+    model: type[_FollowUp],
+    suffix: str,
+    sweep: Job,
+    finals: Finals,
+    config: dict[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+    **values: Any,
+) -> _FollowUp:
+    """Return a job that follows from the trials of a sweep.
+
+    Args:
+        model: the kind of job.
+        suffix: what its name has after that of the sweep.
+        sweep: the sweep, of which it has everything else.
+        finals: the section ``finals`` of the sweep.
+        config: what the settings of a variant are added to.
+        variants: the settings of each variant by its name.
+        values: the other fields of ``model``.
+    """
+    shared = {name: getattr(sweep, name) for name in Job.model_fields if name not in ("name", "config")}
+    runs = model.model_construct(
+        **shared,
+        name=f"{sweep.name}{suffix}",
+        config=config,
+        variants={name: dict(settings) for name, settings in variants.items()},
+        splits=finals.splits,
+        seeds=finals.seeds,
+        baseline=next(iter(variants)),
+        **values,
+    )
+    runs._implementation = sweep._implementation
+    return cast(_FollowUp, runs)
 
 
 def check_finals(finals: Finals, runs: FinalRuns, trials: int, searched: Mapping[str, Any]) -> None:
@@ -74,20 +92,25 @@ def check_finals(finals: Finals, runs: FinalRuns, trials: int, searched: Mapping
     Raises:
         FieldError: a value is not valid.
     """
-    if len(runs.name) > MAX_NAME:
-        reason = f"with finals, the name may have {MAX_NAME - len(SUFFIX)} characters, because of {runs.name}"
+    longest = max((FINALS, CROSSED), key=len)
+    if len(runs.name) - len(FINALS) + len(longest) > MAX_NAME:
+        most = MAX_NAME - len(longest)
+        reason = f"with finals, the name may have {most} characters, so that NAME{longest} is a valid name"
         raise FieldError(Fault(("name",), reason))
     if finals.top > trials:
         reason = f"{finals.top} of {trials} trials; write at most budget.trials"
         raise FieldError(Fault(("finals", "top"), reason))
-    if len(paths := list(finals.splits)) > 1:
-        reason = f"expected one path and its values, not {len(paths)}: {', '.join(paths)}"
-        raise FieldError(Fault(("finals", "splits", paths[-1]), reason))
+    for key, axis in (("splits", finals.splits), ("train", finals.train)):
+        if len(paths := list(axis)) > 1:
+            reason = f"expected one path and its values, not {len(paths)}: {', '.join(paths)}"
+            raise FieldError(Fault(("finals", key, paths[-1]), reason))
     if SEED in finals.splits:
         raise FieldError(Fault(("finals", "splits", SEED), "write finals.seeds: [...] instead"))
-    for path in (*finals.splits, SEED):
+    places: dict[str, Path] = {SEED: ("finals", "seeds")}
+    places |= {path: ("finals", "splits", path) for path in finals.splits}
+    places |= {path: ("finals", "train", path) for path in finals.train}
+    for path, location in places.items():
         if path in searched:
-            location = ("finals", "seeds") if path == SEED else ("finals", "splits", path)
             raise FieldError(Fault(location, f"{quote(path)} is searched; remove it here or in search"))
     for cell in runs.cells:
         try:
@@ -95,3 +118,20 @@ def check_finals(finals: Finals, runs: FinalRuns, trials: int, searched: Mapping
         except FieldError as error:
             fault = error.fault
             raise FieldError(fault._replace(path=("finals", *fault.path))) from error
+
+
+def check_crossed(finals: Finals, runs: CrossedRuns) -> None:
+    """Check the training sets of the finals; raises FieldError.
+
+    Args:
+        finals: the section ``finals`` of a sweep.
+        runs: the runs of a winner without parameters on these sets.
+    """
+    ((path, values),) = finals.train.items()
+    for cell in runs.first_cells:
+        try:
+            runs.cell_config(cell)
+        except FieldError as error:
+            index = [str(value) for value in values].index(cell.variant)
+            location = ("finals", "train", path, index)
+            raise FieldError(error.fault._replace(path=location)) from error

@@ -177,6 +177,10 @@ class Finals(Section):
     splits: dict[str, Choices] = Field(
         default={}, description="one path and its values: {data.split: [0, 1]}"
     )
+    train: dict[str, Choices] = Field(
+        default={},
+        description="one path and its values, on which the winner is trained too: {data.sequences: [a, b]}",
+    )
 
 
 class Resources(Section):

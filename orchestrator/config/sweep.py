@@ -1,14 +1,23 @@
 """The sweep file: its keys, its defaults, and the checks against the trainable."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from orchestrator.config.document import Override
-from orchestrator.config.finals import FinalRuns, check_finals
+from orchestrator.config.comparison import Cell
+from orchestrator.config.document import Override, flatten
+from orchestrator.config.finals import (
+    CROSSED,
+    FINALS,
+    CrossedRuns,
+    FinalRuns,
+    check_crossed,
+    check_finals,
+    follow_up,
+)
 from orchestrator.config.job import (
     Job,
     changes,
@@ -121,7 +130,46 @@ class Sweep(Job):
         """
         assert self.finals is not None
         objective = self.objective[0].metric
-        return FinalRuns.of(self, self.finals, self.space.config, objective, trials, sweep_id)
+        return follow_up(
+            FinalRuns,
+            FINALS,
+            self,
+            self.finals,
+            self.space.config,
+            trials,
+            metrics=(objective,),
+            objective=objective,
+            sweep_id=sweep_id,
+        )
+
+    def crossed_runs(
+        self, parameters: Mapping[str, Any], left_out: Collection[Cell] = (), sweep_id: str = ""
+    ) -> CrossedRuns | None:
+        """Return the job that trains the winner of the finals on other sets; None if there are none.
+
+        Args:
+            parameters: the parameters of the winner.
+            left_out: splits that a training set does not have.
+            sweep_id: id of this sweep.
+        """
+        if self.finals is None or not self.finals.train:
+            return None
+        ((path, values),) = self.finals.train.items()
+        own = flatten(self.trial_config({}).model_dump(mode="json", by_alias=True)).get(path)
+        others = {str(value): {**parameters, path: value} for value in values if value != own}
+        if not others:
+            return None
+        return follow_up(
+            CrossedRuns,
+            CROSSED,
+            self,
+            self.finals,
+            self.space.config,
+            others,
+            metrics=(),
+            left_out=tuple(left_out),
+            sweep_id=sweep_id,
+        )
 
     def configs_to_check(self) -> Iterator[BaseModel]:
         """Yield the fixed config, that with each edge of each searched path, and those of the finals."""
@@ -233,6 +281,8 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     if sweep.finals is not None:
         runs = sweep.final_runs({"finals": {}})
         check_finals(sweep.finals, runs, sweep.budget.trials, sweep.search)
+        if (crossed := sweep.crossed_runs({})) is not None:
+            check_crossed(sweep.finals, crossed)
     if isinstance(implementation, SearchChecking):
         try:
             implementation.check_search(sweep.trial_config({}), list(sweep.search), sweep.required_metrics())

@@ -118,6 +118,16 @@ class Driver(ABC, Generic[OutcomeType]):
             _log.error("%s; finished work is kept, rerun the command to resume", error)
             return ExitCode.FAILED
 
+    def run_within(self, joined: Cluster, sweep_id: str) -> tuple[int, OutcomeType | None]:
+        """Run within the driver of a sweep, on its cluster; return the exit code and the outcome.
+
+        A job of this name that belongs to an earlier sweep is set aside.
+        """
+        recorded = self._directory.recorded()
+        fresh = recorded is not None and recorded["resolved"].get("sweep") != sweep_id
+        outcome = None if fresh else self._finished_outcome()
+        return (ExitCode.DONE, outcome) if outcome is not None else self._run(joined, fresh)
+
     def check(self, new: bool) -> None:
         """Check what takes longer than reading the file; writes nothing.
 

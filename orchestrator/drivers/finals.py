@@ -11,13 +11,12 @@ from orchestrator.console.progress import Progress
 from orchestrator.drivers.base import Driver, Outcome
 from orchestrator.drivers.candidates import Candidate, register_candidate, score
 from orchestrator.drivers.comparison import run_label
-from orchestrator.errors import ExitCode
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
-from orchestrator.report.finals import Table, finalists_table, matrix_table
+from orchestrator.report.finals import finalists_table, matrix_table
 from orchestrator.study import attributes, statistics
 from orchestrator.study.base import Study
-from orchestrator.study.finals import Finalist, FinalsStudy, MatrixCell, finalists, score_matrix, write_matrix
+from orchestrator.study.finals import Finalist, FinalsStudy, MatrixCell, finalists, score_matrix
 from orchestrator.study.statistics import Row
 from orchestrator.tracking.model_registry import RegisteredModel
 from orchestrator.tracking.tracker import Tracker
@@ -65,16 +64,6 @@ class FinalsOutcome(Outcome):
         """The scores of the winner's runs."""
         return score_matrix(self.train, [self._scores(run) for run in self.finalists[0].runs])
 
-    @property
-    def failures(self) -> list[str]:
-        """One line for each run that failed."""
-        rows = map(Row.from_json, self.rows)
-        return [f"{run_label(row)} failed: {row.reason}" for row in rows if row.state == "failed"]
-
-    def tables(self) -> list[Table]:
-        """Return the finalists and the scores of the winner."""
-        return [finalists_table(self.finalists, self.metric), matrix_table(self.matrix)]
-
     def _scores(self, run: int) -> dict[str, float]:
         (scores,) = (row["scores"] for row in self.rows if row["number"] == run)
         return {name: value for name, value in scores.items() if name != self.metric}
@@ -91,21 +80,6 @@ class FinalsDriver(Driver[FinalsOutcome]):
         super().__init__(runs, progress, interrupt)
         self._runs, self._registry = runs, registry
         self._mode = runs.mode(runs.objective)
-
-        self.outcome: FinalsOutcome | None = None
-
-    def run_within(self, joined: Cluster) -> int:
-        """Run within the driver of the sweep, on its cluster; return the exit code and set `outcome`.
-
-        The finals of an earlier sweep of the same name are set aside.
-        """
-        recorded = self._directory.recorded()
-        fresh = recorded is not None and recorded["resolved"].get("sweep") != self._runs.sweep_id
-        self.outcome = None if fresh else self._finished_outcome()
-        if self.outcome is not None:
-            return ExitCode.DONE
-        code, self.outcome = self._run(joined, fresh)
-        return code
 
     def is_final(self, outcome: FinalsOutcome) -> bool:
         """Return whether it is that of the present finalists, seeds and splits."""
@@ -145,11 +119,10 @@ class FinalsDriver(Driver[FinalsOutcome]):
             checkpoints=checkpoints,
             model=None,
             tracking=runs.tracking.uri,
-            report=directory.locate("matrix.csv"),
+            report=directory.locate("results.csv"),
         )
         statistics.write(study.rows(), directory.path)
-        write_matrix(outcome.matrix, directory.path / "matrix.csv")
-        files = [directory.path / name for name in ("results.csv", "results.json", "matrix.csv")]
+        files = [directory.path / name for name in ("results.csv", "results.json")]
         self.publish(*files)
         for file in files:
             tracker.log_file(file)
@@ -163,7 +136,8 @@ class FinalsDriver(Driver[FinalsOutcome]):
 
     def note(self, outcome: FinalsOutcome) -> str:
         """Return finalists and scores."""
-        return "\n\n".join(table.as_markdown() for table in outcome.tables())
+        tables = finalists_table(outcome.finalists, outcome.metric), matrix_table(outcome.matrix)
+        return "\n\n".join(table.as_markdown() for table in tables)
 
     def summarise(self, outcome: FinalsOutcome) -> None:
         """Show nothing: the sweep shows it."""

@@ -11,23 +11,28 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from rich.console import RenderableType
 
+from orchestrator.config.comparison import Cell
 from orchestrator.config.sections import Budget
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import format_number, pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.candidates import Candidate, register_candidate, score
+from orchestrator.drivers.comparison import ComparisonDriver, run_label
 from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
 from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import sweep_plan
-from orchestrator.errors import ExitCode
+from orchestrator.errors import ExitCode, InputError
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
+from orchestrator.report.finals import Table, finalists_table, matrix_table
 from orchestrator.report.sweep import write_report
 from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
+from orchestrator.study.finals import MatrixCell, score_matrix, write_matrix
 from orchestrator.study.search import SearchStudy, rehearse_sampler
+from orchestrator.study.statistics import Row
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
@@ -61,10 +66,41 @@ class SweepOutcome(Outcome):
     winner: FinalsOutcome | None = None
     """What the finals found."""
 
+    crossed: tuple[dict[str, Any], ...] = ()
+    """One row for each run of the winner on another training set; see `orchestrator.study.statistics.Row`."""
+
+    @property
+    def matrix(self) -> list[MatrixCell]:
+        """The scores of the winner, from each training set on each target."""
+        rows: dict[str, list[Row]] = {}
+        for row in map(Row.from_json, self.crossed):
+            rows.setdefault(row.variant, []).append(row)
+        cells = self.winner.matrix if self.winner else []
+        for train, of_set in rows.items():
+            cells = cells + score_matrix(train, [row.scores for row in of_set if row.scores])
+        return cells
+
+    @property
+    def tables(self) -> list[Table]:
+        """The finalists, and the scores of the winner."""
+        if self.winner is None:
+            return []
+        return [finalists_table(self.winner.finalists, self.winner.metric), matrix_table(self.matrix)]
+
     @property
     def candidate(self) -> str:
         """What was scored and registered."""
         return self.winner.label if self.winner else trial_name(self.best.trial)
+
+    @property
+    def failures(self) -> list[str]:
+        """One line for each run of the finals that failed."""
+        rows = [*(self.winner.rows if self.winner else []), *self.crossed]
+        return [
+            f"{run_label(row)} failed: {row.reason}"
+            for row in map(Row.from_json, rows)
+            if row.state == "failed"
+        ]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -82,6 +118,9 @@ class SweepDriver(Driver[SweepOutcome]):
         self._sweep = sweep
         self._transferred: list[TransferredTrial] | None = None
         self._finals: FinalsDriver | None = None
+        self._winner: FinalsOutcome | None = None
+        self._crossed: list[dict[str, Any]] = []
+        self._left_out: list[Cell] = []
 
     def is_final(self, outcome: SweepOutcome) -> bool:
         """Return whether it was made with the budget and the finals of the file."""
@@ -100,6 +139,7 @@ class SweepDriver(Driver[SweepOutcome]):
     def check(self, new: bool) -> None:
         """Check the data, and for a new sweep the sampler and the earlier sweeps to learn from."""
         super().check(new)
+        self._left_out = self._missing_splits()
         if new:
             with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
                 rehearse_sampler(self._sweep)
@@ -129,14 +169,22 @@ class SweepDriver(Driver[SweepOutcome]):
         _log.info("finals: training %s again, %d runs", ", ".join(best), len(runs.cells))
         lease.on_heartbeat = lambda seconds: Activity(trials={"finals": f"see {runs.name}"})
         self._finals = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
-        return self._finals.run_within(joined)
+        code, self._winner = self._finals.run_within(joined, runs.sweep_id)
+        crossed = self._winner and sweep.crossed_runs(self._winner.parameters, self._left_out, runs.sweep_id)
+        if code or not crossed:
+            return code
+        _log.info("finals: training the winner on %s", ", ".join(crossed.variants))
+        driver = ComparisonDriver(crossed, self._progress, self._interrupt)
+        code, outcome = driver.run_within(joined, runs.sweep_id)
+        self._crossed = outcome.rows if outcome else []
+        return code
 
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> SweepOutcome:
         """Score and register the best trial, unless the finals did so with theirs, and write the report."""
         assert isinstance(study, SearchStudy)
         sweep, best = self._sweep, study.best()
         assert best is not None, "at least one trial is complete"
-        winner = self._finals.outcome if self._finals else None
+        winner = self._winner
         if winner is None:
             candidate = self._candidate(study, best)
             scores = self._score(candidate)
@@ -155,14 +203,15 @@ class SweepDriver(Driver[SweepOutcome]):
             model=model,
             finals=self._finals_settings(),
             winner=winner,
+            crossed=tuple(self._crossed),
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
         """Return the scores of the candidate, their means in the finals, and the best objectives."""
-        cells = outcome.winner.matrix if outcome.winner else []
-        means = {f"mean/{cell.name}": cell.mean for cell in cells if cell.mean is not None}
+        own = outcome.winner.matrix if outcome.winner else []
+        means = {f"mean/{cell.name}": cell.mean for cell in own if cell.mean is not None}
         return {**means, **outcome.scores, **outcome.objective}
 
     def note(self, outcome: SweepOutcome) -> str:
@@ -171,8 +220,7 @@ class SweepDriver(Driver[SweepOutcome]):
         lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.parameters.items()]
         lines += ["", "| score | value |", "|---|---|"]
         lines += [f"| {metric} | {format_number(value)} |" for metric, value in outcome.scores.items()]
-        if outcome.winner:
-            lines += [text for table in outcome.winner.tables() for text in ("", table.as_markdown())]
+        lines += [text for table in outcome.tables for text in ("", table.as_markdown())]
         return "\n".join(lines)
 
     def summarise(self, outcome: SweepOutcome) -> None:
@@ -188,14 +236,15 @@ class SweepDriver(Driver[SweepOutcome]):
         if outcome.model:
             rows["model"] = str(outcome.model)
         self._progress.show(pairs(f"Sweep {outcome.sweep}", rows))
-        shown = {"Parameters": outcome.parameters, f"Scores of {outcome.candidate}": outcome.scores}
+        shown = {f"Parameters of {outcome.candidate}": outcome.parameters}
+        if not outcome.winner:
+            shown["Scores"] = outcome.scores
         for title, values in shown.items():
             self._progress.show(pairs(title, {key: format_number(value) for key, value in values.items()}))
-        if outcome.winner:
-            for table in outcome.winner.tables():
-                self._progress.show(table.on_terminal())
-            for failure in outcome.winner.failures:
-                self._progress.print(failure)
+        for table in outcome.tables:
+            self._progress.show(table.on_terminal())
+        for failure in outcome.failures:
+            self._progress.print(failure)
         for label, text in _commands(outcome).items():
             self._progress.print(f"{label}: {text}")
 
@@ -215,6 +264,24 @@ class SweepDriver(Driver[SweepOutcome]):
                 _log.info("%s", line)
             transferred += trials
         return transferred
+
+    def _missing_splits(self) -> list[Cell]:
+        """Return the splits that training sets of the finals do not have; raises InputError."""
+        sweep, missing = self._sweep, []
+        runs = sweep.crossed_runs({})
+        if runs is None:
+            return []
+        faults: dict[str, Exception] = {}
+        for cell in runs.cells:
+            try:
+                sweep.implementation.check(runs.cell_config(cell), sweep.resources.workers, [])
+            except sweep.implementation.InputError as error:
+                missing.append(cell)
+                faults[cell.variant] = error
+        for name, fault in faults.items():
+            if all(cell in missing for cell in runs.cells if cell.variant == name):
+                raise InputError(f"finals: {name} cannot be trained on: {fault}")
+        return missing
 
     def _finals_settings(self) -> dict[str, Any] | None:
         finals = self._sweep.finals
@@ -259,7 +326,6 @@ class SweepDriver(Driver[SweepOutcome]):
         started = min(trial.datetime_start for trial in study.started_trials if trial.datetime_start)
         pictures = self._directory.path / "pictures"
         failure = self._illustrate(outcome, study, pictures)
-        failed_runs = outcome.winner.failures if outcome.winner else []
         summary = {
             "name": outcome.sweep,
             "started": f"{started:%Y-%m-%d %H:%M}",
@@ -269,19 +335,23 @@ class SweepDriver(Driver[SweepOutcome]):
             "scores": outcome.scores,
             "data_sets": data_sets,
             "model": str(outcome.model or "not registered"),
-            "tables": outcome.winner.tables() if outcome.winner else [],
+            "tables": outcome.tables,
             "candidate": outcome.candidate,
             "parameters": outcome.parameters,
             "pictures": sorted(pictures.glob("*.png")),
-            "notes": [line for line in [failure, *failed_runs, tracker.delivery_problem()] if line],
+            "notes": [line for line in [failure, *outcome.failures, tracker.delivery_problem()] if line],
             "commands": _commands(outcome),
             "runs": run_ids(study, tracker),
         }
         with self._progress.activity("writing the report"):
-            file = self._directory.path / "report.html"
-            write_report(study.study, summary, file)
-            self.publish(file)
-            tracker.log_file(file)
+            files = [self._directory.path / "report.html"]
+            write_report(study.study, summary, files[0])
+            if outcome.matrix:
+                files.append(self._directory.path / "matrix.csv")
+                write_matrix(outcome.matrix, files[1])
+            self.publish(*files)
+            for file in files:
+                tracker.log_file(file)
 
 
 def _commands(outcome: SweepOutcome) -> dict[str, str]:

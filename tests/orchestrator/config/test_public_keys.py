@@ -61,6 +61,7 @@ SWEEP = {
     "finals.top",
     "finals.seeds",
     "finals.splits",
+    "finals.train",
     "registry.model",
     "registry.alias",
 }
