@@ -24,7 +24,7 @@ SMALL = {
 USE = """
 import sys, mlflow, numpy
 assert not any(name in sys.modules for name in ("orchestrator", "trainables"))
-model = mlflow.pyfunc.load_model("models:/multi-shot-reid@champion")
+model = mlflow.pyfunc.load_model("models:/multi-shot-reid-walkers@champion")
 for length in (1, 5, 20):
     features = model.predict(numpy.ones((2, length, 96, 40, 3), numpy.uint8))
     numpy.testing.assert_allclose(numpy.linalg.norm(features, axis=1), 1, rtol=1e-5)
@@ -55,6 +55,7 @@ def test_shipped_sweep_trains_registers_and_serves(tmp_path: Path) -> None:
 
     outcome = json.loads((store / "alignment" / "outcome.json").read_text())
     assert outcome["trials"] == {"running": 0, "complete": 2, "pruned": 0, "failed": 0}
+    assert len(outcome["winner"]["checkpoints"]) == 2, "each run of the winner was scored"
     assert {"test/walkers/rank1", "test/walkers-b/mAP"} <= set(outcome["scores"])
     assert all(0 <= score <= 1 for score in outcome["scores"].values())
 
@@ -62,13 +63,14 @@ def test_shipped_sweep_trains_registers_and_serves(tmp_path: Path) -> None:
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("alignment").experiment_id])
     (parent,) = (run for run in runs if run.data.tags["run.kind"] == "sweep")
-    assert len(runs) == 3
+    own = [run for run in runs if run.data.tags["sweep.id"] == parent.data.tags["sweep.id"]]
+    assert (len(own), len(runs)) == (3, 8)  # the finals have a parent and two runs of two trials
     assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {
         "walkers",
         "walkers-stills",
         "walkers-b",
     }
-    best = next(run for run in runs if run.data.tags.get("trial.number") == str(outcome["best"]["trial"]))
+    best = next(run for run in own if run.data.tags.get("trial.number") == str(outcome["best"]["trial"]))
     for term in ("video", "pseudo", "motion", "content", "distribution"):
         assert [p.step for p in client.get_metric_history(best.info.run_id, f"train/{term}")] == [1, 2]
 
