@@ -114,7 +114,16 @@ def _sweep(
     folder: Path, trials: int | None
 ) -> tuple[float, float, list[tuple[str, dict[str, Any], int]], list[Epochs]]:
     """Run the sweep; return the seconds of the command and of its trials, the trials, and their reports."""
-    command = [sys.executable, "-m", "orchestrator.sweep", str(SWEEP), "--storage", str(folder), "--set", "finals=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.sweep",
+        str(SWEEP),
+        "--storage",
+        str(folder),
+        "--set",
+        "finals=null",
+    ]
     command += [] if trials is None else ["--trials", str(trials)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     whole = seconds(
