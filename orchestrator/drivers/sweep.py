@@ -10,13 +10,19 @@ from typing import Any
 
 import ray
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.console import RenderableType
 
 from orchestrator.config.sections import Budget
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
-from orchestrator.console.tables import format_number, pairs
+from orchestrator.console.tables import (
+    format_estimate,
+    format_number,
+    objective_texts,
+    pairs,
+    pareto_table,
+)
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.plan import sweep_plan
 from orchestrator.errors import SweepError
@@ -28,14 +34,23 @@ from orchestrator.report.sweep import write_report
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
 from orchestrator.study.search import SearchStudy, rehearse_sampler
+from orchestrator.study.selection import (
+    describe_trial,
+    infeasible_trials,
+    objective_errors,
+    uncertainty_note,
+)
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import DataSetRecord
+from orchestrator.trainable import ERROR, DataSetRecord
 
 _log = logging.getLogger(__name__)
+
+_MAX_SHOWN = 12
+"""Trials of a Pareto set on the terminal."""
 
 
 class BestTrial(BaseModel):
@@ -55,6 +70,17 @@ class SweepOutcome(Outcome):
     objective: dict[str, float]
     scores: dict[str, float]
     model: RegisteredModel | None
+    errors: dict[str, float] = Field(default={})
+    """Standard errors of the objectives of the best trial, by metric, where they were reported."""
+
+    pareto_set: list[dict[str, Any]] = Field(default=[])
+    """For several objectives, the best trials: ``trial``, objectives, ``errors`` and ``parameters``."""
+
+    infeasible: int = 0
+    """Number of complete trials that violate a constraint."""
+
+    notes: list[str] = Field(default=[])
+    """What to keep in mind about the best trial, one line each."""
 
 
 class SweepDriver(Driver[SweepOutcome]):
@@ -107,6 +133,8 @@ class SweepDriver(Driver[SweepOutcome]):
         sweep, best = self._sweep, study.best()
         assert best is not None, "at least one trial is complete"
         scores = self._score(study, best)
+        metrics, single = [objective.metric for objective in sweep.objective], len(sweep.objective) == 1
+        note = uncertainty_note(study.started_trials, metrics[0], study.modes[0]) if single else ""
         outcome = SweepOutcome(
             sweep=sweep.name,
             budget=sweep.budget.model_dump(),
@@ -117,20 +145,31 @@ class SweepDriver(Driver[SweepOutcome]):
             tracking=sweep.tracking.uri,
             report=self._directory.locate("report.html"),
             model=self._register(study, best, scores, tracker),
+            errors=objective_errors(best, metrics),
+            pareto_set=[] if single else [describe_trial(each, metrics) for each in study.pareto_set()],
+            infeasible=len(infeasible_trials(study.started_trials)),
+            notes=[note] if note else [],
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
-        """Return scores and objectives of the best trial."""
-        return {**outcome.scores, **outcome.objective}
+        """Return scores, objectives and their standard errors of the best trial."""
+        errors = {f"{metric}{ERROR}": error for metric, error in outcome.errors.items()}
+        return {**outcome.scores, **outcome.objective, **errors}
 
     def note(self, outcome: SweepOutcome) -> str:
-        """Return best parameters and scores."""
-        lines = [f"Best: {trial_name(outcome.best.trial)}", "", "| parameter | value |", "|---|---|"]
+        """Return best parameters and scores, and the Pareto set of several objectives."""
+        lines = [f"Best: {trial_name(outcome.best.trial)}", "", *outcome.notes]
+        lines += ["", "| parameter | value |", "|---|---|"]
         lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.best.parameters.items()]
         lines += ["", "| score | value |", "|---|---|"]
         lines += [f"| {metric} | {format_number(value)} |" for metric, value in outcome.scores.items()]
+        if outcome.pareto_set:
+            metrics = list(outcome.objective)
+            lines += ["", f"| Pareto set | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+            rows = [(trial["trial"], *objective_texts(trial).values()) for trial in outcome.pareto_set]
+            lines += [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join(lines)
 
     def summarise(self, outcome: SweepOutcome) -> None:
@@ -140,10 +179,20 @@ class SweepDriver(Driver[SweepOutcome]):
             "trials": f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed",
             "best trial": trial_name(outcome.best.trial),
         }
-        rows |= {metric: format_number(value) for metric, value in outcome.objective.items()}
+        if outcome.infeasible:
+            rows["trials"] += f"; {outcome.infeasible} infeasible"
+        rows |= {
+            metric: format_estimate(value, outcome.errors.get(metric))
+            for metric, value in outcome.objective.items()
+        }
         if outcome.model:
             rows["model"] = str(outcome.model)
         self._progress.show(pairs(f"Sweep {outcome.sweep}", rows))
+        for line in outcome.notes:
+            self._progress.print(f"note: {line}")
+        if outcome.pareto_set:
+            shown = outcome.pareto_set[:_MAX_SHOWN]
+            self._progress.show(pareto_table(shown, len(outcome.pareto_set)))
         for title, values in (("Best parameters", outcome.best.parameters), ("Scores", outcome.scores)):
             self._progress.show(pairs(title, {key: format_number(value) for key, value in values.items()}))
         for label, text in _commands(outcome).items():
@@ -169,7 +218,7 @@ class SweepDriver(Driver[SweepOutcome]):
     def _score(self, study: SearchStudy, best: FrozenTrial) -> dict[str, float]:
         """Return the scores of a trial on the targets; raises SweepError."""
         sweep, name = self._sweep, trial_name(best.number)
-        config = sweep.trial_config(best.params).model_dump(mode="json")
+        config = sweep.trial_config(best.params).model_dump(mode="json", by_alias=True)
         with self._progress.activity(f"scoring {name} on the targets"):
             task = trainable_task(evaluate, sweep.resources.cpus, sweep.resources.gpus, f"score {name}")
             try:
@@ -224,7 +273,10 @@ class SweepDriver(Driver[SweepOutcome]):
             "scores": outcome.scores,
             "data_sets": data_sets,
             "model": str(outcome.model or "not registered"),
-            "notes": [line for line in [tracker.delivery_problem()] if line],
+            "notes": [line for line in [*outcome.notes, tracker.delivery_problem()] if line],
+            "errors": outcome.errors,
+            "pareto_set": outcome.pareto_set,
+            "infeasible": outcome.infeasible,
             "commands": _commands(outcome),
             "runs": run_ids(study, tracker),
         }

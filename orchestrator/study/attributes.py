@@ -43,6 +43,9 @@ CHECKPOINT = "checkpoint"
 SCORES = "scores"
 """Of a scored trial: its scores on the targets."""
 
+VIOLATED = "violated"
+"""Of an ended trial of a search: the constraints that it violates, in one line; absent for none."""
+
 LAST_METRICS = "last"
 """Of a trial of a comparison: the trainable's metrics in its last epoch."""
 
