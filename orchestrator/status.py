@@ -5,10 +5,11 @@ machine that reaches the storage. ``--json`` prints one document, and with ``--w
 ``name``, ``kind``, ``uri``, ``state``, ``driver`` (``host``, ``pid``, ``started``,
 ``seconds_since_heartbeat`` by the clocks of two machines), ``stop_requested``, ``trials`` (number by state;
 for a comparison the last attempt at each), ``budget`` (``{trials: [used, limit], seconds: [...], gpu_hours:
-[...]}``), ``best`` (trial, objectives, parameters), ``activity`` (what each unfinished trial is doing),
-``failures`` (reason, trials), ``undelivered`` (records that wait for MLflow), ``model``, ``report`` and
-``problem`` (what is missing). The list is ``{storage, jobs: [...]}``. The keys of a trial are those of
-`orchestrator.study.status.TrialStatus`.
+[...]}``), ``best`` (trial, objectives, their standard errors as ``errors``, parameters), ``pareto_set`` (for
+several objectives a list of the same), ``infeasible`` (complete trials that violate a constraint),
+``activity`` (what each unfinished trial is doing), ``failures`` (reason, trials), ``undelivered`` (records
+that wait for MLflow), ``model``, ``report`` and ``problem`` (what is missing). The list is ``{storage, jobs:
+[...]}``. The keys of a trial are those of `orchestrator.study.status.TrialStatus`.
 
 The states: ``running``; ``stopped``; ``died``: the driver ended without recording it; ``silent``: a driver in
 a bucket without a heartbeat; ``finished``; in a list ``unreadable``.
@@ -18,10 +19,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
 from orchestrator.console.progress import Progress
@@ -133,14 +134,11 @@ def _show_list(storage: str, jobs: Sequence["Status"], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from orchestrator.console.tables import format_number
-
     table = Table(title=f"Jobs in {storage}", title_justify="left", title_style="bold")
     for column in ("name", "kind", "state", "trials", "best", "last heartbeat"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        best = dict(job.best or {})
-        values = [format_number(value) for key, value in best.items() if key not in ("trial", "parameters")]
+        values = _objectives(job.best or {}).values()
         table.add_row(
             job.name,
             job.kind,
@@ -208,9 +206,11 @@ def render(status: "Status") -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    from orchestrator.console.tables import pairs
+    from orchestrator.console.tables import pairs, pareto_table
 
     parts: list[RenderableType] = [pairs(f"{status.kind.capitalize()} {status.name}", _rows(status))]
+    if status.pareto_set:
+        parts += ["", pareto_table(status.pareto_set[:_MAX_ROWS], len(status.pareto_set))]
     if status.activity:
         parts += ["", pairs("Unfinished trials", _shortened(status.activity))]
     if status.failures:
@@ -223,7 +223,7 @@ def render(status: "Status") -> "RenderableType":
 
 
 def _rows(status: "Status") -> dict[str, str]:
-    from orchestrator.console.tables import format_number, format_values
+    from orchestrator.console.tables import format_values
 
     rows = {"state": _STATES[status.state] + ", stop requested" * status.stop_requested}
     rows["kept in"] = status.uri
@@ -232,13 +232,13 @@ def _rows(status: "Status") -> dict[str, str]:
         if status.state in ("running", "silent"):
             rows["last heartbeat"] = f"{driver['seconds_since_heartbeat']:.0f} s ago"
     rows["trials"] = ", ".join(f"{count} {state}" for state, count in status.trials.items()) or "none yet"
+    if status.infeasible:
+        rows["trials"] += f"; {status.infeasible} infeasible"
     rows |= _budget_rows(status)
     if status.best is not None:
-        best = dict(status.best)
-        parameters, trial = best.pop("parameters"), best.pop("trial")
-        values = ", ".join(f"{metric} {format_number(value)}" for metric, value in best.items())
-        rows["best"] = f"{values} ({trial})"
-        rows["parameters"] = format_values(parameters)
+        values = ", ".join(f"{metric} {text}" for metric, text in _objectives(status.best).items())
+        rows["best"] = f"{values} ({status.best['trial']})"
+        rows["parameters"] = format_values(status.best["parameters"])
     labels = {
         "problem": status.problem,
         "not delivered": status.undelivered,
@@ -246,6 +246,13 @@ def _rows(status: "Status") -> dict[str, str]:
         "report": status.report,
     }
     return rows | {label: text for label, text in labels.items() if text}
+
+
+def _objectives(best: Mapping[str, Any]) -> dict[str, str]:
+    """Return the objectives of a trial with their standard errors, by metric."""
+    from orchestrator.console.tables import objective_texts
+
+    return objective_texts(best)
 
 
 def _budget_rows(status: "Status") -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -54,12 +54,18 @@ class Context(Protocol):
     def device(self) -> str:
         """``cpu`` or ``cuda:<index>``."""
 
+    @property
+    def metrics(self) -> Collection[str]:
+        """The metrics that the job needs, such as its objectives; ``fit`` may leave out other costly ones."""
+
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch; every rank calls it.
 
         Args:
             metrics: ``epoch`` (from 1, counted over resumes) and those of ``Trainable.metrics`` that the
-                config has, such as scores on validation data; aggregated over the ranks.
+                config has, such as scores on validation data; aggregated over the ranks. Beside a metric
+                ``M`` it may have ``M/error``, the standard error of ``M``: how far it would vary with other
+                validation data. It is shown with the best value.
             save: writes the checkpoint files into the folder that it gets; called on rank 0 only.
 
         Raises:
@@ -85,7 +91,7 @@ class Trainable(Protocol):
     """Raised when the user's data is at fault. ``str()`` is one line that begins with the path in the
     config."""
     metrics: Mapping[str, Literal["max", "min"]]
-    """Every metric that ``fit`` may report, and whether higher or lower is better."""
+    """Every metric that ``fit`` may report, and whether higher or lower is better; see `MetricsByConfig`."""
     throughput: str | None
     """The metric that counts work per second, if there is one."""
 
@@ -105,7 +111,7 @@ class Trainable(Protocol):
         Args:
             config: the config of a trial.
             workers: the number of workers of a trial.
-            metrics: those of ``Trainable.metrics`` that the job needs, such as the objective.
+            metrics: those of ``Trainable.metrics`` that the job needs, such as objectives and constraints.
 
         Raises:
             InputError: the data does not suffice for so many workers, or ``fit`` does not report one of the
@@ -185,11 +191,28 @@ class SearchChecking(Protocol):
         """
 
 
+@runtime_checkable
+class MetricsByConfig(Protocol):
+    """A trainable whose metrics depend on its config, such as scores on sets that the config names."""
+
+    def metrics_for(self, config: Any) -> Mapping[str, Literal["max", "min"]]:
+        """Return every metric that ``fit`` may report with this config, and whether higher is better."""
+
+
+ERROR = "/error"
+"""What the name of the standard error of a metric adds to that of the metric."""
+
 _METRIC_NAME = re.compile(r"[/\w.\- :]{1,250}")
 """Names that MLflow 3 accepts."""
 
 _RESERVED = ("time", "objective")
 """Names under which the study and MLflow keep something else."""
+
+
+def metrics_of(subject: Trainable, config: Any) -> Mapping[str, Literal["max", "min"]]:
+    """Return every metric that a trainable may report with a config."""
+    return subject.metrics_for(config) if isinstance(subject, MetricsByConfig) else subject.metrics
+
 
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")
 
@@ -231,15 +254,22 @@ def contract_violation(candidate: type) -> str | None:
     error: object = getattr(candidate, "InputError")  # noqa: B009
     if not (isinstance(error, type) and issubclass(error, Exception)):
         return "its 'InputError' is not an exception"
-    metrics: object = getattr(candidate, "metrics")  # noqa: B009
-    if not (isinstance(metrics, Mapping) and metrics and set(metrics.values()) <= {"max", "min"}):
-        return "its 'metrics' do not map names to 'max' or 'min'"
-    for name in metrics:
-        if fault := metric_name_fault(name):
-            return f"its 'metrics' have {fault}"
+    metrics: Any = getattr(candidate, "metrics")  # noqa: B009
+    if violation := metrics_violation(metrics, "metrics"):
+        return violation
     throughput: object = getattr(candidate, "throughput")  # noqa: B009
     if throughput is not None and throughput not in metrics:
         return f"its 'throughput' {throughput!r} is not one of its metrics"
+    return None
+
+
+def metrics_violation(metrics: object, origin: str) -> str | None:
+    """Return why a value of the attribute or method ``origin`` does not say which metrics there are."""
+    if not (isinstance(metrics, Mapping) and metrics and set(metrics.values()) <= {"max", "min"}):
+        return f"its {origin!r} do not map names to 'max' or 'min'"
+    for name in metrics:
+        if fault := metric_name_fault(name):
+            return f"its {origin!r} have {fault}"
     return None
 
 

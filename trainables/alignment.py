@@ -18,7 +18,9 @@ from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
 from trainables.data.parts import DataParts, Part, needed_to_train
 from trainables.errors import DataError
+from trainables.evaluation import cost
 from trainables.evaluation.retrieval import Retrieval, RetrievalSummary, read_summaries, write_summaries
+from trainables.evaluation.validation import CROSS_SCORES, OWN, SCORES, metric_name
 from trainables.export.encoder_module import check_portable
 from trainables.methods import METHODS, Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
@@ -30,7 +32,10 @@ from trainables.training.trainer import WEIGHTS, Context, Training
 _log = logging.getLogger(__name__)
 
 
-_MEASURES = ("data.split.", "data.validation.", "data.targets.", "data.shared_identities.", "evaluation.")
+_MEASURES = (
+    *("data.split.", "data.validation.", "data.fold.", "data.validate.", "data.validate_identities."),
+    *("data.targets.", "data.shared_identities.", "evaluation."),
+)
 """Paths of the config, or groups of them, that decide how a trial is scored."""
 
 _LOSS_WEIGHTS = ("loss.", "alignment.weights.")
@@ -68,12 +73,11 @@ class AlignmentTrainable:
     Config = AlignmentConfig
     InputError = DataError
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = {
-        "val/rank1": "max",
-        "val/rank5": "max",
-        "val/mAP": "max",
-        "val/mINP": "max",
+        **{metric_name(OWN, score): "max" for score in SCORES},
         "train/loss": "min",
         **_method_metrics(),
+        cost.PARAMETERS: "min",
+        cost.MILLISECONDS: "min",
         "frames_per_second": "max",
     }
     throughput = "frames_per_second"
@@ -81,6 +85,18 @@ class AlignmentTrainable:
     def __init__(self) -> None:
         self._checked: list[tuple[DataConfig, int]] = []
         self._prepared: dict[str, list[DataSetRecord]] = {}
+
+    def metrics_for(self, config: AlignmentConfig) -> Mapping[str, Literal["max", "min"]]:
+        """Return every metric that `fit` may report: also those of the sets and the method of the config.
+
+        Beside each score ``val/...`` it reports its standard error, ``val/.../error``.
+        """
+        metrics = dict(self.metrics)
+        for name in config.data.validate_on:
+            metrics |= {metric_name(name, score): "max" for score in SCORES}
+        if config.data.validate_on:
+            metrics |= {metric_name(splits.CROSS, score): "max" for score in CROSS_SCORES}
+        return metrics | {f"train/{term}": "min" for term in find_method(config.method).possible_terms}
 
     def prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         """Generate, read and pack every set that the config uses.
@@ -99,12 +115,14 @@ class AlignmentTrainable:
     def _prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         names = {*needed_to_train(config.data, config.image_sets), *config.data.targets}
         data = DataParts(config.data, sources.resolve_all(config.data, names))
-        for name in (config.data.sequences, *config.image_sets):
+        for name in (config.data.sequences, *config.image_sets, *config.data.validate_on):
             _log_dropped(data, name)
         _batches(config, data)
+        _check_validation(data)
         roles = [("train", config.data.sequences)]
         roles += [("target", name) for name in config.data.targets]
         roles += [("images", name) for name in config.image_sets]
+        roles += [("validate", name) for name in config.data.validate_on]
         return [_record(data, role, name) for role, name in roles]
 
     def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
@@ -129,7 +147,8 @@ class AlignmentTrainable:
                 f"batch.identities: {config.batch.identities} is too many; {config.data.sequences!r} has"
                 f" {identities} training identities, not counting those for validation"
             )
-        if config.data.validation == 0 and (lost := [name for name in metrics if name.startswith("val/")]):
+        own = {metric_name(OWN, score) for score in SCORES}
+        if config.data.validation == 0 and (lost := [name for name in metrics if name in own]):
             raise DataError(
                 f"data.validation: 0 leaves no identity for validation, so {lost[0]} is never reported; write"
                 " for example 0.25"
@@ -196,6 +215,7 @@ class AlignmentTrainable:
             data.validation(),
             config.optimizer,
             context,
+            others=data.cross_validation(),
             phases=config.phases,
             seed=config.seed,
             precision=config.precision,
@@ -393,6 +413,13 @@ def _embedder(config: AlignmentConfig, checkpoint: Path) -> SequenceEmbedder:
     return embedder.eval()
 
 
+def _check_validation(data: DataParts) -> None:
+    """Raise ``DataError`` for a set in ``validate`` of which too few identities are left."""
+    for name, (query, gallery) in data.cross_validation().items():
+        if len(set(query.identities) & set(gallery.identities)) < 2:
+            raise DataError(f"data.validate: too few identities of {name!r} are left to validate on")
+
+
 def _log_dropped(data: DataParts, name: str) -> None:
     if holders := splits.holders(data.config, name):
         dropped = data.dropped(name)
@@ -416,6 +443,8 @@ def _record(data: DataParts, role: str, name: str) -> DataSetRecord:
         "tracklets": len(pack),
         "frames": int(pack.lengths.sum()),
     }
+    if role == "validate":
+        counts["validation identities"] = len(np.unique(data.cross_validation()[name][0].identities))
     if role != "target" and splits.holders(data.config, name):
         dropped = data.dropped(name)
         counts["dropped identities"] = len(np.unique(dropped.identities))

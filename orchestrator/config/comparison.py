@@ -101,7 +101,7 @@ class Comparison(Job):
         A score is like the trainable's metric with the same last part: ``test/walkers/rank1`` is like
         ``val/rank1``. Without such a metric, higher is better.
         """
-        metrics = self.implementation.metrics
+        metrics = self.trial_metrics
         if metric in metrics:
             return metrics[metric]
         last = metric.rpartition("/")[2]
@@ -140,7 +140,8 @@ class Comparison(Job):
 
     def required_metrics(self) -> list[str]:
         """Return the metrics of the table that an epoch reports; the others are scores."""
-        return [metric for metric in self.metrics if metric in self.implementation.metrics]
+        available = self.trial_metrics
+        return [metric for metric in self.metrics if metric in available]
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
         """Yield the config of every variant on the first split, which suffices to prepare whole data sets."""

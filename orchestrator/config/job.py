@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
@@ -42,6 +42,7 @@ class Job(Section):
     study: str = Field("", description="database of the study; default: beside the checkpoints")
     tracking: Tracking = Tracking()
     _implementation: Trainable = PrivateAttr()
+    _trial_metrics: Mapping[str, Literal["max", "min"]] | None = PrivateAttr(None)
     _location: Callable[[tuple[str | int, ...]], str] = PrivateAttr()
 
     @field_validator("name")
@@ -80,6 +81,16 @@ class Job(Section):
     def implementation(self) -> Trainable:
         """The trainable."""
         return self._implementation
+
+    @property
+    def trial_metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        """Every metric that a trial may report, and whether higher or lower is better."""
+        if self._trial_metrics is None:
+            metrics: dict[str, Literal["max", "min"]] = {}
+            for config in self.configs_to_prepare():
+                metrics |= trainable.metrics_of(self._implementation, config)
+            self._trial_metrics = metrics
+        return self._trial_metrics
 
     def located(self, message: str) -> str:
         """Return a message that begins with a path of the file, behind the file and line of that path."""

@@ -38,6 +38,11 @@ class Sampler(Component):
             )
         return data
 
+    @property
+    def ignores_constraints(self) -> bool:
+        """Whether the sampler is one of those of Optuna that do not use constraints."""
+        return self.name in ("random", "cmaes", "qmc", "brute_force")
+
     def build(self, offset: int = 0) -> optuna.samplers.BaseSampler:
         """Return a new sampler with ``offset`` added to its ``seed``, if it has one.
 

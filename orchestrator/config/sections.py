@@ -150,6 +150,31 @@ class Objective(Section):
         return "maximize" if self.mode == "max" else "minimize"
 
 
+class Constraint(Section):
+    """Bounds of a metric; only trials within them can be the best."""
+
+    metric: str = Field(description="one of the trainable's metrics")
+    at_most: Annotated[Number, Field(allow_inf_nan=False)] | None = Field(None, description="upper bound")
+    at_least: Annotated[Number, Field(allow_inf_nan=False)] | None = Field(None, description="lower bound")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError(f"{self.metric} has no bound; give at_most or at_least")
+        if None not in (self.at_most, self.at_least) and self.at_least > self.at_most:  # type: ignore[operator]
+            raise ValueError(f"at_least is {self.at_least:g}, above at_most, {self.at_most:g}")
+        return self
+
+    def violations(self, value: float) -> dict[str, float]:
+        """Return how far a value of the metric is outside of each bound, at most 0 if it is inside."""
+        bounds = {}
+        if self.at_most is not None:
+            bounds[f"{self.metric} at most {self.at_most:g}"] = value - self.at_most
+        if self.at_least is not None:
+            bounds[f"{self.metric} at least {self.at_least:g}"] = self.at_least - value
+        return bounds
+
+
 class Budget(Section):
     """The limits of a sweep; it ends at the first one that it reaches."""
 
@@ -162,7 +187,7 @@ class Budget(Section):
         None, description="hours that workers may hold GPUs, summed over all attempts and runs of the command"
     )
     no_gain_for: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="consecutive finished trials without a new best one"
+        None, description="consecutive finished trials without a new best one, or one in the Pareto set"
     )
     failures: Annotated[Integer, Field(ge=1)] = Field(
         10, description="consecutive failed trials, in one run of the command, after which it ends"

@@ -32,7 +32,16 @@ from orchestrator.config.renames import with_new_names
 from orchestrator.config.samplers import Sampler
 from orchestrator.config.schedulers import Scheduler
 from orchestrator.config.search_space import Space
-from orchestrator.config.sections import Budget, Finals, Objective, Point, PointName, Registry, Source
+from orchestrator.config.sections import (
+    Budget,
+    Constraint,
+    Finals,
+    Objective,
+    Point,
+    PointName,
+    Registry,
+    Source,
+)
 from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, nearest, quote
 from orchestrator.trainable import SearchChecking
@@ -49,6 +58,9 @@ class Sweep(Job):
 
     search: dict[str, Parameter] = Field(description="searched paths: {PATH: {uniform: [0, 1]}}")
     objective: tuple[Objective, ...] = Field(description="what to optimize: {metric: NAME, mode: max}")
+    constraints: tuple[Constraint, ...] = Field(
+        (), description="bounds that the best trial satisfies: {metric: NAME, at_most: 5}"
+    )
     sampler: Sampler = Sampler.model_validate("tpe")
     scheduler: Scheduler
     budget: Budget = Field(description="when to end: {trials: 24}")
@@ -83,6 +95,11 @@ class Sweep(Job):
             if source in value[:index]:
                 raise ValueError(f"{quote(source)} is given twice; keep one of them")
         return value
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _one_constraint_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -178,8 +195,9 @@ class Sweep(Job):
             yield from self.final_runs({"finals": {}}).configs_to_check()
 
     def required_metrics(self) -> list[str]:
-        """Return the metrics of the objectives."""
-        return [objective.metric for objective in self.objective]
+        """Return the metrics of the objectives and of the constraints."""
+        objectives = [objective.metric for objective in self.objective]
+        return list(dict.fromkeys([*objectives, *(constraint.metric for constraint in self.constraints)]))
 
     def configs_to_prepare(self) -> Iterator[BaseModel]:
         """Yield the fixed config, then the fixed config with each choice, which may be of data."""
@@ -258,8 +276,7 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     implementation = sweep.implementation
     if sweep.budget.gpu_hours is not None and not sweep.resources.gpus:
         raise FieldError(Fault(("budget", "gpu_hours"), "trials use no GPU; set resources.gpus"))
-    objective = _with_modes(sweep.objective, implementation.metrics, isinstance(tree["objective"], list))
-    if len(objective) > 1 and sweep.scheduler.name != "none":
+    if len(sweep.objective) > 1 and sweep.scheduler.name != "none":
         reason = "trials with several objectives cannot be stopped early; write scheduler: none"
         raise FieldError(Fault(("scheduler",), reason))
     if sweep.name in sweep.warm_start:
@@ -276,8 +293,12 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
         name: space.check_point(point, implementation.Config, "enqueue", name)
         for name, point in sweep.enqueue.items()
     }
-    sweep = sweep.model_copy(update={"objective": objective, "enqueue": enqueue})
+    sweep = sweep.model_copy(update={"enqueue": enqueue})
     sweep._space = space
+    metrics = sweep.trial_metrics
+    objective = _with_modes(sweep.objective, metrics, isinstance(tree["objective"], list))
+    _check_constraints(sweep.constraints, metrics, isinstance(tree.get("constraints"), list))
+    sweep = sweep.model_copy(update={"objective": objective})
     if sweep.finals is not None:
         runs = sweep.final_runs({"finals": {}})
         check_finals(sweep.finals, runs, sweep.budget.trials, sweep.search)
@@ -299,6 +320,25 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     return sweep
 
 
+def _check_constraints(
+    constraints: tuple[Constraint, ...], metrics: Mapping[str, Literal["max", "min"]], listed: bool
+) -> None:
+    """Raise FieldError for a metric that the trainable does not have, or that two constraints name."""
+    seen: set[str] = set()
+    for index, constraint in enumerate(constraints):
+        location: tuple[str | int, ...] = ("constraints", *[index] * listed, "metric")
+        if constraint.metric not in metrics:
+            raise FieldError(Fault(location, _no_metric(constraint.metric, metrics)))
+        if constraint.metric in seen:
+            reason = f"{quote(constraint.metric)} is given twice; give both bounds in one constraint"
+            raise FieldError(Fault(location, reason))
+        seen.add(constraint.metric)
+
+
+def _no_metric(name: str, metrics: Mapping[str, Literal["max", "min"]]) -> str:
+    return f"the trainable has no metric {quote(name)}{nearest(name, metrics)}"
+
+
 def _with_modes(
     objectives: tuple[Objective, ...], metrics: Mapping[str, Literal["max", "min"]], listed: bool
 ) -> tuple[Objective, ...]:
@@ -307,10 +347,7 @@ def _with_modes(
     for index, objective in enumerate(objectives):
         location: tuple[str | int, ...] = ("objective", index) if listed else ("objective",)
         if objective.metric not in metrics:
-            reason = (
-                f"the trainable has no metric {quote(objective.metric)}{nearest(objective.metric, metrics)}"
-            )
-            raise FieldError(Fault((*location, "metric"), reason))
+            raise FieldError(Fault((*location, "metric"), _no_metric(objective.metric, metrics)))
         if objective.metric in {other.metric for other in complete}:
             raise FieldError(
                 Fault((*location, "metric"), f"{quote(objective.metric)} is given twice; keep one of them")

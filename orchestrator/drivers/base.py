@@ -33,7 +33,6 @@ from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Lease
 from orchestrator.storage.records import DamagedError
 from orchestrator.storage.study_database import Problem, database_problem, explained_damage
-from orchestrator.study.attributes import REASON
 from orchestrator.study.base import Study
 from orchestrator.tracking import preflight
 from orchestrator.tracking.tracker import Tracker
@@ -327,7 +326,7 @@ class Driver(ABC, Generic[OutcomeType]):
         return list(records.values())
 
     def _run_trials(self, job_id: str, study: Study, joined: Cluster, lease: Lease, tracker: Tracker) -> int:
-        """Run the trials that remain; return the exit code, DONE when at least one is complete."""
+        """Run the trials that remain; return the exit code, DONE when there is an outcome."""
         if started := len(study.started_trials):
             _log.info("resuming: %d trials started before, %d remain", started, study.remaining())
         end = run_trials(
@@ -341,10 +340,8 @@ class Driver(ABC, Generic[OutcomeType]):
                 return ExitCode.FAILED
             self._progress.print(f"interrupted; rerun the command to resume the {self._job.kind}")
             return ExitCode.INTERRUPTED
-        if not study.count()["complete"]:
-            trials = study.started_trials
-            reasons = sorted({trial.user_attrs.get(REASON, "unknown") for trial in trials})
-            _log.error("none of %d trials succeeded: %s", len(trials), "; ".join(reasons))
+        if fault := study.outcome_fault():
+            _log.error("%s", fault)
             return ExitCode.FAILED
         return ExitCode.DONE
 

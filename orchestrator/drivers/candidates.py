@@ -31,13 +31,18 @@ class Candidate(NamedTuple):
     config: BaseModel
     checkpoint: "ray.train.Checkpoint"
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The config as plain values, for a task."""
+        return self.config.model_dump(mode="json", by_alias=True)
+
 
 def score(job: Job, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
     """Return the scores of each candidate on the targets, computed on the cluster; raises SweepError."""
     resources = job.resources
     references = [
         trainable_task(evaluate, resources.cpus, resources.gpus, f"score {candidate.name}").remote(
-            job.trainable, candidate.config.model_dump(mode="json"), candidate.checkpoint
+            job.trainable, candidate.values, candidate.checkpoint
         )
         for candidate in candidates
     ]

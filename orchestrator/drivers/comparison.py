@@ -196,7 +196,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
             ScoredRun(
                 row.variant,
                 run_label(row),
-                comparison.cell_config(cell).model_dump(mode="json"),
+                comparison.cell_config(cell).model_dump(mode="json", by_alias=True),
                 study.checkpoint(row.number),
             )
             for cell, row in zip(comparison.cells, rows, strict=True)

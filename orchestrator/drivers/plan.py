@@ -29,7 +29,7 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
     first = {"enqueued": ", ".join(sweep.enqueue), "warm start": ", ".join(sweep.warm_start)}
     return {
-        "objective": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective),
+        **_objective_rows(sweep),
         "sampler": sweep.sampler.name,
         **{name: text for name, text in first.items() if text},
         "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
@@ -48,6 +48,22 @@ def _finals(sweep: Sweep) -> str:
         f"the best {sweep.finals.top} trials again, {runs} times each, of at most {sweep.epochs} epochs; the "
         "winner is scored"
     )
+
+
+def _objective_rows(sweep: Sweep) -> dict[str, str]:
+    """Return what is optimized, and within which bounds."""
+    text = ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objective)
+    rows = {"objective": text}
+    if len(sweep.objective) > 1:
+        chosen = "is the candidate" if sweep.finals is None else "leads the finals"
+        rows["objective"] += f": a Pareto set; the model with the best {sweep.objective[0].metric} {chosen}"
+    if sweep.constraints:
+        rows["constraints"] = ", ".join(bound for each in sweep.constraints for bound in each.violations(0.0))
+        if sweep.sampler.ignores_constraints:
+            rows["constraints"] += (
+                f"; {sweep.sampler.name} ignores them, the choice of the best trial does not"
+            )
+    return rows
 
 
 def resource_rows(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.console import RenderableType
 
 from orchestrator.config.comparison import Cell
 from orchestrator.config.sections import Budget
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
-from orchestrator.console.tables import format_number, pairs
+from orchestrator.console.tables import (
+    format_estimate,
+    format_number,
+    objective_texts,
+    pairs,
+    pareto_table,
+)
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.candidates import Candidate, register_candidate, score
 from orchestrator.drivers.comparison import ComparisonDriver, run_label
@@ -32,15 +38,24 @@ from orchestrator.study import warm_start
 from orchestrator.study.base import Study
 from orchestrator.study.finals import MatrixCell, score_matrix, write_matrix
 from orchestrator.study.search import SearchStudy, rehearse_sampler
+from orchestrator.study.selection import (
+    describe_trial,
+    infeasible_trials,
+    objective_errors,
+    uncertainty_note,
+)
 from orchestrator.study.statistics import Row
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import DataSetRecord
+from orchestrator.trainable import ERROR, DataSetRecord
 
 _log = logging.getLogger(__name__)
+
+_MAX_SHOWN = 12
+"""Trials of a Pareto set on the terminal."""
 
 
 class BestTrial(BaseModel):
@@ -60,6 +75,18 @@ class SweepOutcome(Outcome):
     objective: dict[str, float]
     scores: dict[str, float]
     model: RegisteredModel | None
+    errors: dict[str, float] = Field(default={})
+    """Standard errors of the objectives of the best trial, by metric, where they were reported."""
+
+    pareto_set: list[dict[str, Any]] = Field(default=[])
+    """For several objectives, the best trials: ``trial``, objectives, ``errors`` and ``parameters``."""
+
+    infeasible: int = 0
+    """Number of complete trials that violate a constraint."""
+
+    notes: list[str] = Field(default=[])
+    """What to keep in mind about the best trial, one line each."""
+
     finals: dict[str, Any] | None = None
     """The settings of the finals."""
 
@@ -191,6 +218,8 @@ class SweepDriver(Driver[SweepOutcome]):
             model = self._register(candidate, scores, tracker)
         else:
             scores, model = winner.scores, winner.model
+        metrics, single = [objective.metric for objective in sweep.objective], len(sweep.objective) == 1
+        note = uncertainty_note(study.started_trials, metrics[0], study.modes[0]) if single else ""
         outcome = SweepOutcome(
             sweep=sweep.name,
             budget=sweep.budget.model_dump(),
@@ -204,22 +233,33 @@ class SweepDriver(Driver[SweepOutcome]):
             finals=self._finals_settings(),
             winner=winner,
             crossed=tuple(self._crossed),
+            errors=objective_errors(best, metrics),
+            pareto_set=[] if single else [describe_trial(each, metrics) for each in study.pareto_set()],
+            infeasible=len(infeasible_trials(study.started_trials)),
+            notes=[note] if note else [],
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
-        """Return the scores of the candidate, their means in the finals, and the best objectives."""
+        """Return scores of the candidate, means of the finals, and the best objectives with errors."""
         own = outcome.winner.matrix if outcome.winner else []
         means = {f"mean/{cell.name}": cell.mean for cell in own if cell.mean is not None}
-        return {**means, **outcome.scores, **outcome.objective}
+        errors = {f"{metric}{ERROR}": error for metric, error in outcome.errors.items()}
+        return {**means, **outcome.scores, **outcome.objective, **errors}
 
     def note(self, outcome: SweepOutcome) -> str:
-        """Return best parameters and scores."""
-        lines = [f"Best: {outcome.candidate}", "", "| parameter | value |", "|---|---|"]
+        """Return parameters and scores of the candidate, the Pareto set, and the finals."""
+        lines = [f"Best: {outcome.candidate}", "", *outcome.notes]
+        lines += ["", "| parameter | value |", "|---|---|"]
         lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.parameters.items()]
         lines += ["", "| score | value |", "|---|---|"]
         lines += [f"| {metric} | {format_number(value)} |" for metric, value in outcome.scores.items()]
+        if outcome.pareto_set:
+            metrics = list(outcome.objective)
+            lines += ["", f"| Pareto set | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+            rows = [(trial["trial"], *objective_texts(trial).values()) for trial in outcome.pareto_set]
+            lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += [text for table in outcome.tables for text in ("", table.as_markdown())]
         return "\n".join(lines)
 
@@ -230,16 +270,26 @@ class SweepDriver(Driver[SweepOutcome]):
             "trials": f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed",
             "best trial": trial_name(outcome.best.trial),
         }
-        rows |= {metric: format_number(value) for metric, value in outcome.objective.items()}
+        if outcome.infeasible:
+            rows["trials"] += f"; {outcome.infeasible} infeasible"
+        rows |= {
+            metric: format_estimate(value, outcome.errors.get(metric))
+            for metric, value in outcome.objective.items()
+        }
         if outcome.winner:
             rows["winner of the finals"] = outcome.winner.finalists[0].name
         if outcome.model:
             rows["model"] = str(outcome.model)
         self._progress.show(pairs(f"Sweep {outcome.sweep}", rows))
-        shown = {f"Parameters of {outcome.candidate}": outcome.parameters}
+        for line in outcome.notes:
+            self._progress.print(f"note: {line}")
+        if outcome.pareto_set:
+            shown = outcome.pareto_set[:_MAX_SHOWN]
+            self._progress.show(pareto_table(shown, len(outcome.pareto_set)))
+        groups = {f"Parameters of {outcome.candidate}": outcome.parameters}
         if not outcome.winner:
-            shown["Scores"] = outcome.scores
-        for title, values in shown.items():
+            groups["Scores"] = outcome.scores
+        for title, values in groups.items():
             self._progress.show(pairs(title, {key: format_number(value) for key, value in values.items()}))
         for table in outcome.tables:
             self._progress.show(table.on_terminal())
@@ -316,7 +366,8 @@ class SweepDriver(Driver[SweepOutcome]):
             scored = [self._candidate(study, study.trial(outcome.best.trial))]
         variant = outcome.candidate.partition(" ")[0]
         runs = [
-            ScoredRun(variant, one.name, one.config.model_dump(mode="json"), one.checkpoint) for one in scored
+            ScoredRun(variant, one.name, one.config.model_dump(mode="json", by_alias=True), one.checkpoint)
+            for one in scored
         ]
         return illustrate(self._sweep, [variant], runs, folder, self._progress)
 
@@ -339,7 +390,14 @@ class SweepDriver(Driver[SweepOutcome]):
             "candidate": outcome.candidate,
             "parameters": outcome.parameters,
             "pictures": sorted(pictures.glob("*.png")),
-            "notes": [line for line in [failure, *outcome.failures, tracker.delivery_problem()] if line],
+            "notes": [
+                line
+                for line in [*outcome.notes, failure, *outcome.failures, tracker.delivery_problem()]
+                if line
+            ],
+            "errors": outcome.errors,
+            "pareto_set": outcome.pareto_set,
+            "infeasible": outcome.infeasible,
             "commands": _commands(outcome),
             "runs": run_ids(study, tracker),
         }

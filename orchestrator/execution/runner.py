@@ -68,6 +68,7 @@ def run_trials(
             report_timeout=job.resources.report_timeout,
             scores_trials=study.scores_trials,
             trials_per_worker=job.resources.trials_per_worker,
+            metrics=tuple(job.required_metrics()),
         )
         lease.on_heartbeat = monitor.on_heartbeat
         with progress.activity(monitor.status_line), interrupt.polled():

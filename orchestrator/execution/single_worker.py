@@ -147,6 +147,8 @@ class SingleWorker:
     """
 
     rank, world_size = 0, 1
+    metrics: tuple[str, ...] = ()
+    """No job needs any."""
 
     def __init__(
         self,

@@ -78,6 +78,9 @@ class TrialSpec:
     trials_per_worker: int
     """Trials after which the processes of the workers are replaced."""
 
+    metrics: tuple[str, ...] = ()
+    """Metrics that the job needs."""
+
     def resources_per_worker(self) -> dict[str, float]:
         """Return the Ray resources of one Train worker."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
@@ -159,7 +162,15 @@ class _TrialRun:
 
     def _train(self, config: Any) -> str | None:
         with _Watchdog(self._spec.report_timeout, self._folder) as watchdog, contextlib.ExitStack() as stack:
-            context = WorkerContext(self._trial, config.epochs, self._mailbox, self._folder, watchdog, stack)
+            context = WorkerContext(
+                self._trial,
+                config.epochs,
+                self._mailbox,
+                self._folder,
+                watchdog,
+                stack,
+                self._spec.metrics,
+            )
             self._tell(Started())
             try:
                 self._subject.fit(config, context)
@@ -224,6 +235,7 @@ class WorkerContext:
         folder: TrialFolder,
         watchdog: "_Watchdog",
         stack: contextlib.ExitStack,
+        metrics: tuple[str, ...] = (),
     ) -> None:
         from ray.train.torch import get_device
 
@@ -231,6 +243,7 @@ class WorkerContext:
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.device = str(get_device())
+        self.metrics = metrics
         self.checkpoint = trial.checkpoint
         """Path of the last complete checkpoint, on rank 0."""
         self.stopped = False

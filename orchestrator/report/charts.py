@@ -31,7 +31,7 @@ from orchestrator.report.style import (
     Picture,
     figure_uri,
 )
-from orchestrator.study.selection import own_trials
+from orchestrator.study.selection import best_trial, is_feasible, own_trials
 
 _PARAMETERS = 6
 """Parameters in a chart, the most important first."""
@@ -94,8 +94,9 @@ class _Search:
 
     @property
     def best(self) -> int | None:
-        """Number of the best trial."""
-        return self.complete[int(self.goodness.argmax())].number if self.complete else None
+        """Number of the best trial, which satisfies the constraints."""
+        best = best_trial(self.complete, "max" if self.maximise else "min")
+        return None if best is None else best.number
 
     @cached_property
     def varied(self) -> list[str]:
@@ -187,7 +188,9 @@ class _Dimension:
 def _draw_history(search: _Search) -> Picture:
     figure, axes = _chart(_NARROW, 3.6)
     numbers, last = [trial.number for trial in search.complete], search.trials[-1].number
-    best = (np.maximum if search.maximise else np.minimum).accumulate(search.values)
+    worst = -math.inf if search.maximise else math.inf
+    feasible = np.where([is_feasible(trial) for trial in search.complete], search.values, worst)
+    best = (np.maximum if search.maximise else np.minimum).accumulate(feasible)
     axes.scatter(
         numbers, search.values, s=16, color=BLUE, label="complete trial", rasterized=_is_dense(len(numbers))
     )
@@ -311,7 +314,7 @@ def _add_axis(axes: Axes, position: int, dimension: _Dimension) -> None:
 def _draw_slices(search: _Search, parameters: Sequence[_Dimension]) -> Picture:
     figure = Figure(figsize=(_WIDE, 3.4))
     panels = figure.subplots(1, len(parameters), sharey=True, squeeze=False).flat
-    best = int(search.goodness.argmax())
+    best = [trial.number for trial in search.complete].index(search.best) if search.best is not None else None
     for axes, parameter in zip(panels, parameters, strict=True):
         axes.scatter(
             parameter.positions,
@@ -323,7 +326,8 @@ def _draw_slices(search: _Search, parameters: Sequence[_Dimension]) -> Picture:
             alpha=0.8,
             rasterized=_is_dense(len(search.complete)),
         )
-        axes.scatter(parameter.positions[best], search.values[best], s=34, color=BEST, edgecolor="white")
+        if best is not None:
+            axes.scatter(parameter.positions[best], search.values[best], s=34, color=BEST, edgecolor="white")
         axes.set_xlabel(parameter.label)
         _scale_axis(axes, parameter)
     figure.axes[0].set_ylabel(search.metric)

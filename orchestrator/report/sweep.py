@@ -9,7 +9,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.console.tables import format_duration, format_number
+from orchestrator.console.tables import (
+    format_duration,
+    format_estimate,
+    format_number,
+    format_values,
+    objective_texts,
+)
 from orchestrator.report.charts import draw_charts
 from orchestrator.report.style import picture_of, template
 from orchestrator.study.attributes import REASON
@@ -33,6 +39,9 @@ _DEFAULTS: dict[str, Any] = {
     "candidate": "",
     "parameters": None,
     "pictures": (),
+    "errors": {},
+    "pareto_set": (),
+    "infeasible": 0,
 }
 
 
@@ -45,17 +54,20 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         summary: facts that the study does not contain. Every key is optional: ``name``, ``metric``,
             ``sweep_id``, ``started`` (text), ``duration`` (seconds), ``scores`` (value of every
             ``test/<set>/<score>``), ``data_sets`` (each with name, role, source, digest, counts), ``model``
-            (text), ``notes`` (lines), ``commands`` (command of every purpose), ``runs`` (MLflow run id of
-            every trial number), ``tables`` (of the finals; see `orchestrator.report.finals.Table`),
-            ``candidate`` (text: what was scored) with its ``parameters`` (default: those of the best trial),
-            ``pictures`` (PNG files).
+            (text), ``errors`` (standard error of every objective), ``pareto_set`` (trials as
+            `orchestrator.study.selection.describe_trial` returns them), ``infeasible`` (number of trials),
+            ``notes`` (lines), ``commands`` (command of every purpose), ``runs`` (MLflow run id of every trial
+            number), ``tables`` (of the finals; see `orchestrator.report.finals.Table`), ``candidate`` (text:
+            what was scored) with its ``parameters`` (default: those of the best trial), ``pictures`` (PNG
+            files).
         path: the HTML file. Its folder is created.
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}
+    maximise, *_ = modes = [each is optuna.study.StudyDirection.MAXIMIZE for each in study.directions]
+    best = best_trial(own_trials(study.get_trials()), *("max" if mode else "min" for mode in modes))
     study = _first_objective(study)
     trials = own_trials(study.get_trials(deepcopy=False))
-    maximise = study.direction is optuna.study.StudyDirection.MAXIMIZE
-    best = best_trial(trials, "max" if maximise else "min")
+    best = next((trial for trial in trials if best is not None and trial.number == best.number), None)
     html = template("sweep.html.jinja").render(
         summary=summary,
         name=summary["name"],
@@ -73,6 +85,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         parameters=sorted({name for trial in trials for name in trial.params}),
         rows=[_row(trial, best, summary["runs"]) for trial in _listed(trials, best)],
         format_number=format_number,
+        format_estimate=format_estimate,
+        objective_texts=objective_texts,
+        format_values=format_values,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")

@@ -46,8 +46,8 @@ SCORES = "scores"
 FINAL_SCORES = "scores "
 """Of the study of finals, before the number of a run: its scores on the targets. Ended runs do not change."""
 
-FINAL_SCORES = "scores "
-"""Of the study of finals, before the number of a run: its scores on the targets. Ended runs do not change."""
+VIOLATED = "violated"
+"""Of an ended trial of a search: the constraints that it violates, in one line; absent for none."""
 
 LAST_METRICS = "last"
 """Of a trial of a comparison: the trainable's metrics in its last epoch."""

@@ -152,6 +152,14 @@ class Study(ABC):
         ``last`` is the last report of the trial.
         """
 
+    def outcome_fault(self) -> str:
+        """Return why trials that have all ended have no outcome, in one line, or an empty text."""
+        if self.count()["complete"]:
+            return ""
+        trials = self.started_trials
+        reasons = sorted({str(trial.user_attrs.get(attributes.REASON, "unknown")) for trial in trials})
+        return f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}"
+
     @abstractmethod
     def headline(self) -> str:
         """Return the state of the study in a few words."""

@@ -12,6 +12,7 @@ from orchestrator.study import attributes, statistics
 from orchestrator.study.base import Study, Suggestion
 from orchestrator.study.statistics import Row, State
 from orchestrator.study.trial_report import EpochEnded, TrialReport
+from orchestrator.trainable import ERROR
 
 _MAX_SCORES = 4
 """Scores in one line, at most."""
@@ -71,8 +72,12 @@ class GridStudy(Study):
 
     def should_stop(self, number: int, report: EpochEnded) -> bool:
         """Record the metrics of the last epoch; return False, because every trial trains to its end."""
-        metrics = self._comparison.implementation.metrics
-        last = {metric: float(report.metrics[metric]) for metric in metrics if metric in report.metrics}
+        metrics = self._comparison.trial_metrics
+        last = {
+            metric: float(value)
+            for metric, value in report.metrics.items()
+            if metric.removesuffix(ERROR) in metrics
+        }
         self._set(number, attributes.LAST_METRICS, last)
         return False
 
@@ -178,7 +183,7 @@ class GridStudy(Study):
         return int(trial.number)
 
     def _suggestion(self, number: int, cell: Cell) -> Suggestion:
-        config = self._comparison.cell_config(cell).model_dump(mode="json")
+        config = self._comparison.cell_config(cell).model_dump(mode="json", by_alias=True)
         trained = attributes.CHECKPOINT in self.trial(number).user_attrs
         return Suggestion(number, cell.values, config, self.checkpoint(number).path if trained else None)
 

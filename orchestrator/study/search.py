@@ -5,7 +5,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -15,12 +15,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.components import describe_raised
 from orchestrator.config.sweep import Sweep
-from orchestrator.console.tables import format_number
+from orchestrator.console.tables import format_estimate, format_number
 from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes
 from orchestrator.study.base import Study, Suggestion
-from orchestrator.study.selection import best_trial, best_trials, own_trials
+from orchestrator.study.selection import (
+    Mode,
+    best_trial,
+    best_trials,
+    infeasible_line,
+    infeasible_trials,
+    objective_errors,
+    own_trials,
+    standard_error,
+    top_trials,
+)
 from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 
@@ -58,9 +68,12 @@ class SearchStudy(Study):
         self._exhausted = attributes.EXHAUSTED in self.study.user_attrs
         # Kept up to date from here on: a look at all trials for each trial would be quadratic.
         self._counts = Counter(_STATES[trial.state] for trial in self.started_trials)
-        self._best = best_trial(self.started_trials, sweep.objective[0].mode)
-        since = self._order(self._best) if self._best is not None else 0
-        self._without_gain = sum(self._order(trial) > since for trial in self.started_trials)
+        self._pareto_set: list[FrozenTrial] = []
+        self._without_gain = 0
+        for trial in sorted(self.started_trials, key=self._order):
+            if trial.state.is_finished():
+                self._note_end(trial)
+        self._infeasible = len(infeasible_trials(self.started_trials))
         self._epochs: dict[int, int] = {}
         """Epochs of the trials that run, by number."""
 
@@ -84,17 +97,7 @@ class SearchStudy(Study):
         sources = {(attrs.get(attributes.SOURCE), attrs.get(attributes.SOURCE_NUMBER)) for attrs in present}
         for trial in transferred:
             if (trial.source, trial.number) not in sources:
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        params=trial.params,
-                        distributions=trial.distributions,
-                        values=trial.values,
-                        user_attrs={
-                            attributes.SOURCE: trial.source,
-                            attributes.SOURCE_NUMBER: trial.number,
-                        },
-                    )
-                )
+                self.study.add_trial(_created(trial))
         self.study.set_user_attr(attributes.SEEDED, True)
 
     @property
@@ -115,13 +118,30 @@ class SearchStudy(Study):
         """Return whether the budget is spent, in trials or in trials without gain."""
         return self.remaining() == 0 or (self.has_stagnated() and self._counts["running"] == 0)
 
+    @property
+    def modes(self) -> list[Mode]:
+        """Whether a higher or a lower value is better, for each objective."""
+        return [objective.mode for objective in self.sweep.objective]
+
     def best(self) -> FrozenTrial | None:
-        """Return the best complete trial, or None when none is complete."""
-        return self._best
+        """Return the best trial; of a Pareto set that with the best value of the first objective.
+
+        None when no complete trial satisfies the constraints.
+        """
+        return best_trial(self._pareto_set, *self.modes)
+
+    def pareto_set(self) -> list[FrozenTrial]:
+        """Return the best trials for several objectives, the best value of the first one first."""
+        return list(self._pareto_set)
+
+    def outcome_fault(self) -> str:
+        """Return why there is no best trial: none is complete, or satisfies the constraints."""
+        fault = super().outcome_fault()
+        return fault if fault or self._pareto_set else infeasible_line(self.started_trials)
 
     def finalists(self, top: int) -> list[FrozenTrial]:
-        """Return the best complete trials, the best one first."""
-        return best_trials(self.started_trials, self.sweep.objective[0].mode, top)
+        """Return the best trials, the best one first; of several objectives, those of the Pareto set."""
+        return top_trials(self.started_trials, top, *self.modes)
 
     def objective(self, trial: FrozenTrial) -> float | None:
         """Return the value of the first objective of a complete trial."""
@@ -133,26 +153,37 @@ class SearchStudy(Study):
         return {} if best is None else {self.sweep.objective[0].metric: best.values[0]}
 
     def headline(self) -> str:
-        """Return the best trial so far."""
-        best = self.best()
-        if best is None:
-            return "best none yet"
-        return f"best {self._format(best.values[0])} ({trial_name(best.number)})"
+        """Return the best trial so far, the size of the Pareto set, and the number of infeasible trials."""
+        parts = ["best none yet"]
+        if (best := self.best()) is not None:
+            first = self.sweep.objective[0].metric
+            value = self._format(best.values[0], standard_error(best, first))
+            parts = [f"best {value} ({trial_name(best.number)})"]
+            if len(self.sweep.objective) > 1:
+                parts.append(f"{len(self._pareto_set)} in the Pareto set")
+        return ", ".join(parts + [f"{self._infeasible} infeasible"] * bool(self._infeasible))
 
     def describe(self, trial: FrozenTrial) -> str:
-        """Return the objectives of a complete trial, else why it ended."""
+        """Return the objectives of a complete trial and what it violates, else why it ended."""
         if trial.state == TrialState.COMPLETE:
-            values = zip(self.sweep.objective, trial.values, strict=True)
-            return ", ".join(f"{objective.metric} {format_number(value)}" for objective, value in values)
+            metrics = [objective.metric for objective in self.sweep.objective]
+            errors = objective_errors(trial, metrics)
+            values = zip(metrics, trial.values, strict=True)
+            texts = [f"{metric} {format_estimate(value, errors.get(metric))}" for metric, value in values]
+            violated = trial.user_attrs.get(attributes.VIOLATED)
+            return ", ".join(texts) + (f"; infeasible: {violated}" if violated else "")
         reason = trial.user_attrs.get(attributes.REASON, "it resumes when the command is rerun")
         if trial.last_step is not None:
             return f"{reason}, {self._format(trial.intermediate_values[trial.last_step])}"
         return str(reason)
 
     def has_stagnated(self) -> bool:
-        """Return whether the last ``budget.no_gain_for`` ended trials did not improve the first objective."""
+        """Return whether none of the last ``budget.no_gain_for`` ended trials was the best one.
+
+        With several objectives, whether none of them entered the Pareto set.
+        """
         patience = self.sweep.budget.no_gain_for
-        return patience is not None and self._best is not None and self._without_gain >= patience
+        return patience is not None and bool(self._pareto_set) and self._without_gain >= patience
 
     def ask(self) -> Suggestion | None:
         """Return the next trial, interrupted ones first, or None when the budget is spent."""
@@ -188,20 +219,18 @@ class SearchStudy(Study):
     def should_stop(self, number: int, report: EpochEnded) -> bool:
         """Report one epoch to the pruner; return whether the trial has to stop now."""
         epoch, trial = report.epoch, self._trial(number)
-        values = []
-        for objective in self.sweep.objective:
-            value = report.metrics.get(objective.metric)
+        for metric in self.sweep.required_metrics():
+            value = report.metrics.get(metric)
             if value is None or not math.isfinite(value):
                 fault = "missing" if value is None else "not finite"
-                self._verdicts[number] = (TrialState.FAIL, f"{objective.metric} is {fault} in epoch {epoch}")
+                self._verdicts[number] = (TrialState.FAIL, f"{metric} is {fault} in epoch {epoch}")
                 return True
-            values.append(float(value))
-        if len(values) > 1:
+        if len(self.sweep.objective) > 1:
             return False  # Optuna keeps no intermediate values for several objectives
         # The verdict is recorded before the trial is told, so that it survives this driver.
         with self.transaction():
             if epoch > (self.trial(number).last_step or 0):
-                trial.report(values[0], step=epoch)
+                trial.report(float(report.metrics[self.sweep.objective[0].metric]), step=epoch)
             if self._last_judged(number) < epoch < self._last_epoch(number):
                 if self.study.pruner.prune(self.study, self._before_verdict(number, epoch)):
                     self._set(number, attributes.PRUNED, f"stopped early, after epoch {epoch}")
@@ -237,7 +266,7 @@ class SearchStudy(Study):
         except InputError as error:
             self._finish(trial.number, TrialState.FAIL, str(error))
             return None
-        return Suggestion(trial.number, values, config.model_dump(mode="json"))
+        return Suggestion(trial.number, values, config.model_dump(mode="json", by_alias=True))
 
     def _last_judged(self, number: int) -> int:
         """Return the last epoch that the pruner judged; without a pruner, the last one there is."""
@@ -260,8 +289,8 @@ class SearchStudy(Study):
         }
         return trial
 
-    def _format(self, value: float) -> str:
-        return f"{self.sweep.objective[0].metric} {format_number(value)}"
+    def _format(self, value: float, error: float | None = None) -> str:
+        return f"{self.sweep.objective[0].metric} {format_estimate(value, error)}"
 
     def _last_epoch(self, number: int) -> int:
         """Return the number of epochs of a trial."""
@@ -282,19 +311,59 @@ class SearchStudy(Study):
             _log.info("%s ends the search; the trials that run go on", self.sweep.sampler.name)
 
     def _tell(self, number: int, **result: Any) -> None:
+        if result.get("state") != TrialState.FAIL:
+            self._judge(number)
         super()._tell(number, **result)
         self._epochs.pop(number, None)
         trial = self.trial(number)
         self._counts.update({"running": -1, _STATES[trial.state]: 1})
+        self._infeasible += len(infeasible_trials([trial]))
+        self._note_end(trial)
+
+    def _note_end(self, trial: FrozenTrial) -> None:
+        """Take an ended trial into the Pareto set, or count that it does not gain."""
         self._without_gain += 1
-        rivals = [trial] if self._best is None else sorted((self._best, trial), key=lambda each: each.number)
-        best = best_trial(rivals, self.sweep.objective[0].mode)
-        if best is not self._best:
-            self._best, self._without_gain = best, 0
+        # The best of all trials so far are the best of the earlier best ones and this one.
+        self._pareto_set = best_trials([*self._pareto_set, trial], *self.modes)
+        if any(member is trial for member in self._pareto_set):
+            self._without_gain = 0
+
+    def _judge(self, number: int) -> None:
+        """Record how far the last epoch of a trial is outside of each bound, for the sampler and the choice.
+
+        Optuna keeps it in the study, so that the next suggestion depends on the study alone.
+        """
+        trial = self.trial(number)
+        metrics: Mapping[str, float] = next(reversed(attributes.epochs(trial).values()), {})
+        violated = []
+        for constraint in self.sweep.constraints:
+            if (value := metrics.get(constraint.metric)) is None:
+                continue
+            for bound, outside in constraint.violations(value).items():
+                if bound not in trial.constraints:  # a driver may have died after it
+                    self._trial(number).set_constraint(bound, outside)
+                if outside > 0:
+                    limit = bound.removeprefix(f"{constraint.metric} ")
+                    violated.append(f"{constraint.metric} is {format_number(value)}, not {limit}")
+        if violated:
+            self._set(number, attributes.VIOLATED, "; ".join(violated))
 
     @staticmethod
     def _order(trial: FrozenTrial) -> int:
         return int(trial.user_attrs.get(attributes.ORDER, 0)) if trial.state.is_finished() else 0
+
+
+def _created(trial: TransferredTrial) -> FrozenTrial:
+    """Return a transferred trial as Optuna adds it to a study."""
+    created: FrozenTrial = optuna.trial.create_trial(
+        params=trial.params,
+        distributions=trial.distributions,
+        values=trial.values,
+        user_attrs={attributes.SOURCE: trial.source, attributes.SOURCE_NUMBER: trial.number},
+    )
+    for bound, outside in trial.constraints.items():
+        created.set_constraint(bound, outside)
+    return created
 
 
 def rehearse_sampler(sweep: Sweep) -> None:
@@ -317,6 +386,9 @@ def rehearse_sampler(sweep: Sweep) -> None:
                 sweep.space.suggest(trial)
                 report = {"time": number, **dict.fromkeys(sweep.required_metrics(), 0.0)}
                 trial.set_user_attr(attributes.epoch_key(1), report)
+                for constraint in sweep.constraints:
+                    for bound in constraint.violations(0.0):
+                        trial.set_constraint(bound, math.sin(number))
                 study.tell(trial, [math.sin(number + i) for i in range(len(sweep.objective))])
             except Exception as error:  # whatever a sampler raises
                 reason = describe_raised(error)

@@ -17,10 +17,16 @@ from orchestrator.storage.base import Store
 from orchestrator.storage.records import RecordedOutcome, read_record
 from orchestrator.storage.study_database import StudyReader, open_study
 from orchestrator.study import attributes
-from orchestrator.study.selection import best_trial, own_trials
+from orchestrator.study.selection import best_trials, describe_trial, infeasible_trials, own_trials
 from orchestrator.study.trial_report import trial_name
 
-_ATTRIBUTES = (attributes.SOURCE, attributes.CELL, attributes.POINT, attributes.REASON)
+_ATTRIBUTES = (
+    attributes.SOURCE,
+    attributes.CELL,
+    attributes.POINT,
+    attributes.REASON,
+    attributes.VIOLATED,
+)
 """Attributes of trials that a status depends on."""
 
 _READERS = 8
@@ -40,6 +46,12 @@ class Status:
     trials: dict[str, int] = field(default_factory=dict)
     budget: dict[str, list[float | None]] = field(default_factory=dict)
     best: dict[str, Any] | None = None
+    pareto_set: list[dict[str, Any]] = field(default_factory=list)
+    """For several objectives: trials as ``best`` is."""
+
+    infeasible: int = 0
+    """Complete trials that violate a constraint."""
+
     activity: dict[str, str] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     undelivered: str = ""
@@ -82,9 +94,8 @@ def read_status(store: Store, name: str) -> Status:
     outcome = _outcome(store, name)
     with open_study(store, name, resolved) as study:
         trials = _own_trials(kind, study.read_trials(_ATTRIBUTES)) if study is not None else []
-        best = best_trial(trials, resolved["objective"][0]["mode"]) if kind == "sweep" else None
-        if best is not None and study is not None:
-            status.best = _describe_best(study.complete(best), resolved["objective"])
+        if kind == "sweep" and study is not None:
+            _add_best(status, trials, resolved["objective"], study)
         _add_trials(status, trials, _with_ages(trials, activity, study))
         if study is None and outcome is not None:
             status.problem = "its study is missing: put it back before you rerun the command"
@@ -270,9 +281,16 @@ def _add_trials(status: Status, trials: Sequence[FrozenTrial], activity: Mapping
     ]
 
 
-def _describe_best(best: FrozenTrial, objectives: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values = {each["metric"]: value for each, value in zip(objectives, best.values, strict=True)}
-    return {"trial": trial_name(best.number), **values, "parameters": dict(best.params)}
+def _add_best(
+    status: Status, trials: Sequence[FrozenTrial], objectives: Sequence[Mapping[str, Any]], study: StudyReader
+) -> None:
+    """Add the best trial, for several objectives the Pareto set, and how many trials are infeasible."""
+    metrics = [each["metric"] for each in objectives]
+    best = best_trials(trials, *(each["mode"] for each in objectives))
+    described = [describe_trial(study.complete(trial), metrics) for trial in best]
+    status.best = next(iter(described), None)
+    status.pareto_set = described if len(metrics) > 1 else []
+    status.infeasible = len(infeasible_trials(trials))
 
 
 def _total(store: Store, name: str, kind: str, resolved: Mapping[str, Any]) -> int | None:

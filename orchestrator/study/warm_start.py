@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class TransferredTrial:
     """Of the objectives, in the order of the sweep."""
     source: str
     number: int
+    constraints: dict[str, float] = field(default_factory=dict)
+    """How far it is outside of each bound of the sweep, as Optuna keeps it."""
 
 
 class _UnfitError(Exception):
@@ -68,8 +70,9 @@ def transfer(
 ) -> tuple[list[TransferredTrial], dict[str, int]]:
     """Map prior trials onto the search space of a sweep, by path.
 
-    A trial needs a value for every path that is active beside its other values, and for every objective; its
-    other values are ignored. Equal points with equal objectives are used once, also across ``present``.
+    A trial needs a value for every path that is active beside its other values, and for every objective and
+    constraint; its other values are ignored. Equal points with equal objectives are used once, also across
+    ``present``.
 
     Returns the trials that can be used, and the number of trials left out by reason.
     """
@@ -205,14 +208,16 @@ def _transfer(sweep: Sweep, trial: PriorTrial) -> TransferredTrial:
                 raise _UnfitError(f"{path} is {_outside(parameter)}")
             params[path] = parameter.convert(trial.params[path])
             distributions[path] = parameter.distribution()
-    values = [trial.metrics.get(objective.metric) for objective in sweep.objective]
-    for objective, value in zip(sweep.objective, values, strict=True):
-        if value is None:
-            raise _UnfitError(f"no {objective.metric}")
-        if not math.isfinite(value):
-            raise _UnfitError(f"{objective.metric} is not finite")
-    finite = [float(value) for value in values if value is not None]
-    return TransferredTrial(params, distributions, finite, trial.source, trial.number)
+    for metric in sweep.required_metrics():
+        if metric not in trial.metrics:
+            raise _UnfitError(f"no {metric}")
+        if not math.isfinite(trial.metrics[metric]):
+            raise _UnfitError(f"{metric} is not finite")
+    values = [float(trial.metrics[objective.metric]) for objective in sweep.objective]
+    constraints: dict[str, float] = {}
+    for constraint in sweep.constraints:
+        constraints |= constraint.violations(trial.metrics[constraint.metric])
+    return TransferredTrial(params, distributions, values, trial.source, trial.number, constraints)
 
 
 def _outside(parameter: Parameter) -> str:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.trainable import Illustrating, Trainable, contract_violation
+from orchestrator.trainable import (
+    ERROR,
+    Illustrating,
+    Trainable,
+    contract_violation,
+    metrics_of,
+    metrics_violation,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -34,15 +41,18 @@ def check_trainable(trainable: Trainable, config: Mapping[str, Any]) -> None:
     )
     _check_data_sets(trainable.prepare(validated))
     trainable.check(validated, workers=1, metrics=())
+    metrics = metrics_of(trainable, validated)
+    violation = metrics_violation(metrics, "metrics_for")
+    assert violation is None, violation
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        context = _RecordingContext(folder / "checkpoints", None)
+        context = _RecordingContext(folder / "checkpoints", None, metrics)
         trainable.fit(validated, context)
-        _check_reports(trainable, context.reports, range(1, validated.epochs + 1))
+        _check_reports(metrics, context.reports, range(1, validated.epochs + 1))
 
-        resumed = _RecordingContext(folder / "resumed", context.checkpoints[0])
+        resumed = _RecordingContext(folder / "resumed", context.checkpoints[0], metrics)
         trainable.fit(validated, resumed)
-        _check_reports(trainable, resumed.reports, range(2, validated.epochs + 1))
+        _check_reports(metrics, resumed.reports, range(2, validated.epochs + 1))
 
         scores = trainable.evaluate(validated, resumed.checkpoints[-1])
         assert scores, "evaluate returns no scores"
@@ -106,7 +116,8 @@ class _RecordingContext:
 
     rank, world_size, device = 0, 1, "cpu"
 
-    def __init__(self, folder: Path, checkpoint: Path | None) -> None:
+    def __init__(self, folder: Path, checkpoint: Path | None, metrics: Iterable[str]) -> None:
+        self.metrics = tuple(metrics)  # a job may need any of them
         self.reports: list[dict[str, float]] = []
         self.checkpoints: list[Path] = []
         self._folder, self._checkpoint = folder, checkpoint
@@ -133,16 +144,19 @@ def _check_data_sets(records: Iterable[Any]) -> None:
         assert all(isinstance(count, int) for count in counts.values()), f"invalid counts: {counts!r}"
 
 
-def _check_reports(trainable: Trainable, reports: list[dict[str, float]], epochs: range) -> None:
+def _check_reports(metrics: Iterable[str], reports: list[dict[str, float]], epochs: range) -> None:
     reported = [report.get("epoch") for report in reports]
     assert reported and reported == list(epochs)[: len(reported)], (
         f"fit reports the epochs {reported}; expected {list(epochs)}, or the first of them"
     )
     for report in reports:
-        unknown = report.keys() - {"epoch", *trainable.metrics}
+        errors = {metric + ERROR for metric in metrics if metric in report} & report.keys()
+        unknown = report.keys() - {"epoch", *metrics, *errors}
         assert not unknown, f"fit reports metrics that are not in metrics: {sorted(unknown)}"
         assert report.keys() - {"epoch"}, "fit reports no metric"
         _check_finite("fit", report)
+        for name in errors:
+            assert report[name] >= 0, f"fit gives the standard error {name} the value {report[name]!r}"
 
 
 def _check_finite(method: str, values: Mapping[str, float]) -> None:

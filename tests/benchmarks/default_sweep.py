@@ -40,7 +40,7 @@ class _Stop(BaseException):
 class _Context:
     """A context that keeps the reports, and ends the training after a number of epochs."""
 
-    rank, world_size, device = 0, 1, "cpu"
+    rank, world_size, device, metrics = 0, 1, "cpu", ()
 
     def __init__(self, epochs: int) -> None:
         self.reports: Epochs = {}

@@ -67,6 +67,7 @@ class Alone:
     rank = 0
     world_size = 1
     device = "cpu"
+    metrics = ()
 
 
 class Curves:

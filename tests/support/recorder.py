@@ -18,6 +18,7 @@ class Recorder:
     world_size: int = 1
     device: str = "cpu"
     stop_after: int | None = None
+    metrics: tuple[str, ...] = ()
     reports: list[dict[str, float]] = field(default_factory=list)
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:

@@ -6,8 +6,10 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from tests.support.recorder import Recorder
+from tests.support.recorder import InterruptedTrialError, Recorder
+from tests.trainables.conftest import merged
 from trainables.alignment import AlignmentTrainable
+from trainables.data.packing import Pack
 from trainables.data.sources import resolve
 from trainables.errors import DataError
 from trainables.evaluation.embedding import embed
@@ -81,7 +83,9 @@ def test_validate_scores_the_validation_part(tiny, prepared, tmp_path):
     expected = score(*features, query.identities, gallery.identities, query.cameras, gallery.cameras).metrics(
         "val/", ranks=(1, 5)
     )
-    assert training.validate() == pytest.approx(expected)
+    metrics = training.validate()
+    assert {name: value for name, value in metrics.items() if "error" not in name} == pytest.approx(expected)
+    assert {name for name in metrics if "error" in name} == {f"{name}/error" for name in expected}
 
 
 def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
@@ -139,6 +143,7 @@ def test_check_score_without_validation_is_refused(tiny, prepared):
 def test_metrics_include_the_losses_of_every_method():
     losses = ("loss", "video", "pseudo", "match", "motion", "content", "distribution")
     assert AlignmentTrainable.metrics == {
+        **dict.fromkeys(("model/parameters", "model/milliseconds"), "min"),
         **dict.fromkeys(("val/rank1", "val/rank5", "val/mAP", "val/mINP", "frames_per_second"), "max"),
         **dict.fromkeys((f"train/{loss}" for loss in losses), "min"),
     }
@@ -221,6 +226,8 @@ def test_validation_0_trains_every_identity(tiny, prepared, tmp_path):
         ({}, ["seed"], "val/mAP", "seed: the search would pick the luckiest training"),
         ({}, ["data.split"], "val/mAP", "data.split: it changes how a trial is scored"),
         ({}, ["data.validation"], "val/mAP", "data.validation: it changes how a trial is scored"),
+        ({}, ["data.fold"], "val/mAP", "data.fold: it changes how a trial is scored"),
+        ({}, ["data.validate"], "val/mAP", "data.validate: it changes how a trial is scored"),
         ({}, ["evaluation.flip"], "val/mAP", "evaluation.flip: it changes how a trial is scored"),
         ({}, ["loss.identity"], "train/loss", "loss.identity: it scales the objective train/loss itself"),
         (
@@ -252,3 +259,106 @@ def test_check_search_path_that_makes_no_sense_is_refused(tiny, changes, paths, 
 )
 def test_check_search_other_paths_are_accepted(tiny, changes, paths):
     AlignmentTrainable().check_search(tiny(**changes), paths, ["val/mAP"])
+
+
+MORE = {"layout": "ilids-vid", "generate": {"identities": 12, "frames": 4, "seed": 5}}
+CROSS = {"data": {"validate": ["others", "more"], "sets": {"more": MORE}}}
+"""Validation on two sets besides the one that trains; the test part of one of them is a target."""
+
+
+def test_metrics_for_names_the_sets_that_validate(tiny):
+    added = AlignmentTrainable().metrics_for(tiny(**CROSS)).keys() - AlignmentTrainable.metrics.keys()
+    kinds = ("rank1", "rank5", "mAP", "mINP")
+    assert added == {
+        *(f"val/{name}/{kind}" for name in ("others", "more") for kind in kinds),
+        *("val/cross/rank1", "val/cross/mAP"),
+    }
+    assert AlignmentTrainable().metrics_for(tiny()) == AlignmentTrainable.metrics
+
+
+def test_fit_reports_scores_of_the_sets_that_validate(tiny, prepared, tmp_path):
+    config = tiny(epochs=1, **CROSS)
+    prepared.prepare(config)
+    prepared.check(config, workers=1, metrics=["val/cross/mAP"])
+    recorder = Recorder(tmp_path / "run")
+    prepared.fit(config, recorder)
+    (report,) = recorder.reports
+    errors = {name for name in report if name.endswith("/error")}
+    scores = {name for name in report if name.startswith("val/")} - errors
+    assert scores == {name for name in prepared.metrics_for(config) if name.startswith("val/")}
+    assert errors == {f"{name}/error" for name in scores}
+    assert report["val/cross/mAP"] == pytest.approx((report["val/others/mAP"] + report["val/more/mAP"]) / 2)
+
+
+def test_cross_scores_remain_without_own_validation(tiny, prepared):
+    config = tiny(**merged(CROSS, {"data": {"validation": 0}}))
+    prepared.check(config, workers=1, metrics=["val/cross/mAP", "val/more/rank1"])
+
+
+def test_prepare_records_the_sets_that_validate(tiny, prepared):
+    (record,) = (
+        each for each in prepared.prepare(tiny(**CROSS)) if (each.role, each.name) == ("validate", "more")
+    )
+    assert record.counts["validation identities"] == 6
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Return a function that makes the frames of all test identities of a config unreadable."""
+    read = Pack.frames
+
+    def poison(config):
+        tests = {}
+        for name in config.data.targets:
+            pack = resolve(config.data, name)
+            split = pack.splits[min(config.data.split, len(pack.splits) - 1)]
+            held = np.isin(pack.identities, pack.identities[[*split.query, *split.gallery]])
+            tests[pack.digest] = set(np.flatnonzero(held).tolist())
+
+        def frames(self, tracklet, indices=None):
+            assert int(tracklet) not in tests.get(self.digest, ()), f"{self.name}: a test identity is read"
+            return read(self, tracklet, indices)
+
+        monkeypatch.setattr(Pack, "frames", frames)
+
+    return poison
+
+
+def test_nothing_before_the_evaluation_reads_test_identities(tiny, prepared, poisoned, tmp_path):
+    config = tiny(epochs=1, **CROSS)
+    assert "others" in config.data.targets and "walkers" in config.data.targets
+    prepared.prepare(config)
+    poisoned(config)
+    subject, recorder = AlignmentTrainable(), Recorder(tmp_path / "run", metrics=("model/milliseconds",))
+    subject.check(config, workers=1, metrics=["val/cross/mAP"])
+    subject.prepare(config)
+    subject.fit(config, recorder)
+    assert recorder.reports
+    with pytest.raises(AssertionError, match="a test identity is read"):
+        subject.evaluate(config, recorder.restore())
+
+
+def test_validation_identities_are_in_no_other_part(tiny, prepared, tmp_path):
+    config = tiny(**CROSS)
+    prepared.prepare(config)
+    training = prepared.training(config, Recorder(tmp_path))
+    for name, (query, gallery) in training.others.items():
+        validating = {(name, str(identity)) for identity in (*query.identities, *gallery.identities)}
+        assert validating
+        assert not validating & identities_tested(config, name)
+        assert not validating & (drawn(training.batches.sequences) | drawn(training.batches.images))
+
+
+def test_milliseconds_are_reported_where_the_job_needs_them(tiny, prepared, tmp_path):
+    config = tiny(epochs=2)
+    recorder = Recorder(tmp_path / "plain")
+    prepared.fit(config, recorder)
+    assert all("model/milliseconds" not in report for report in recorder.reports)
+    needing = Recorder(tmp_path / "needing", metrics=("model/milliseconds",), stop_after=1)
+    with pytest.raises(InterruptedTrialError):
+        prepared.fit(config, needing)
+    resumed = Recorder(tmp_path / "needing", metrics=("model/milliseconds",))
+    prepared.fit(config, resumed)
+    first, second = needing.reports[0], resumed.reports[0]
+    assert first["model/milliseconds"] == second["model/milliseconds"] > 0  # measured once
+    assert first["model/parameters"] == second["model/parameters"] > 0

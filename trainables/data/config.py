@@ -64,7 +64,7 @@ def _set_name(name: str) -> str:
 class DataConfig(BaseModel):
     """Config of all sets, their roles and the packing of their frames."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
     sets: dict[Annotated[str, AfterValidator(_set_name)], SetConfig] = Field(
         min_length=1, description="sets by the names that roles use"
@@ -78,6 +78,13 @@ class DataConfig(BaseModel):
         ge=0,
         lt=1,
         description="fraction of the training identities of `sequences` for validation; may be 0",
+    )
+    fold: int = Field(0, ge=0, description="which of these disjoint groups of identities is held out")
+    validate_on: tuple[str, ...] = Field(  # BaseModel has a method `validate`
+        (), alias="validate", description="other sets whose training part validates, and never trains"
+    )
+    validate_identities: int | None = Field(
+        None, ge=2, description="most identities of each set in `validate`; default: all"
     )
     shared_identities: Literal["refuse", "drop"] = Field(
         "refuse",

@@ -131,6 +131,7 @@ class Batches(Dataset[Batch]):
     ) -> None:
         batch.check_shares(workers, images=bool(images))
         self._rank, self._workers = rank, workers
+        self.frames = batch.frames
         self.sequences = Modality(
             sequences,
             batch,

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from trainables.data.config import DataConfig
 from trainables.data.packing import Pack
-from trainables.data.splits import held_back, holders, split_of, training_part
+from trainables.data.splits import held_back, holders, split_of, training_part, validation_part
 from trainables.data.tracklet import DISTRACTOR, JUNK
 
 _VALIDATION_SEED = 0
@@ -41,6 +41,7 @@ class Part:
 class DataParts:
     """Parts of the sets of a config; no identity is in two of training, validation and test.
 
+    This holds across sets, too: a set in ``validate`` does not train, and drops what targets test.
     ``packs`` must contain the sets whose parts are requested; for training, all of `needed_to_train`.
     """
 
@@ -55,6 +56,10 @@ class DataParts:
         """Return query and gallery of the validation identities; both are empty if ``validation`` is 0."""
         _, query, gallery = self._sequences()
         return query, gallery
+
+    def cross_validation(self) -> dict[str, tuple[Part, Part]]:
+        """Return query and gallery of every set in ``validate``, by its name."""
+        return {name: self._validated(name) for name in self.config.validate_on}
 
     def images(self, name: str) -> Part:
         """Return the training images of a set, without identities that another set validates or tests."""
@@ -82,14 +87,19 @@ class DataParts:
     def _sequences(self) -> tuple[Part, Part, Part]:
         name, config = self.config.sequences, self.config
         pack, held = self.packs[name], self._held_back(name)
-        parts = training_part(pack, config.split, config.validation, _VALIDATION_SEED, held)
+        parts = training_part(pack, config.split, config.validation, _VALIDATION_SEED, held, config.fold)
         train, query, gallery = (_part(pack, part) for part in parts)
         return train, query, gallery
+
+    def _validated(self, name: str) -> tuple[Part, Part]:
+        pack = self.packs[name]
+        query, gallery = validation_part(pack, self.config, _VALIDATION_SEED, self._held_back(name))
+        return _part(pack, query), _part(pack, gallery)
 
     def _candidates(self, name: str) -> NDArray[np.int64]:
         """Return all tracklets, or the train part if the set also serves validation or test."""
         pack = self.packs[name]
-        if name in (self.config.sequences, *self.config.targets):
+        if name in (self.config.sequences, *self.config.targets, *self.config.validate_on):
             return np.asarray(split_of(pack, self.config.split).train, np.int64)
         return np.arange(len(pack))
 
@@ -98,9 +108,9 @@ class DataParts:
 
 
 def needed_to_train(config: DataConfig, images: Sequence[str]) -> set[str]:
-    """Return the training sets, including the sets ``images``, and the sets whose identities they drop."""
-    trained = (config.sequences, *images)
-    return {*trained, *(other for name in trained for other in holders(config, name))}
+    """Return the sets that train or validate, among them ``images``, and those whose identities they drop."""
+    used = (config.sequences, *images, *config.validate_on)
+    return {*used, *(other for name in used for other in holders(config, name))}
 
 
 def _part(pack: Pack, tracklets: ArrayLike) -> Part:

@@ -22,6 +22,9 @@ Our interpretation: it kept the numbers. By them, 48.3 % of its test identities 
 Market-1501.
 """
 
+CROSS = "cross"
+"""Name, among those of sets in metrics, of the mean over the sets in ``validate``."""
+
 _FEWEST = 2
 """Smallest number of identities of training and of validation: with one there is nothing to compare."""
 
@@ -36,10 +39,16 @@ def check(config: DataConfig) -> int:
         DataError: a field is not valid; the message is one line that begins with the field.
     """
     check_cache(config)
-    used = {"sequences": (config.sequences,), "images": config.images, "targets": config.targets}
+    used = {
+        "sequences": (config.sequences,),
+        "images": config.images,
+        "targets": config.targets,
+        "validate": config.validate_on,
+    }
     for role, names in used.items():
         for name in names:
             _check_role(config, role, name)
+    _check_validate(config)
     _check_leak(config)
     extents = {name: _extent(config, name) for names in used.values() for name in names}
     for name, extent in extents.items():
@@ -53,37 +62,49 @@ def check(config: DataConfig) -> int:
                 f"data.targets: no query of {name!r} has a match in another camera of the gallery; expected a"
                 " set with identities in several cameras"
             )
+    for name in config.validate_on:
+        _check_training_part(config, name, extents)
     trained = extents[config.sequences]
-    held = {identity for other in holders(config, config.sequences) for identity in extents[other].test_names}
-    count = trained.train - len(trained.train_names & held)
-    return count - _validation_size(config.sequences, count, config.validation)
+    count = trained.train - len(trained.train_names & _held_names(config, config.sequences, extents))
+    size = _validation_size(config.sequences, count, config.validation)
+    _check_fold(config.sequences, config.fold, count, size)
+    return count - size
 
 
 def holders(config: DataConfig, name: str) -> tuple[str, ...]:
-    """Return the sets whose validation and test identities must be dropped from training on ``name``.
+    """Return the sets whose identities must be dropped from ``name``, because they validate or test them.
 
-    Empty unless ``shared_identities`` is ``drop``.
+    A set in ``validate`` drops only what targets test. Empty unless ``shared_identities`` is ``drop``.
     """
     if config.shared_identities == "refuse":
         return ()
-    used = dict.fromkeys((config.sequences, *config.targets))
-    return tuple(other for other in used if other != name and _share_numbers(config, name, other))
+    return tuple(other for other in _may_hold(config, name) if _share_numbers(config, name, other))
+
+
+def _may_hold(config: DataConfig, name: str) -> list[str]:
+    """Return the other sets whose validation or test must not share identities with ``name``."""
+    validating = () if name in config.validate_on else (config.sequences, *config.validate_on)
+    return [other for other in dict.fromkeys((*validating, *config.targets)) if other != name]
 
 
 def held_back(config: DataConfig, name: str, packs: Mapping[str, Pack], seed: int) -> frozenset[str]:
-    """Return the identities of a set that must not train because its `holders` validate or test them.
+    """Return the identities of a set that its `holders` validate or test.
 
     ``packs`` contains the packs of the holders; ``seed`` is that of `training_part`.
     """
     held: set[str] = set()
     for other in holders(config, name):
         pack = packs[other]
+        if other in config.validate_on and name not in config.validate_on:
+            without = held_back(config, other, packs, seed)
+            query, _ = validation_part(pack, config, seed, without)
+            held.update(pack.identities[query].tolist())
         if other in config.targets:
             split = split_of(pack, config.split)
             held.update(pack.identities[np.array([*split.query, *split.gallery], np.int64)].tolist())
         if other == config.sequences:
             without = held_back(config, other, packs, seed)
-            _, query, _ = training_part(pack, config.split, config.validation, seed, without)
+            _, query, _ = training_part(pack, config.split, config.validation, seed, without, config.fold)
             held.update(pack.identities[query].tolist())
     return frozenset(held - {JUNK, DISTRACTOR})
 
@@ -97,7 +118,7 @@ def split_of(pack: Pack, split: int) -> Split:
 
 
 def training_part(
-    pack: Pack, split: int, validation: float, seed: int, without: Collection[str] = ()
+    pack: Pack, split: int, validation: float, seed: int, without: Collection[str] = (), fold: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Divide the train part of a split into training and validation identities; the test part is not used.
 
@@ -112,26 +133,58 @@ def training_part(
         validation: fraction of the identities for validation.
         seed: seed of the draw.
         without: identities that are in neither part.
+        fold: which of the disjoint groups of so many identities validates.
 
     Returns:
         Sorted tracklet indices ``(train, validation query, validation gallery)``. No identity is in both
         training and validation; junk and distractors are in neither.
 
     Raises:
-        DataError: the split does not exist, or too few identities are left for training or validation.
+        DataError: the split or fold does not exist, or too few identities are left for training or
+            validation.
     """
+    part, candidates = _training_candidates(pack, split, without)
+    count = _validation_size(pack.name, len(candidates), validation)
+    _check_fold(pack.name, fold, len(candidates), count)
+    drawn = np.random.default_rng([seed, split]).permutation(candidates)
+    held = np.isin(pack.identities[part], drawn[fold * count : (fold + 1) * count])
+    return part[~held], *_sides(pack, part, held)
+
+
+def validation_part(
+    pack: Pack, config: DataConfig, seed: int, without: Collection[str] = ()
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return query and gallery of a set in ``validate``, from the train part of its split.
+
+    Query and gallery are those of `training_part`. With ``validate_identities``, so many are drawn; another
+    ``fold`` draws others.
+    """
+    part, candidates = _training_candidates(pack, config.split, without)
+    if config.validate_identities is not None:
+        drawn = np.random.default_rng([seed, config.split, config.fold]).permutation(candidates)
+        candidates = drawn[: config.validate_identities]
+    return _sides(pack, part, np.isin(pack.identities[part], candidates))
+
+
+def _training_candidates(
+    pack: Pack, split: int, without: Collection[str]
+) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Return the sorted tracklets of the train part, and its identities that several cameras have seen."""
     part = np.array(split_of(pack, split).train, np.int64)
     part = np.sort(part[~np.isin(pack.identities[part], (JUNK, DISTRACTOR, *without))])
-    identities, cameras = pack.identities[part], pack.cameras[part]
-    candidates = _seen_twice(identities, cameras)
-    count = _validation_size(pack.name, len(candidates), validation)
-    validating = np.random.default_rng([seed, split]).permutation(candidates)[:count]
-    held = np.isin(identities, validating)
-    views = np.unique(cameras)
+    return part, _seen_twice(pack.identities[part], pack.cameras[part])
+
+
+def _sides(
+    pack: Pack, part: NDArray[np.int64], held: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide the tracklets ``part[held]`` into query and gallery; the cameras of ``part`` decide how."""
+    tracklets, cameras = part[held], pack.cameras[part]
+    views, cameras = np.unique(cameras), cameras[held]
     if len(views) == 2:
-        return part[~held], part[held & (cameras == views[0])], part[held & (cameras == views[1])]
-    _, first = np.unique(np.stack([identities[held], cameras[held]]), axis=1, return_index=True)
-    return part[~held], part[held][np.sort(first)], part[held]
+        return tracklets[cameras == views[0]], tracklets[cameras == views[1]]
+    _, first = np.unique(np.stack([pack.identities[tracklets], cameras]), axis=1, return_index=True)
+    return tracklets[np.sort(first)], tracklets
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +262,58 @@ def _validation_size(name: str, identities: int, validation: float) -> int:
     return count
 
 
+def _check_fold(name: str, fold: int, identities: int, size: int) -> None:
+    """Refuse a fold of ``size`` of so many identities that does not exist."""
+    folds = identities // size if size else 1
+    if fold >= folds:
+        valid = "only 0" if folds == 1 else f"0 to {folds - 1}"
+        raise DataError(
+            f"data.fold: {fold} is out of range; {size} of the {identities} training identities of {name!r}"
+            f" validate, so there is {valid}"
+        )
+
+
+def _check_validate(config: DataConfig) -> None:
+    """Refuse sets in ``validate`` that also train, that are named twice, or that hide the mean over sets."""
+    for index, name in enumerate(config.validate_on):
+        if name in config.validate_on[:index]:
+            raise DataError(f"data.validate: {name!r} is named twice; name each set once")
+        if name == config.sequences:
+            raise DataError(
+                f"data.validate: {name!r} is the set that trains, whose validation identities data.validation"
+                " sets; name other sets"
+            )
+        if name in config.images:
+            raise DataError(
+                f"data.validate: {name!r} is in data.images, so it would validate on what it trains on; keep"
+                " one of the two"
+            )
+        if name == CROSS:
+            raise DataError(f"data.validate: {name!r} is the name of the mean over all sets; rename the set")
+
+
+def _check_training_part(config: DataConfig, name: str, extents: "Mapping[str, _Extent]") -> None:
+    """Refuse a set in ``validate`` whose training part has nothing to compare."""
+    extent = extents[name]
+    left = extent.train - len(extent.train_names & _held_names(config, name, extents))
+    if left < _FEWEST:
+        raise DataError(
+            f"data.validate: the training part of {name!r} has {left or 'no'} identities in several cameras;"
+            f" expected a set with at least {_FEWEST}"
+        )
+
+
+def _held_names(config: DataConfig, name: str, extents: "Mapping[str, _Extent]") -> frozenset[str]:
+    """Return the names that the `holders` of a set validate in ``validate``, or test."""
+    held: frozenset[str] = frozenset()
+    for other in holders(config, name):
+        if other in config.targets:
+            held |= extents[other].test_names
+        if other in config.validate_on and config.validate_identities is None:
+            held |= extents[other].train_names - _held_names(config, other, extents)
+    return held
+
+
 def _check_split(name: str, split: int, splits: int) -> None:
     if split >= splits:
         valid = "only 0" if splits == 1 else f"0 to {splits - 1}"
@@ -218,7 +323,7 @@ def _check_split(name: str, split: int, splits: int) -> None:
 def _check_role(config: DataConfig, role: str, name: str) -> None:
     """Refuse names without a set and sets of the wrong kind."""
     source = set_config(config, name, role)
-    if role not in ("targets", f"{source.kind}s"):
+    if role not in ("targets", "validate", f"{source.kind}s"):
         valid = [other for other, its in config.sets.items() if role == f"{its.kind}s"]
         raise DataError(
             f"data.{role}: {name!r} has {source.kind}s (layout {source.layout}); sets under data.sets with"
@@ -230,22 +335,22 @@ def _check_leak(config: DataConfig) -> None:
     """Refuse to train on identities that another set, from the same source, validates or tests."""
     if len(set(config.images)) < len(config.images):
         raise DataError(f"data.images: {', '.join(config.images)} names a set twice; name each set once")
-    trained = (config.sequences, *config.images)
-    for name in trained:
-        for other in dict.fromkeys((config.sequences, *config.targets)):
-            if other == name:
-                continue  # the splits of one set keep its identities apart
+    for name in (config.sequences, *config.images, *config.validate_on):
+        validates = name in config.validate_on
+        role, use = ("validation", "validate") if validates else ("training", "train")
+        others = "test" if validates else "validation or test"
+        for other in _may_hold(config, name):  # the splits of one set keep its identities apart
             ours, theirs = config.sets[name], config.sets[other]
             if _share_numbers(config, name, other):
                 if config.shared_identities == "refuse":
                     raise DataError(
-                        f"data.shared_identities: {name!r} is for training and {other!r} for validation or"
-                        " test, but MARS and Market-1501 share identities; write data.shared_identities: drop"
-                        f" to train on {name!r} without the shared identities"
+                        f"data.shared_identities: {name!r} is for {role} and {other!r} for {others}, but MARS"
+                        " and Market-1501 share identities; write data.shared_identities: drop"
+                        f" to {use} on {name!r} without the shared identities"
                     )
             elif _origin(ours) == _origin(theirs):
                 raise DataError(
-                    f"data: {name!r} is for training and {other!r} for validation or test, but both are"
+                    f"data: {name!r} is for {role} and {other!r} for {others}, but both are"
                     f" {_origin(ours)}; use one set for both, or sets with different identities"
                 )
 

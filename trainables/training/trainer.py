@@ -1,7 +1,7 @@
 """The training loop of one worker. The result does not depend on the number of workers."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from trainables.data.loading import Batches, Loader
 from trainables.data.parts import Part
-from trainables.evaluation.embedding import retrieve
+from trainables.evaluation import cost
+from trainables.evaluation.validation import OWN, validate
 from trainables.methods import Batch, Method
 from trainables.training.optimizer import OptimizerConfig
 
@@ -36,6 +37,10 @@ class Context(Protocol):
     @property
     def device(self) -> str:
         """``cpu`` or ``cuda:<index>``."""
+
+    @property
+    def metrics(self) -> Collection[str]:
+        """Metrics that the job needs; others that take time to measure may be left out."""
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None] | None) -> None:
         """Report one epoch's metrics; rank 0 alone calls ``save`` to write a checkpoint to a folder."""
@@ -59,8 +64,10 @@ class Training:
 
     Batches, augmentation and dropout depend only on the seed and the position in the training, and the
     learning rate only on the step. Weights, optimizer, epoch and step are therefore the whole state, and an
-    epoch after `restore` equals that of an uninterrupted run. ``phases`` holds the number of epochs on images
-    alone and the number of epochs that follow.
+    epoch after `restore` equals that of an uninterrupted run. The measured cost of the model is kept with it.
+
+    ``validation`` holds query and gallery of the set that trains, ``others`` those of further sets, by name.
+    ``phases`` holds the number of epochs on images alone and the number of epochs that follow.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Training:
         optimizer: OptimizerConfig,
         context: Context,
         *,
+        others: Mapping[str, tuple[Part, Part]] | None = None,
         phases: Sequence[int],
         seed: int,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -86,10 +94,11 @@ class Training:
         if context.world_size > 1:
             self.model = DistributedDataParallel(self.method, forward_sync_buffers=False)
         self.config, self.optimizer = optimizer, optimizer.build(self.method)
-        self.batches, self.validation = batches, validation
+        self.batches, self.validation, self.others = batches, validation, others or {}
         self.loader = Loader(batches, self.device, processes=4 if self.accelerated else 0)
         self.context, self.phases, self.seed = context, tuple(phases), seed
         self.epoch = self.step = 0
+        self.costs: dict[str, float] = {}
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, and report every epoch.
@@ -100,8 +109,9 @@ class Training:
         folder = self.context.restore()
         if folder is not None:
             self.restore(folder)
+        self.costs = self.measure_costs() | self.costs
         while self.epoch < sum(self.phases):
-            metrics = self.train_epoch() | self.validate()
+            metrics = self.train_epoch() | self.validate() | self.costs
             self.context.report({"epoch": self.epoch, **metrics}, self.save)
 
     def train_epoch(self) -> dict[str, float]:
@@ -146,24 +156,33 @@ class Training:
 
     def validate(self) -> dict[str, float]:
         """Return retrieval scores of the validation identities, if any; every worker embeds its share."""
-        query, gallery = self.validation
-        if len(query.tracklets) == 0:
-            return {}
-        scores = retrieve(
+        return validate(
             self.method.embedder,
-            query,
-            gallery,
+            {OWN: self.validation, **self.others},
             self.device,
             rank=self.context.rank,
             workers=self.context.world_size,
         )
-        return scores.metrics("val/", ranks=(1, 5))
+
+    def measure_costs(self) -> dict[str, float]:
+        """Return the size of the embedder and, if the job needs it and it was not measured yet, its time."""
+        embedder = self.method.embedder
+        costs: dict[str, float] = {cost.PARAMETERS: cost.parameters(embedder)}
+        wanted = cost.MILLISECONDS in self.context.metrics and cost.MILLISECONDS not in self.costs
+        if wanted and self.context.rank == 0:  # whose report counts
+            costs[cost.MILLISECONDS] = cost.milliseconds(embedder, self.batches.frames)
+        return costs
 
     def save(self, folder: Path) -> None:
         """Write the whole state to ``folder``."""
         weights = {name: value.contiguous() for name, value in self.method.state_dict().items()}
         save_file(weights, folder / WEIGHTS)
-        state = {"optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "costs": self.costs,
+        }
         torch.save(state, folder / STATE)
 
     def restore(self, folder: Path) -> None:
@@ -172,6 +191,7 @@ class Training:
         state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        self.costs = state.get("costs", {})  # checkpoints of 0.1 have none
 
     def _position(self) -> tuple[int, int, int]:
         """Return the phase of the next step, the step's index in it, and the number of steps of the phase."""

@@ -46,7 +46,7 @@ def test_final_runs_are_each_finalist_on_each_split_and_seed(tmp_path: Path) -> 
         ({"top": 1, "seeds": [0], "splits": {"seed": [0]}}, {}, "write finals.seeds: [...] instead"),
         ({"topp": 1, "seeds": [0]}, {}, "finals.topp: unknown key; did you mean 'top'?"),
         ({"top": 1, "seeds": [0]}, {"search": {"seed": {"int": [0, 9]}}}, "finals.seeds: 'seed' is searched"),
-        ({"top": 1, "seeds": [0]}, {"name": "x" * 60}, "name: with finals, the name may have 56 characters"),
+        ({"top": 1, "seeds": [0]}, {"name": "x" * 60}, "name: with finals, the name may have 55 characters"),
     ],
 )
 def test_finals_invalid_value_is_named(

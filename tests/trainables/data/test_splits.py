@@ -13,7 +13,7 @@ from tests.support.tiny_sets import save_image
 from trainables.data.config import DataConfig
 from trainables.data.packing import Pack
 from trainables.data.sources import resolve
-from trainables.data.splits import check, held_back, split_of, training_part
+from trainables.data.splits import check, held_back, split_of, training_part, validation_part
 from trainables.data.tracklet import DISTRACTOR, JUNK
 from trainables.errors import DataError
 
@@ -31,6 +31,24 @@ from trainables.errors import DataError
         ({"targets": ["walkers-stills"]}, r"data\.targets: 'walkers-stills' has no test part"),
         ({"split": 10}, r"data\.split: 10 is out of range; set 'walkers' has 0 to 9"),
         ({"validation": 0.9}, r"data\.validation: 0\.9 of the 4 training identities of 'walkers'"),
+        ({"fold": 2, "validation": 0.5}, r"data\.fold: 2 is out of range; 2 of the 4 .* so there is 0 to 1"),
+        ({"fold": 1, "validation": 0}, r"data\.fold: 1 is out of range; 0 of the 4 .* so there is only 0"),
+        ({"validate": ["walker-b"]}, r"data\.validate: no set 'walker-b'; did you mean 'walkers-b'\?"),
+        ({"validate": ["walkers"]}, r"data\.validate: 'walkers' is the set that trains, whose validation"),
+        ({"validate": ["walkers-stills"]}, r"data\.validate: 'walkers-stills' is in data\.images, so it"),
+        ({"validate": ["walkers-b", "walkers-b"]}, r"data\.validate: 'walkers-b' is named twice"),
+        (
+            {"sets": {**SETS, "cross": SETS["walkers-b"]}, "targets": [], "validate": ["cross"]},
+            r"data\.validate: 'cross' is the name of the mean over all sets; rename the set",
+        ),
+        (
+            {"sets": {**SETS, "again": SETS["walkers-b"]}, "validate": ["again"]},
+            r"data: 'again' is for validation and 'walkers-b' for test, but both are drawn from seed 2",
+        ),
+        (
+            {"sets": {**SETS, "again": SETS["walkers"]}, "validate": ["again"]},
+            r"data: 'walkers' is for training and 'again' for validation or test, but both are drawn",
+        ),
     ],
 )
 def test_check_set_in_wrong_role_is_named(fields: dict[str, Any], line: str, tmp_path: Path) -> None:
@@ -222,6 +240,9 @@ def test_check_target_whose_queries_have_no_match_is_refused(tmp_path: Path) -> 
     sets = {**SETS, "own": {"layout": "market1501", "folder": str(tmp_path / "own")}}
     with pytest.raises(DataError, match=r"^data\.targets: no query of 'own' has a match in another camera"):
         check(data_config(tmp_path, sets=sets, targets=["own"]))
+    line = r"^data\.validate: the training part of 'own' has no identities in several cameras; expected a set"
+    with pytest.raises(DataError, match=line):
+        check(data_config(tmp_path, sets=sets, validate=["own"]))
 
 
 @pytest.mark.parametrize(
@@ -265,3 +286,68 @@ def test_name_of_a_set_that_mlflow_accepts_is_accepted(name: str, tmp_path: Path
 def test_folder_of_an_unknown_user_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="folder"):
         data_config(tmp_path, sets={"own": {"layout": "mars", "folder": "~nobody-at-all/x"}}, sequences="own")
+
+
+def test_validate_drops_what_the_other_of_the_pair_tests(pair: dict[str, Any], tmp_path: Path) -> None:
+    chosen = data_config(
+        tmp_path,
+        sets=pair,
+        sequences="walkers",
+        images=[],
+        targets=["market"],
+        validate=["mars"],
+        shared_identities="drop",
+    )
+    assert check(chosen) > 0
+    assert held(chosen, "mars") == {"0004", "0006", "0008"}
+    pack = resolve(chosen, "mars")
+    query, gallery = validation_part(pack, chosen, 0, held(chosen, "mars"))
+    assert labels(pack, query) == labels(pack, gallery) == set(TRAIN) - {"0006"}
+
+
+def test_training_drops_what_the_other_of_the_pair_validates(pair: dict[str, Any], tmp_path: Path) -> None:
+    chosen = data_config(
+        tmp_path,
+        sets=pair,
+        sequences="walkers",
+        images=["market"],
+        targets=[],
+        validate=["mars"],
+        shared_identities="drop",
+    )
+    assert check(chosen) > 0
+    assert held(chosen, "market") == set(TRAIN)
+    with pytest.raises(
+        DataError, match="'market' is for training and 'mars' for validation or test, but MARS"
+    ):
+        check(chosen.model_copy(update={"shared_identities": "refuse"}))
+
+
+def test_validate_identities_bounds_the_validation_part(tmp_path: Path) -> None:
+    drawn = []
+    for fold in (0, 1):
+        chosen = data_config(tmp_path, validate=["walkers-b"], validate_identities=3, fold=fold, targets=[])
+        pack = resolve(chosen, "walkers-b")
+        drawn.append(labels(pack, validation_part(pack, chosen, 0)[0]))
+    assert [len(names) for names in drawn] == [3, 3]
+    assert drawn[0] != drawn[1]
+
+
+def test_folds_hold_disjoint_identities_out(tmp_path: Path) -> None:
+    pack = resolve(data_config(tmp_path), "walkers")
+    parts = [training_part(pack, 0, 0.5, seed=0, fold=fold) for fold in (0, 1)]
+    assert labels(pack, parts[0][1]) == labels(pack, parts[1][0])
+    assert labels(pack, parts[0][0]) == labels(pack, parts[1][1])
+
+
+def test_fold_0_is_the_selection_of_earlier_versions(tmp_path: Path) -> None:
+    pack = resolve(data_config(tmp_path), "walkers")
+    _, query, _ = training_part(pack, 3, 0.5, seed=0)
+    candidates = np.unique(pack.identities[list(split_of(pack, 3).train)])
+    assert labels(pack, query) == set(np.random.default_rng([0, 3]).permutation(candidates)[:2].tolist())
+
+
+def test_config_with_validate_is_equal_to_its_json(tmp_path: Path) -> None:
+    chosen = data_config(tmp_path, validate=["walkers-b"], fold=1)
+    assert chosen.model_dump(mode="json")["validate"] == ["walkers-b"]
+    assert DataConfig.model_validate_json(chosen.model_dump_json()) == chosen
