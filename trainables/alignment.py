@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +17,15 @@ from trainables.data import sources, splits
 from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
 from trainables.data.parts import DataParts, Part, needed_to_train
+from trainables.data.readers import find_reader
+from trainables.data.tracklet import DISTRACTOR, JUNK
 from trainables.errors import DataError
 from trainables.evaluation import cost
+from trainables.evaluation.calibration import Calibration, calibrate, without
 from trainables.evaluation.retrieval import Retrieval, RetrievalSummary, read_summaries, write_summaries
 from trainables.evaluation.validation import CROSS_SCORES, OWN, SCORES, metric_name
 from trainables.export.encoder_module import check_portable
+from trainables.export.model_card import GENERATED, Provenance, UsedSet
 from trainables.methods import METHODS, Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
@@ -299,10 +303,60 @@ class AlignmentTrainable:
             pictures.draw_cmc(of_variants, titles[name], directory / pictures.file_name("cmc", name))
 
     def export(self, config: AlignmentConfig, checkpoint: Path, directory: Path) -> dict[str, Any]:
-        """Write a model's files into ``directory`` and return arguments for ``mlflow.pyfunc.log_model``."""
+        """Write a model's files into ``directory`` and return arguments for ``mlflow.pyfunc.log_model``.
+
+        The model has distance thresholds, calibrated on the validation identities, and a model card.
+        """
         from trainables.export.export import export  # imports MLflow, which no worker needs
 
-        return export(_embedder(config, checkpoint), directory)
+        embedder = _embedder(config, checkpoint)
+        return export(embedder, directory, asdict(_calibrate(config, embedder)), _provenance(config))
+
+
+def _calibrate(config: AlignmentConfig, embedder: SequenceEmbedder) -> Calibration:
+    try:
+        query, gallery = _training_data(config).validation()
+    except DataError as error:
+        return without(f"the validation identities cannot be read ({error})", config.data.sequences)
+    return calibrate(embedder.to(_device()), query, gallery, _device())
+
+
+def _provenance(config: AlignmentConfig) -> Provenance:
+    """Return how a model was made, for its card; without the sets if they cannot be read any more."""
+    try:
+        names = {*needed_to_train(config.data, config.image_sets), *config.data.targets}
+        used = tuple(_used_sets(config, DataParts(config.data, sources.reopen(config.data, names))))
+    except DataError as error:
+        _log.warning("the model card does not list the data sets: %s", error)
+        used = ()
+    return Provenance(config.method, config.epochs, config.seed, config.data.split, used)
+
+
+def _used_sets(config: AlignmentConfig, data: DataParts) -> Iterator[UsedSet]:
+    """Yield every set in each of its roles."""
+    yield _used_set(data, "train", data.train())
+    yield _used_set(data, "validation", *data.validation())
+    for name in config.image_sets:
+        yield _used_set(data, "images", data.images(name))
+    for _, *sides in data.tests():
+        yield _used_set(data, "test", *sides)
+
+
+def _used_set(data: DataParts, role: str, *parts: Part) -> UsedSet:
+    pack = parts[0].pack
+    source = data.config.sets[pack.name]
+    tracklets = np.unique(np.concatenate([part.tracklets for part in parts]))
+    identities = np.setdiff1d(pack.identities[tracklets], (JUNK, DISTRACTOR))
+    return UsedSet(
+        name=pack.name,
+        role=role,
+        source=f"{source.layout}, {'generated' if source.generate else 'read from files'}",
+        digest=pack.digest,
+        identities=len(identities),
+        tracklets=len(tracklets),
+        protocol=pack.protocol,
+        licence=GENERATED if source.generate else find_reader(source.layout).licence,
+    )
 
 
 def _device() -> torch.device:

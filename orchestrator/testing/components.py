@@ -179,7 +179,8 @@ def _check_export(arguments: Mapping[str, Any]) -> None:
 
     unknown = arguments.keys() - inspect.signature(mlflow.pyfunc.log_model).parameters.keys()
     assert not unknown, f"export returns arguments that mlflow.pyfunc.log_model lacks: {sorted(unknown)}"
-    assert "python_model" in arguments, "export returns no python_model"
+    loaders = {"python_model", "loader_module"}
+    assert loaders & arguments.keys(), "export returns neither python_model nor loader_module"
     signature = arguments.get("signature")
     assert isinstance(signature, ModelSignature), "export returns no signature"
     assert signature.inputs is not None and signature.outputs is not None, (

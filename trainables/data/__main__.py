@@ -1,22 +1,15 @@
 """``python -m trainables.data``: inspect a set, check it, pack it, or generate one."""
 
 import argparse
-import contextlib
-import logging
-import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from trainables import console
+from trainables.console import ERR, OUT, busy, picture, positive
 from trainables.data.decoding import decode
 from trainables.data.packing import pack
 from trainables.data.readers import READERS, check_options, read_checked
@@ -33,39 +26,12 @@ EXAMPLES = """examples:
 
 layouts and their options (a LAYOUT may also be package.module:Class of a reader):
 """
-_log = logging.getLogger(__name__)
-
-FAULT = 2
-INTERRUPTED = 130
-LINE_SECONDS = 4.0
-OUT = Console()
-ERR = Console(stderr=True)
-
-Item = TypeVar("Item")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
     chosen = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
-    command: Callable[[argparse.Namespace], None] = chosen.command
-    try:
-        command(chosen)
-    except DataError as error:
-        ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return FAULT
-    except KeyboardInterrupt:
-        ERR.print("interrupted")
-        return INTERRUPTED
-    return 0
-
-
-class ConsoleHandler(logging.Handler):
-    """Handler that prints log records to stderr, above a spinner or progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        ERR.print(self.format(record), style="dim", markup=False, highlight=False, soft_wrap=True)
+    return console.run(chosen.command, chosen)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,20 +87,6 @@ def parser() -> argparse.ArgumentParser:
         about = f"{field.description} (default: {default})"
         generate.add_argument(f"--{name}", default=argparse.SUPPRESS, help=about, **action)  # type: ignore[arg-type]
     return top
-
-
-def positive(text: str) -> int:
-    """Parse a whole number above 0."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
-    return int(text)
-
-
-def picture(text: str) -> Path:
-    """Parse the name of a picture to write."""
-    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends with .png or .jpg")
-    return Path(text)
 
 
 def inspect_command(chosen: argparse.Namespace) -> None:
@@ -201,15 +153,11 @@ def verify_command(chosen: argparse.Namespace) -> None:
                 errors.append(error)
         return errors
 
-    unreadable = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
-        try:
-            for errors in follow(executor.map(faults, data_set.tracklets), data_set):
-                unreadable += len(errors)
-                for error in errors:
-                    ERR.print(f"unreadable: {error}", markup=False, highlight=False, soft_wrap=True)
-        finally:
-            executor.shutdown(cancel_futures=True)
+    unreadable, results = 0, console.in_threads(faults, data_set.tracklets)
+    for errors in console.follow(results, "decoded", len(data_set.tracklets)):
+        unreadable += len(errors)
+        for error in errors:
+            ERR.print(f"unreadable: {error}", markup=False, highlight=False, soft_wrap=True)
     total = sum(len(tracklet.frames) for tracklet in data_set.tracklets)
     OUT.print(f"{total:,} frames checked, {unreadable:,} unreadable", highlight=False)
 
@@ -250,52 +198,9 @@ def generate_command(chosen: argparse.Namespace) -> None:
 
 def open_set(chosen: argparse.Namespace) -> DataSet:
     """Read the set that the command line names."""
-    options: dict[str, Any] = {}
-    for option in chosen.option:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise DataError(f"--option {option}: no value; expected NAME=VALUE, such as minimum_frames=28")
-        options[name] = value
-    checked = check_options(chosen.layout, options)
+    checked = check_options(chosen.layout, console.named_values(chosen.option))
     with busy(f"reading {chosen.folder}"):
         return read_checked(chosen.layout, chosen.folder, chosen.folder.absolute().name, checked)
-
-
-@contextlib.contextmanager
-def busy(activity: str) -> Iterator[None]:
-    """Log an activity and show that it is running: a spinner, or a line every few seconds."""
-    _log.info("%s", activity)
-    if ERR.is_terminal:
-        with ERR.status(activity):
-            yield
-        return
-    finished, started = threading.Event(), time.monotonic()
-
-    def repeat() -> None:
-        while not finished.wait(LINE_SECONDS):
-            _log.info("%s: %.0f s so far", activity, time.monotonic() - started)
-
-    reporter = threading.Thread(target=repeat, daemon=True)
-    reporter.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        reporter.join()
-
-
-def follow(results: Iterable[Item], data_set: DataSet) -> Iterator[Item]:
-    """Yield the results, one per tracklet, and show the progress: a bar, or a line every few seconds."""
-    count = len(data_set.tracklets)
-    if ERR.is_terminal:
-        yield from track(results, "decoding", total=count, console=ERR)
-        return
-    reported = time.monotonic()
-    for number, result in enumerate(results, start=1):
-        yield result
-        if time.monotonic() - reported > LINE_SECONDS:
-            reported = time.monotonic()
-            _log.info("decoded %s of %s tracklets", f"{number:,}", f"{count:,}")
 
 
 if __name__ == "__main__":

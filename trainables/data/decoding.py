@@ -1,16 +1,15 @@
 """Decoding of a frame reference as an RGB image. A damaged file is an error, never repaired."""
 
-import io
 import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from trainables.data.tracklet import Frame
 from trainables.errors import DataError
+from trainables.network import images
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 CELL = re.compile(r"(?P<variable>\w+)\{(?P<outer>\d+)\}\{(?P<row>\d+),(?P<column>\d+)\}")
 """Form of a ``Frame.key``: a MATLAB expression such as ``labeled{1}{12,3}``, as HDF5 names objects slowly."""
 
@@ -36,27 +35,10 @@ def _decode_file(frame: Frame) -> Image.Image:
         encoded = frame.path.read_bytes()
     except OSError as error:
         raise DataError(f"{frame.path}: cannot be read ({error.strerror}); expected an image file") from error
-    # libjpeg only warns about a tail of zeros (an unfinished copy), and Pillow returns grey pixels for it.
-    if encoded.startswith(JPEG_START) and JPEG_END not in encoded:
-        raise DataError(f"{frame.path}: truncated (JPEG without its end marker); expected a complete image")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return _upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow's message for an unidentified file only gives the address of its buffer.
-        reason = "unknown image format" if "cannot identify" in str(error) else error
-        raise DataError(f"{frame.path}: damaged or truncated ({reason}); expected an image file") from error
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in 8 bits for each of three channels, turned as its EXIF record says."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        raise ValueError(f"{image.mode}: pixels of 32 bits, whose range is not known")
-    if image.mode.startswith("I"):  # of 16 bits; Pillow would cut the values off at 255
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image.convert("RGB")
+        return images.decode(encoded)
+    except ValueError as error:
+        raise DataError(f"{frame.path}: {error}; expected a complete image file") from error
 
 
 def _decode_object(frame: Frame, key: str) -> Image.Image:

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from trainables.data.decoding import decode_image
 from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
 from trainables.errors import DataError
+from trainables.network import images
 from trainables.network.flow import optical_flow
 
 _log = logging.getLogger(__name__)
@@ -283,8 +283,7 @@ def _prepare(
                 raise
             errors.append(str(error))
             continue
-        # Pillow scales its bilinear filter with the reduction, so that downsizing does not alias.
-        frames.append(np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)))
+        frames.append(images.resize(image, height, width))
     stack = np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)
     return _Rows(stack, optical_flow(stack).astype(np.float16) if with_flow else None, errors)
 

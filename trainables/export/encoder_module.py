@@ -6,14 +6,14 @@ The module is copied as one file into the exported network package, and imports 
 
 import ast
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 NETWORK = "trainables.network"
-_COPY = "encoder_module"
+COPY = "encoder_module.py"
+"""Name of the copy in the exported package."""
 
 
 def is_outside(name: str) -> bool:
@@ -54,12 +54,9 @@ def required_packages(name: str) -> list[str]:
     return sorted(required)
 
 
-def copy_module(name: str, package: Path) -> str:
-    """Copy the module of an encoder into ``package`` and return the encoder's name in that package."""
-    module, _, attribute = name.partition(":")
-    source = re.sub(rf"\b{re.escape(NETWORK)}\b", package.name, _source(module))
-    package.joinpath(f"{_COPY}.py").write_text(source, encoding="utf-8")
-    return f"{package.name}.{_COPY}:{attribute}"
+def source(name: str) -> str:
+    """Return the source of the module of an encoder."""
+    return _source(name.partition(":")[0])
 
 
 def _source(module: str) -> str:

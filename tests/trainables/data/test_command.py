@@ -14,6 +14,7 @@ from PIL import Image
 import trainables.data.__main__ as commands
 from tests.support.paths import ROOT
 from tests.support.tiny_sets import FRAMES, PEOPLE, Unpacked
+from trainables import console
 from trainables.data.__main__ import main
 from trainables.data.contact_sheet import contact_sheet
 from trainables.data.packing import Pack
@@ -127,8 +128,8 @@ def test_long_work_logs_its_progress(
     written: Unpacked, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(commands, "LINE_SECONDS", 0.0)
-    with commands.busy("counting sheep"):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with console.busy("counting sheep"):
         deadline = time.monotonic() + 60
         while "counting sheep: 0 s so far" not in caplog.messages:
             assert time.monotonic() < deadline

@@ -15,7 +15,7 @@ from trainables.data.readers.folders import (
     still,
     within,
 )
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DataSet
 from trainables.errors import DataError
 
@@ -72,6 +72,7 @@ class Cuhk01Reader(Reader):
 
     kind = "image"
     expected = EXPECTED
+    licence = RESEARCH
     Options = Cuhk01Options
     recognise = staticmethod(recognise)
     read = staticmethod(read)

@@ -18,7 +18,7 @@ from trainables.data.readers.folders import (
     still,
     train_on_all,
 )
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
 from trainables.errors import DataError
 
@@ -189,6 +189,7 @@ class Cuhk03Reader(Reader):
 
     kind = "image"
     expected = EXPECTED
+    licence = RESEARCH
     Options = Cuhk03Options
     recognise = staticmethod(recognise)
     read = staticmethod(read)

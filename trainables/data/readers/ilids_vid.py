@@ -11,7 +11,7 @@ from trainables.data.readers.folders import (
     split_by_identity,
     subfolders,
 )
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DataSet, Split, Tracklet
 from trainables.errors import DataError
 
@@ -89,5 +89,6 @@ class IlidsVidReader(Reader):
 
     kind = "sequence"
     expected = EXPECTED
+    licence = RESEARCH
     recognise = staticmethod(recognise)
     read = staticmethod(read)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trainables.components import Options
 from trainables.data.readers.folders import differences, image_names, still
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Split, Tracklet
 from trainables.errors import DataError
 
@@ -66,5 +66,6 @@ class Market1501Reader(Reader):
 
     kind = "image"
     expected = EXPECTED
+    licence = RESEARCH
     recognise = staticmethod(recognise)
     read = staticmethod(read)

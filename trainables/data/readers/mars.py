@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainables.components import Options
 from trainables.data.readers.folders import differences, matlab_integers, some
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Frame, Split, Tracklet
 from trainables.errors import DataError
 
@@ -129,5 +129,6 @@ class MarsReader(Reader):
 
     kind = "sequence"
     expected = EXPECTED
+    licence = RESEARCH
     recognise = staticmethod(recognise)
     read = staticmethod(read)

@@ -14,7 +14,7 @@ from trainables.data.readers.folders import (
     subfolders,
     within,
 )
-from trainables.data.readers.reader import Reader
+from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DataSet, Tracklet
 from trainables.errors import DataError
 
@@ -163,6 +163,7 @@ class Prid2011Reader(Reader):
 
     kind = "sequence"
     expected = EXPECTED
+    licence = RESEARCH
     Options = Prid2011Options
     recognise = staticmethod(recognise)
     read = staticmethod(read)

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 from trainables import components
 from trainables.data.tracklet import DataSet
 
+RESEARCH = "distributed for research; no open licence is known: ask its publisher before any other use"
+"""``Reader.licence`` of the published sets."""
+
 
 class Reader(ABC):
     """Reader of data sets in one layout, which is the arrangement of their files on disk.
@@ -19,6 +22,8 @@ class Reader(ABC):
     """Model of the options of `read`."""
     kind: ClassVar[Literal["sequence", "image"]]
     """Kind of the tracklets: sequences, or still images of length 1."""
+    licence: ClassVar[str] = "not known; ask its publisher"
+    """Terms of use of the set, as far as known, for the card of a model that was trained on it."""
     expected: ClassVar[str]
     """Description of the layout, ``"expected ..."``, for messages about a folder."""
 

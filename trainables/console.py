@@ -1,0 +1,136 @@
+"""What the commands of this package share: exit codes, messages, progress, and checks of arguments."""
+
+import argparse
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainables.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+FAULT = 2
+INTERRUPTED = 130
+LINE_SECONDS = 4.0
+OUT = Console()
+ERR = Console(stderr=True)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespace) -> int:
+    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    try:
+        command(chosen)
+    except DataError as error:
+        ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return FAULT
+    except KeyboardInterrupt:
+        ERR.print("interrupted")
+        return INTERRUPTED
+    return 0
+
+
+class ConsoleHandler(logging.Handler):
+    """Handler that prints log records to stderr, above a spinner or progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        ERR.print(self.format(record), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def picture(text: str) -> Path:
+    """Parse the name of a picture to write."""
+    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends with .png or .jpg")
+    return Path(text)
+
+
+def named_values(options: Sequence[str]) -> dict[str, str]:
+    """Return ``NAME=VALUE`` options by name.
+
+    Raises:
+        DataError: an option has no value.
+    """
+    values: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise DataError(f"--option {option}: no value; expected NAME=VALUE, such as minimum_frames=28")
+        values[name] = value
+    return values
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield ``function`` of every item, in order, computed by one thread per CPU."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+        try:
+            yield from executor.map(function, items)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def busy(activity: str) -> Iterator[None]:
+    """Log an activity and show that it is running: a spinner, or a line every few seconds."""
+    _log.info("%s", activity)
+    if ERR.is_terminal:
+        with ERR.status(activity):
+            yield
+        return
+    finished, started = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not finished.wait(LINE_SECONDS):
+            _log.info("%s: %.0f s so far", activity, time.monotonic() - started)
+
+    reporter = threading.Thread(target=repeat, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        reporter.join()
+
+
+def follow(results: Iterable[Item], verb: str, total: int, first: int = 0) -> Iterator[Item]:
+    """Yield the results, one per tracklet, and show the progress: a bar, or a line every few seconds.
+
+    Args:
+        results: what to yield.
+        verb: what has happened to a tracklet, such as ``decoded``.
+        total: number of tracklets.
+        first: number of tracklets that an earlier run has done.
+    """
+    if ERR.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=ERR) as progress:
+            task = progress.add_task(verb, total=total, completed=first)
+            for result in results:
+                yield result
+                progress.advance(task)
+        return
+    reported = time.monotonic()
+    for number, result in enumerate(results, start=first + 1):
+        yield result
+        if time.monotonic() - reported > LINE_SECONDS:
+            reported = time.monotonic()
+            _log.info("%s %s of %s tracklets", verb, f"{number:,}", f"{total:,}")

@@ -1,0 +1,57 @@
+"""Images as the network sees them: decoded to upright RGB, and resized. Nothing is read from disk or network.
+
+An exported model contains this module, so that it sees the pixels that training saw.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def decode(
+    encoded: bytes, formats: Sequence[str] | None = None, most_pixels: int | None = None
+) -> Image.Image:
+    """Decode an image file as RGB. A damaged file is an error, never repaired.
+
+    Args:
+        encoded: content of the file.
+        formats: formats to accept, as Pillow names them; all of them by default.
+        most_pixels: largest number of pixels to accept, which is checked before any is decoded.
+
+    Raises:
+        ValueError: the content is not an image, damaged, of another format, or too large.
+    """
+    # libjpeg only warns about a tail of zeros (an unfinished copy), and Pillow returns grey pixels for it.
+    if encoded.startswith(_JPEG_START) and _JPEG_END not in encoded:
+        raise ValueError("truncated (JPEG without its end marker)")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise ValueError(f"{image.height:,} x {image.width:,}, more than {most_pixels:,} pixels")
+            return _upright_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's message for an unidentified file only gives the address of its buffer.
+        reason = "unknown image format" if "cannot identify" in str(error) else error
+        raise ValueError(f"damaged or truncated ({reason})") from error
+
+
+def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """Resize an RGB image to uint8 ``[height, width, 3]``."""
+    # Pillow scales its bilinear filter with the reduction, so that downsizing does not alias.
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in 8 bits for each of three channels, turned as its EXIF record says."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError(f"{image.mode}: pixels of 32 bits, whose range is not known")
+    if image.mode.startswith("I"):  # of 16 bits; Pillow would cut the values off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")
