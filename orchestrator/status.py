@@ -24,6 +24,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, StorageError
 
@@ -275,4 +276,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

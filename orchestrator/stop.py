@@ -4,13 +4,13 @@
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, StorageError
 
@@ -91,4 +91,4 @@ def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
