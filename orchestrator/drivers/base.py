@@ -64,6 +64,9 @@ class Driver(ABC, Generic[OutcomeType]):
 
     outcome_type: ClassVar[type[Outcome]]
 
+    after_failure: ClassVar[str] = "start over with --fresh, or rerun the command with a larger budget"
+    """What helps once no trial has succeeded."""
+
     def __init__(self, job: Job, progress: Progress, interrupt: Interrupt) -> None:
         self._job, self._progress, self._interrupt = job, progress, interrupt
         self._directory = JobDirectory(job)
@@ -327,7 +330,12 @@ class Driver(ABC, Generic[OutcomeType]):
         if not study.count()["complete"]:
             trials = study.started_trials
             reasons = sorted({trial.user_attrs.get(REASON, "unknown") for trial in trials})
-            _log.error("none of %d trials succeeded: %s", len(trials), "; ".join(reasons))
+            _log.error(
+                "none of %d trials succeeded: %s; fix the cause, and then %s",
+                len(trials),
+                "; ".join(reasons),
+                self.after_failure,
+            )
             return ExitCode.FAILED
         return ExitCode.DONE
 
