@@ -11,8 +11,9 @@ several objectives a list of the same), ``infeasible`` (complete trials that vio
 that wait for MLflow), ``model``, ``report`` and ``problem`` (what is missing). The list is ``{storage, jobs:
 [...]}``. The keys of a trial are those of `orchestrator.study.status.TrialStatus`.
 
-The states: ``running``; ``stopped``; ``died``: the driver ended without recording it; ``silent``: a driver in
-a bucket without a heartbeat; ``finished``; in a list ``unreadable``.
+The states: ``running``; ``stalled``: the driver holds its lock and sends no heartbeat; ``stopped``; ``died``:
+the driver ended without recording it; ``silent``: a driver in a bucket without a heartbeat; ``finished``;
+``failed``: the budget of a sweep is used, and no trial succeeded; in a list ``unreadable``.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, StorageError
 
@@ -45,7 +47,9 @@ examples:
 
 _STATES = {
     "running": "running",
+    "stalled": "its driver sends no heartbeat; is its process suspended, or its storage stuck?",
     "stopped": "stopped; rerun the command to resume",
+    "failed": "failed: no trial succeeded; fix the cause, then use --fresh, or rerun with a larger budget",
     "died": "its driver died; rerun the command to take over",
     "silent": "no heartbeat from its driver, which may be dead; rerun the command to take over",
     "finished": "finished",
@@ -229,8 +233,8 @@ def _rows(status: "Status") -> dict[str, str]:
     rows["kept in"] = status.uri
     if (driver := status.driver) is not None:
         rows["driver"] = f"process {driver['pid']} on {driver['host']}, started {driver['started']}"
-        if status.state in ("running", "silent"):
-            rows["last heartbeat"] = f"{driver['seconds_since_heartbeat']:.0f} s ago"
+        if status.state in ("running", "stalled", "silent"):
+            rows["last heartbeat"] = f"{_age(driver['seconds_since_heartbeat'])} ago"
     rows["trials"] = ", ".join(f"{count} {state}" for state, count in status.trials.items()) or "none yet"
     if status.infeasible:
         rows["trials"] += f"; {status.infeasible} infeasible"
@@ -282,4 +286,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -4,13 +4,13 @@
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, StorageError
 
@@ -82,13 +82,16 @@ def _stop(store: "Store", name: str, timeout: float, progress: Progress | None) 
                     return True, f"{uri} has stopped; rerun the command that started it to resume"
                 if record.heartbeat != heartbeat:
                     heartbeat, changed = record.heartbeat, time.monotonic()
-                elif state == "silent" and time.monotonic() - changed > lookup.SILENT_SECONDS:
+                elif state != "running" and time.monotonic() - changed > lookup.SILENT_SECONDS:
                     # It stops if it is alive, which cannot be determined from here.
-                    return False, f"{uri}: no heartbeat from its driver; rerun the command to take over"
+                    advice = "rerun the command to take over"
+                    if state == "stalled":
+                        advice = f"it stops when it goes on; resume (kill -CONT) or kill {record}"
+                    return False, f"{uri}: no heartbeat from its driver; {advice}"
             except StorageError as error:  # the storage answered before, and may answer again
                 trouble = f"; {error}"
     return False, f"{uri} has not stopped within {timeout:g} s; it may still do so{trouble}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

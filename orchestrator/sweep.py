@@ -1,11 +1,11 @@
 """Run a sweep: ``python -m orchestrator.sweep search_spaces/alignment.yaml``."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.console.arguments import EXIT_CODES, job_file_parser
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.launch import launch
 from orchestrator.interrupt import Interrupt
@@ -60,4 +60,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -8,12 +8,13 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from orchestrator.components import describe_raised
 from orchestrator.console.arguments import Parser, report_error
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, SweepError
 from orchestrator.interrupt import Interrupt
@@ -77,9 +78,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its `ExitCode`."""
-    parsed = parse(arguments)
-    progress, interrupt = Progress(), Interrupt()
+    """Run the command; return its `ExitCode`. A training whose output cannot be written goes on."""
+    progress = Progress(required=False)
+    return progress.exit_code(_main(parse(arguments), progress))
+
+
+def _main(parsed: argparse.Namespace, progress: Progress) -> int:
+    interrupt = Interrupt()
     try:
         interrupt.install()
         with progress.logging() as handler:
@@ -335,11 +340,12 @@ def _exit(code: int) -> NoReturn:
     left = [thread for thread in threading.enumerate() if thread is not main_thread and not thread.daemon]
     if left:
         names = ", ".join(thread.name for thread in left)
-        print(f"the trainable left threads that still ran: {names}", flush=True)
-        sys.stderr.flush()
+        with suppress(OSError):
+            print(f"the trainable left threads that still ran: {names}", flush=True)
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    _exit(main())
+    run(main, _exit)

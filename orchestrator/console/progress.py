@@ -3,11 +3,14 @@
 `orchestrator.execution.monitor` supplies the live line of a job.
 """
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -15,6 +18,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from orchestrator.console.tables import format_duration
+from orchestrator.errors import ExitCode
 
 _REPEAT_SECONDS = 5.0
 """Time without a line after which output that is not a terminal repeats the current activity."""
@@ -23,11 +27,23 @@ _STATUS_SECONDS = 20.0
 """Time after which it repeats the status of a job, also among many other lines."""
 
 
+class _Console(Console):
+    """A console that raises where its reader has gone; rich's would end the thread that prints."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Progress:
     """Prints to one stream; on a terminal the current activity is a live line, elsewhere it is repeated."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(soft_wrap=False, highlight=False)
+    def __init__(self, console: Console | None = None, *, required: bool = True) -> None:
+        """Print to a console; OSErrors of it are raised, or kept as ``failure`` if it is not ``required``."""
+        self._console = console or _Console(soft_wrap=False, highlight=False)
+        self._required = required
+        self.failure: OSError | None = None
+        """Why some of the output was lost."""
+
         if not self._console.is_terminal:
             self._console.width = 120
         self._last = time.monotonic()
@@ -40,12 +56,29 @@ class Progress:
             if text in lines:
                 return
             lines.add(text)
-        self._console.print(Text(text), soft_wrap=True)
+        self._write(Text(text), soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or a panel."""
         self._last = time.monotonic()
-        self._console.print(renderable)
+        self._write(renderable)
+
+    def _write(self, renderable: RenderableType, **options: Any) -> None:
+        try:
+            self._console.print(renderable, **options)
+        except OSError as error:
+            if self._required:
+                raise
+            self.failure = error
+            self._console.quiet = True
+            self._console.print()  # which drops what could not be written
+            self._console.quiet = False
+
+    def exit_code(self, code: int) -> int:
+        """Return the exit code of a command; raises the OSError of one that is done and lost output."""
+        if self.failure is not None and code == ExitCode.DONE:
+            raise self.failure
+        return code
 
     @contextmanager
     def without_repeats(self) -> Iterator[None]:

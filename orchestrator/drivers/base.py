@@ -63,6 +63,9 @@ class Driver(ABC, Generic[OutcomeType]):
 
     outcome_type: ClassVar[type[Outcome]]
 
+    after_failure: ClassVar[str] = "start over with --fresh, or rerun the command with a larger budget"
+    """What helps once no trial has succeeded."""
+
     def __init__(self, job: Job, progress: Progress, interrupt: Interrupt) -> None:
         self._job, self._progress, self._interrupt = job, progress, interrupt
         self._directory = JobDirectory(job)
@@ -341,7 +344,8 @@ class Driver(ABC, Generic[OutcomeType]):
             self._progress.print(f"interrupted; rerun the command to resume the {self._job.kind}")
             return ExitCode.INTERRUPTED
         if fault := study.outcome_fault():
-            _log.error("%s", fault)
+            advice = "" if study.count()["complete"] else f"; fix the cause, and then {self.after_failure}"
+            _log.error("%s%s", fault, advice)
             return ExitCode.FAILED
         return ExitCode.DONE
 

@@ -43,6 +43,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
     """Trains and scores every variant on every split and seed, and reports the differences."""
 
     outcome_type = ComparisonOutcome
+    after_failure = "rerun the command, which repeats failed trials"
 
     def __init__(self, comparison: Comparison, progress: Progress, interrupt: Interrupt) -> None:
         super().__init__(comparison, progress, interrupt)

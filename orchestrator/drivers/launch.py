@@ -33,15 +33,29 @@ def launch(
     make_driver: MakeDriver,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a job, or submit it; return its `ExitCode`.
+    """Run a job, or submit it; return its `ExitCode`. A job whose output cannot be written goes on.
 
     Args:
         kind: name of this kind of job in messages.
         parsed: the command line.
         make_driver: reads the file.
         arguments: the command line as given; default: that of the process.
+
+    Raises:
+        OSError: all was done, and some of the output could not be written.
     """
-    progress, interrupt = Progress(), Interrupt()
+    progress = Progress(required=False)
+    return progress.exit_code(_launch(kind, parsed, make_driver, arguments, progress))
+
+
+def _launch(
+    kind: str,
+    parsed: argparse.Namespace,
+    make_driver: MakeDriver,
+    arguments: Sequence[str] | None,
+    progress: Progress,
+) -> int:
+    interrupt = Interrupt()
     try:
         interrupt.install()
         with progress.logging() as handler:

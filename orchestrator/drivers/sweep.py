@@ -308,7 +308,7 @@ class SweepDriver(Driver[SweepOutcome]):
                     experiment = source.removeprefix(warm_start.MLFLOW)
                     prior = warm_start.from_mlflow(sweep.tracking.uri, experiment)
                 else:
-                    prior = warm_start.from_study(*self._directory.open_neighbour(source))
+                    prior = warm_start.from_study(*self._directory.read_neighbour(source))
             trials, left_out = warm_start.transfer(sweep, prior, transferred)
             for line in warm_start.describe(trials, left_out, source):
                 _log.info("%s", line)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import botocore.exceptions
 import optuna
 import pyarrow.fs
-from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from sqlalchemy import event
-from sqlalchemy.exc import DatabaseError
 
 from orchestrator.config.job import Job
-from orchestrator.errors import InputError, StorageError, one_line
+from orchestrator.errors import InputError, StorageError, UnreachableError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import s3
 from orchestrator.storage.base import Store
@@ -35,7 +34,6 @@ from orchestrator.storage.records import (
 )
 from orchestrator.storage.study_database import (
     check_database,
-    database_problem,
     open_study,
     rename_study,
     study_storage,
@@ -114,8 +112,8 @@ class JobDirectory:
         """Return whether the job has no record yet."""
         return self._renaming() is not None or self.recorded() is None
 
-    def open_neighbour(self, sweep: str) -> tuple[optuna.Study, dict[str, Any]]:
-        """Return the study of another sweep of this storage, and its recorded file.
+    def read_neighbour(self, sweep: str) -> tuple[str, list[FrozenTrial], dict[str, Any]]:
+        """Return the name of another sweep of this storage, its trials and recorded file; writes nothing.
 
         Raises:
             InputError: there is none, or it cannot be read.
@@ -126,18 +124,14 @@ class JobDirectory:
             raise InputError(f"warm_start: {error}") from error
         if record is None:
             raise InputError(f"warm_start: there is no sweep {self.store.locate(sweep)}")
-        resolved = record["resolved"]
         try:
-            storage = study_storage(self.store, sweep, resolved.get("study", ""))
-            study = optuna.load_study(study_name=sweep, storage=storage)
-            study.get_trials(deepcopy=False)  # most tables are read only now
-        except KeyError as error:
-            raise InputError(f"warm_start: {self.store.locate(sweep)} has no study yet") from error
-        except (DatabaseError, StorageInternalError) as error:
-            problem = database_problem(error)
-            reason = one_line(error, 200) if problem is None else problem.message
-            raise InputError(f"warm_start: {self.store.locate(sweep)} cannot be read: {reason}") from error
-        return study, resolved
+            with open_study(self.store, sweep, record["resolved"]) as study:
+                if study is None:
+                    raise InputError(f"warm_start: {self.store.locate(sweep)} has no study yet")
+                return sweep, study.read_trials(None), record["resolved"]
+        except StorageError as error:
+            kind = UnreachableError if error.unreachable else InputError
+            raise kind(f"warm_start: {error}") from error
 
     @contextmanager
     def open(self, fresh: bool, interrupt: Interrupt) -> Iterator[tuple[str, Lease]]:

@@ -24,6 +24,7 @@ from typing import Self
 import psutil
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.console.tables import format_duration
 from orchestrator.errors import InputError, LeaseLostError, StorageError, newer_schema
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.base import LockedError, Store
@@ -159,6 +160,12 @@ def _taken(store: Store, job: str, label: str, other: DriverRecord | None = None
     current = None if other is not None else read_driver_record(store, job)
     driver = current[0] if current is not None else other
     by = f"by {driver}" if driver is not None else "by another process on this storage"
+    if (
+        driver is not None
+        and driver.renewed
+        and (age := time.time() - driver.renewed) > LEASE_TIMEOUT_SECONDS
+    ):
+        by += f", without a heartbeat for {format_duration(age)} (is it suspended?)"
     command = f"python -m orchestrator.stop {store.locate(job)}"
     return InputError(f"{label} is driven {by}; wait for it, or stop it with {command}")
 

@@ -20,10 +20,11 @@ from orchestrator.storage.records import RECORDED, read_job_record
 SILENT_SECONDS = 30.0
 """Time without a heartbeat after which a driver may be dead."""
 
-DriverState = Literal["running", "stopped", "died", "silent"]
-"""``stopped``: it recorded its end; ``died``: it ended without recording that; ``silent``: unknown."""
+DriverState = Literal["running", "stalled", "stopped", "died", "silent"]
+"""``stopped``: it recorded its end; ``died``: it ended without recording that; ``stalled``: it holds its lock
+and sends no heartbeat; ``silent``: it sends none, and there is no lock."""
 
-DRIVEN: tuple[DriverState, ...] = ("running", "silent")
+DRIVEN: tuple[DriverState, ...] = ("running", "stalled", "silent")
 """States of a driver that runs, or may run."""
 
 
@@ -112,8 +113,8 @@ def driver_state(store: Store, name: str, driver: DriverRecord) -> DriverState:
     if driver.is_gone():
         return "died"
     locked = store.is_locked(name)
-    if locked is not None:
-        return "running" if locked else "died"
+    if locked is False:
+        return "died"
     if -lease.HEARTBEAT_SECONDS < time.time() - driver.renewed < SILENT_SECONDS:
         return "running"
     # The clocks of two machines may differ: what counts is whether the record still changes.
@@ -123,7 +124,7 @@ def driver_state(store: Store, name: str, driver: DriverRecord) -> DriverState:
         current = lease.read_driver_record(store, name)
         if current is None or current[0] != driver:
             return "running"
-    return "silent"
+    return "stalled" if locked else "silent"
 
 
 def job_of_file(file: str, overrides: Sequence[Override]) -> tuple[str, str]:

@@ -83,8 +83,8 @@ class StudyReader:
     def __init__(self, storage: optuna.storages.BaseStorage, study_id: int) -> None:
         self._storage, self._study_id = storage, study_id
 
-    def read_trials(self, attributes: Collection[str]) -> list[FrozenTrial]:
-        """Return the trials by number, at least with state, values and these user attributes."""
+    def read_trials(self, attributes: Collection[str] | None) -> list[FrozenTrial]:
+        """Return the trials by number, complete or at least with state, values and these attributes."""
         if isinstance(self._storage, optuna.storages.RDBStorage):
             with self._storage.engine.connect() as connection:
                 return study_tables.read_trials(connection, self._study_id, attributes)

@@ -92,16 +92,18 @@ def read_status(store: Store, name: str) -> Status:
     status, resolved, used, activity = _begin(store, name)
     kind = status.kind
     outcome = _outcome(store, name)
-    with open_study(store, name, resolved) as study:
-        trials = _own_trials(kind, study.read_trials(_ATTRIBUTES)) if study is not None else []
-        if kind == "sweep" and study is not None:
-            _add_best(status, trials, resolved["objective"], study)
-        _add_trials(status, trials, _with_ages(trials, activity, study))
-        if study is None and outcome is not None:
+    started: int | None = 0
+    try:
+        started = _add_study(status, store, resolved, activity)
+        if started is None and outcome is not None:
             status.problem = "its study is missing: put it back before you rerun the command"
+    except StorageError as error:
+        if outcome is None or error.unreachable:
+            raise
+        status.problem = f"{error}; the outcome is intact"
     budget = resolved.get("budget", {})
     status.budget = {
-        "trials": [len(trials) - status.trials.get("waiting", 0), _total(store, name, kind, resolved)],
+        "trials": [started or 0, _total(store, name, kind, resolved)],
         "seconds": [round(used.seconds, 1), budget.get("wall")],
         "gpu_hours": [round(used.gpu_seconds / 3600, 4), budget.get("gpu_hours")],
     }
@@ -115,7 +117,31 @@ def read_status(store: Store, name: str) -> Status:
             status.model = f"{model.name} version {model.version}, alias {model.alias}"
         if not outcome.delivered:
             status.undelivered = "some records or files; rerun the command to deliver them"
+    if kind == "sweep" and status.state == "stopped" and _has_failed(status):
+        status.state = "failed"
     return status
+
+
+def _add_study(
+    status: Status, store: Store, resolved: Mapping[str, Any], activity: Mapping[str, str]
+) -> int | None:
+    """Add what the study has; return the number of started trials, None where it does not exist."""
+    with open_study(store, status.name, resolved) as study:
+        if study is None:
+            _add_trials(status, [], activity)
+            return None
+        trials = _own_trials(status.kind, study.read_trials(_ATTRIBUTES))
+        with_ages = _with_ages(trials, activity, study)
+        if status.kind == "sweep":
+            _add_best(status, trials, resolved["objective"], study)
+        _add_trials(status, trials, with_ages)
+        return len(trials) - status.trials.get("waiting", 0)
+
+
+def _has_failed(status: Status) -> bool:
+    """Return whether the budget of a sweep is used, and all its trials ended without success."""
+    is_used = any(limit is not None and (used or 0) >= limit for used, limit in status.budget.values())
+    return is_used and bool(status.trials) and not {"complete", "running"} & status.trials.keys()
 
 
 def list_status(store: Store) -> list[Status]:
@@ -214,12 +240,12 @@ def _default_activity(status: Status) -> str:
 
 
 def _with_ages(
-    trials: Sequence[FrozenTrial], activity: Mapping[str, str], study: StudyReader | None
+    trials: Sequence[FrozenTrial], activity: Mapping[str, str], study: StudyReader
 ) -> dict[str, str]:
     """Return the activity of each trial with the age of its last report."""
     with_ages = dict(activity)
     for trial in trials:
-        if trial.state == TrialState.RUNNING and study is not None and trial_name(trial.number) in with_ages:
+        if trial.state == TrialState.RUNNING and trial_name(trial.number) in with_ages:
             reports = attributes.epochs(study.complete(trial))
             if reports:
                 age = format_duration(_seconds_ago(reports[max(reports)]))

@@ -13,7 +13,7 @@ import optuna
 import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.config.document import flatten, plain
@@ -107,21 +107,22 @@ def describe(used: Sequence[TransferredTrial], left_out: Mapping[str, int], sour
     return [f"{line}; left out: {', '.join(reasons)}"]
 
 
-def from_study(study: optuna.Study, resolved: Mapping[str, Any]) -> list[PriorTrial]:
-    """Return the complete trials of an earlier sweep, without those transferred to it from other sweeps.
+def from_study(name: str, trials: Iterable[FrozenTrial], resolved: Mapping[str, Any]) -> list[PriorTrial]:
+    """Return the complete ones of the trials of an earlier sweep, without those transferred to it.
 
     ``resolved`` is the recorded file of the sweep.
     """
     fixed = flatten(resolved.get("config") or {})
     objectives = [objective["metric"] for objective in resolved["objective"]]
     prior = []
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        if SOURCE in trial.user_attrs:  # the fixed values of its config are not recorded here
+    for trial in trials:
+        # Of a transferred trial, the fixed values of its config are not recorded here.
+        if trial.state != TrialState.COMPLETE or SOURCE in trial.user_attrs:
             continue
         last = next(reversed(epochs(trial).values()), {})
         metrics = {metric: value for metric, value in last.items() if metric != "time"}
         metrics |= zip(objectives, trial.values, strict=True)
-        prior.append(PriorTrial(study.study_name, trial.number, fixed | trial.params, metrics))
+        prior.append(PriorTrial(name, trial.number, fixed | trial.params, metrics))
     return prior
 
 

@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from orchestrator import status, stop
-from orchestrator.errors import StorageError
+from orchestrator.errors import InputError, StorageError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.directory import JobDirectory
@@ -185,7 +185,7 @@ def test_driver_state_with_lock_follows_the_lock(
 ) -> None:
     with directory.open(False, Interrupt()):
         fill(directory)
-    write_record(store, renewed=time.time() - 1000)
+    write_record(store, renewed=time.time())
     with store.lock("parabola"):
         assert read_status(store, "parabola").state == "running"
     shown = read_status(store, "parabola")
@@ -213,6 +213,71 @@ def test_driver_state_without_lock_follows_the_record(
     write_record(store, renewed=time.time() + 3600, heartbeat=2)
     assert state(old) == "running"
     assert state(write_record(store, ended=True)) == "stopped"
+
+
+def test_driver_that_holds_its_lock_in_silence_is_stalled(
+    directory: JobDirectory,
+    store: LocalStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with directory.open(False, Interrupt()):
+        fill(directory)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lookup, "SILENT_SECONDS", 0.5)
+    write_record(store, renewed=time.time() - 600)
+    with store.lock("parabola"):
+        code, out, _ = run_command(status, capsys, directory.uri)
+        assert code == 0 and "its driver sends no heartbeat; is its process suspended" in out
+        assert "0:10:00 ago" in out
+        code, out, _ = run_command(stop, capsys, directory.uri, "--timeout", "30")
+        assert code == 1 and "resume (kill -CONT) or kill process 7 on elsewhere" in out
+        with pytest.raises(InputError, match=r"without a heartbeat for 0:10:0\d \(is it suspended\?\)"):
+            directory.check_driver()
+
+
+def fail_all(directory: JobDirectory) -> None:
+    """Let all trials of the budget fail."""
+    study = SearchStudy(directory._job, directory)  # type: ignore[arg-type]
+    study.seed([])
+    while (suggestion := study.ask()) is not None:
+        study.on_trial_end(suggestion.number, Failed("RuntimeError: no"))
+
+
+def test_status_of_a_sweep_whose_trials_failed_says_what_helps(
+    directory: JobDirectory, store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()):
+        fail_all(directory)
+        assert read_status(store, "parabola").state == "running"
+    code, out, _ = run_command(status, capsys, directory.uri)
+    assert code == 0 and "no trial succeeded; fix the cause, then use --fresh" in out
+    assert "RuntimeError: no" in out and "to resume" not in out
+
+
+@pytest.mark.parametrize("trials", [2, 8])
+def test_status_of_a_sweep_that_can_continue_says_so(
+    directory: JobDirectory, store: LocalStore, trials: int
+) -> None:
+    with directory.open(False, Interrupt()):
+        fill(directory) if trials == 2 else fail_all(directory)
+        if trials == 8:
+            resolved = json.loads((directory.path / "sweep.json").read_text())
+            resolved["resolved"]["budget"]["trials"] = trials
+            (directory.path / "sweep.json").write_text(json.dumps(resolved))
+    assert read_status(store, "parabola").state == "stopped"
+
+
+def test_status_of_a_damaged_study_keeps_the_outcome(
+    directory: JobDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()):
+        budget = json.loads((directory.path / "sweep.json").read_text())["resolved"]["budget"]
+        directory.finish({"budget": budget, "report": "/there/report.html", "model": None, "delivered": True})
+        (directory.path / "study.db").write_bytes(b"no database at all" * 100)
+    code, out, _ = run_command(status, capsys, directory.uri)
+    assert code == 0 and "finished" in out and "/there/report.html" in out
+    assert "file is not a database; the outcome is intact" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("reason", ["OSError: [/tmp/x] is gone [bold]", "KeyError: ]["])

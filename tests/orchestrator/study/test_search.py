@@ -58,7 +58,8 @@ def start_trial(study: SearchStudy, *scores: float) -> Any:
     ("content", "line"),
     [
         (None, r"^warm_start: .*/other has no study yet$"),
-        (b"not a database", r"^warm_start: .*/other cannot be read: file is not a database$"),
+        (b"", r"^warm_start: .*/other has no study yet$"),
+        (b"no database", r"^warm_start: study: .*/other/study.db cannot be read: file is not a database$"),
     ],
 )
 def test_neighbour_without_a_readable_study_is_refused(
@@ -69,8 +70,14 @@ def test_neighbour_without_a_readable_study_is_refused(
     record(other, sweep)
     if content is not None:
         (other / "study.db").write_bytes(content * 500)
+    before = contents(other)
     with pytest.raises(InputError, match=line):
-        JobDirectory(sweep).open_neighbour("other")
+        JobDirectory(sweep).read_neighbour("other")
+    assert contents(other) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def record(folder: Path, sweep: Sweep) -> None:
@@ -84,8 +91,12 @@ def test_neighbour_with_a_damaged_table_is_refused(sweep: Sweep, tmp_path: Path)
     record(tmp_path / "store/other", other)
     with sqlite3.connect(tmp_path / "store/other/study.db") as connection:
         connection.execute("ALTER TABLE trial_values RENAME COLUMN value TO lost")
-    with pytest.raises(InputError, match=r"/other cannot be read: no such column: trial_values.value$"):
-        JobDirectory(sweep).open_neighbour("other")
+    before = contents(tmp_path / "store/other")
+    with pytest.raises(
+        InputError, match=r"other/study.db cannot be read: no such column: trial_values.value$"
+    ):
+        JobDirectory(sweep).read_neighbour("other")
+    assert contents(tmp_path / "store/other") == before
 
 
 def test_study_that_is_gone_from_its_checkpoints_is_refused(sweep: Sweep, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_trials_of_a_study_have_values_and_last_metrics(tmp_path: Path, sweep: S
     ]
     for ending in endings:
         study.add_trial(create_trial(params={"x": 2.0}, distributions=distributions, **ending))
-    first, second = from_study(study, earlier.resolved())
+    first, second = from_study("earlier", study.trials, earlier.resolved())
     assert (first.source, first.number, second.number) == ("earlier", 0, 4)
     assert first.metrics == {"val/score": 0.5, "rate": 2.0}
     assert second.metrics == {"val/score": 0.9}
