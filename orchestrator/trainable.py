@@ -202,6 +202,67 @@ class MetricsByConfig(Protocol):
 ERROR = "/error"
 """What the name of the standard error of a metric adds to that of the metric."""
 
+
+class QueryResults(Protocol):
+    """Results of every query on one target, so that two models can be compared query by query."""
+
+    @property
+    def data(self) -> str:
+        """Hash of the content of the test part, the same however a model prepares it."""
+
+    @property
+    def protocol(self) -> str:
+        """How queries are scored, with its settings."""
+
+    @property
+    def version(self) -> str:
+        """Version of the scoring code: another one may give the same model other results."""
+
+    @property
+    def queries(self) -> Sequence[str]:
+        """Names of the queries, each once."""
+
+    @property
+    def metrics(self) -> Mapping[str, Sequence[float | None]]:
+        """One value per query for each metric; None where the query does not count."""
+
+
+@runtime_checkable
+class Comparable(Protocol):
+    """A trainable whose models can be compared query by query, so that a better one can be told from chance.
+
+    A sweep calls `query_results` after `Trainable.evaluate`, and `score_model` for the champion if its
+    stored results are of other data, another protocol or another scoring version.
+    """
+
+    def target_metrics(self, config: Any) -> Mapping[str, Sequence[str]]:
+        """Return the metrics of each target, as `query_results` will have them; decodes no data."""
+
+    def query_results(self, config: Any, checkpoint: Path) -> Mapping[str, QueryResults]:
+        """Return the results on each target of a checkpoint that `Trainable.evaluate` has just scored."""
+
+    def score_model(self, config: Any, model: Path) -> Mapping[str, QueryResults]:
+        """Score an exported model on the targets of a config.
+
+        Args:
+            config: gives the targets and how they are scored; the model is prepared as it needs itself.
+            model: folder of the MLflow model, of this or an earlier version of the trainable.
+
+        Raises:
+            InputError: the folder holds no model of this trainable.
+        """
+
+    def trained_on(self, config: Any) -> Mapping[str, Sequence[str]]:
+        """Return the identities that a training with this config learns from.
+
+        Returns:
+            Names by numbering. Equal names in one numbering are the same identity, in any set and config.
+        """
+
+    def tested_on(self, config: Any) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """Return the identities of the test part of each target, as `trained_on` does."""
+
+
 _METRIC_NAME = re.compile(r"[/\w.\- :]{1,250}")
 """Names that MLflow 3 accepts."""
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.config import AlignmentConfig
-from trainables.data import sources, splits
+from trainables.data import contents, sources, splits
 from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
 from trainables.data.parts import DataParts, Part, needed_to_train
@@ -22,6 +22,14 @@ from trainables.data.tracklet import DISTRACTOR, JUNK
 from trainables.errors import DataError
 from trainables.evaluation import cost
 from trainables.evaluation.calibration import Calibration, calibrate, without
+from trainables.evaluation.embedding import Embedder
+from trainables.evaluation.query_results import (
+    QueryResults,
+    metric_names,
+    query_results,
+    read_results,
+    write_results,
+)
 from trainables.evaluation.retrieval import Retrieval, RetrievalSummary, read_summaries, write_summaries
 from trainables.evaluation.validation import CROSS_SCORES, OWN, SCORES, metric_name
 from trainables.export.encoder_module import check_portable
@@ -236,21 +244,57 @@ class AlignmentTrainable:
         gallery, precision at the hits; missing if no query has a match left). ``config.evaluation`` selects
         the frames that count and the views that are averaged.
 
-        What `illustrate_run` shows of each retrieval is added to ``checkpoint``.
+        What `illustrate_run` shows of each retrieval, and the results of every query, are added to
+        ``checkpoint``.
         """
-        device = _device()
-        embedder = _embedder(config, checkpoint).to(device)
+        retrievals = _retrievals(config, _embedder(config, checkpoint).to(_device()), _test_data(config))
         scores: dict[str, float] = {}
-        summaries: dict[str, RetrievalSummary] = {}
-        for name, query, gallery in _test_data(config).tests():
-            retrieval = Retrieval.of(
-                embedder, query, gallery, device, config.evaluation, crop=config.augmentation.crop
-            )
+        for name, retrieval in retrievals.items():
             for convention, score in retrieval.scores.items():
                 scores |= score.metrics(f"test/{name}/{convention}")
-            summaries[name] = retrieval.summary()
-        write_summaries(summaries, checkpoint)
+        write_summaries({name: retrieval.summary() for name, retrieval in retrievals.items()}, checkpoint)
+        write_results(_results(config, retrievals), checkpoint)
         return scores
+
+    def target_metrics(self, config: AlignmentConfig) -> dict[str, list[str]]:
+        """Return the scores of each target that are kept for every query."""
+        protocols = {name: contents.protocol_of(config.data.sets[name]) for name in config.data.targets}
+        return {name: metric_names(protocol) for name, protocol in protocols.items()}
+
+    def query_results(self, config: AlignmentConfig, checkpoint: Path) -> dict[str, QueryResults]:
+        """Return the results of every query on each target; scores the checkpoint if `evaluate` has not."""
+        expected = {name: contents.content_hash(config.data, name) for name in config.data.targets}
+        kept = read_results(checkpoint)
+        if {name: results.data for name, results in kept.items()} != expected:
+            self.evaluate(config, checkpoint)
+            kept = read_results(checkpoint)
+        return kept
+
+    def score_model(self, config: AlignmentConfig, model: Path) -> dict[str, QueryResults]:
+        """Score an exported model on the targets of a config, in frames of the size that the model takes.
+
+        Frames and views are those of ``config.evaluation``, so that two models are scored alike.
+
+        Raises:
+            DataError: the folder holds no model of this project, or a target cannot be read.
+        """
+        from trainables.evaluation.published import PublishedEmbedder  # imports MLflow, which no worker needs
+
+        embedder = PublishedEmbedder.load(model)
+        # A model computes optical flow itself.
+        size = {"height": embedder.height, "width": embedder.width, "flow": "none"}
+        data = config.data.model_copy(update=size)
+        parts = DataParts(data, sources.reopen(data, data.targets))
+        return _results(config, _retrievals(config, embedder, parts))
+
+    def trained_on(self, config: AlignmentConfig) -> dict[str, list[str]]:
+        """Return the identities of the sequences and images that a training sees, by numbering."""
+        return contents.identities_trained(_training_data(config), config.image_sets)
+
+    def tested_on(self, config: AlignmentConfig) -> dict[str, dict[str, list[str]]]:
+        """Return the identities of the test part of each target, by numbering."""
+        data = _test_data(config)
+        return {name: contents.identities_tested(data, name) for name in config.data.targets}
 
     def illustrate_run(
         self, variant: str, number: int, config: AlignmentConfig, checkpoint: Path, directory: Path
@@ -361,6 +405,26 @@ def _used_set(data: DataParts, role: str, *parts: Part) -> UsedSet:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _retrievals(config: AlignmentConfig, embedder: Embedder, data: DataParts) -> dict[str, Retrieval]:
+    """Return the retrieval on the test part of every target."""
+    crop, device = config.augmentation.crop, _device()
+    return {
+        name: Retrieval.of(embedder, query, gallery, device, config.evaluation, crop=crop)
+        for name, query, gallery in data.tests()
+    }
+
+
+def _results(config: AlignmentConfig, retrievals: Mapping[str, Retrieval]) -> dict[str, QueryResults]:
+    """Return the results of every query on each target."""
+    crop = config.augmentation.crop
+    return {
+        name: query_results(
+            each.query, each.scores, contents.content_hash(config.data, name), config.evaluation, crop
+        )
+        for name, each in retrievals.items()
+    }
 
 
 def _training_data(config: AlignmentConfig) -> DataParts:

@@ -253,11 +253,52 @@ class Resources(Section):
         return value
 
 
+CHALLENGER = "challenger"
+"""Alias of the latest version that did not pass the gate."""
+
+
+class Gate(Section):
+    """The condition under which a new version takes the alias from the version that holds it."""
+
+    metric: str = Field(
+        "", description="score of the targets, such as mAP; default: last part of the first objective"
+    )
+    aggregate: Literal["mean", "worst"] | dict[str, Annotated[Number, Field(gt=0, allow_inf_nan=False)]] = (
+        Field("mean", description="one value of all targets: mean, worst, or weights {TARGET: 2}")
+    )
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = Field(
+        0.95, description="confidence of the interval that has to lie on the better side of 0"
+    )
+    tolerance: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.02, description="largest loss on a single target"
+    )
+    floors: dict[str, Annotated[Number, Field(allow_inf_nan=False)]] = Field(
+        default={}, description="worst allowed scores: {test/TARGET/METRIC: 0.1}"
+    )
+
+    @field_validator("aggregate", mode="before")
+    @classmethod
+    def _name_or_weights(cls, value: Any) -> Any:
+        if value not in ("mean", "worst") and not (isinstance(value, Mapping) and value):
+            raise ValueError(f"invalid value {quote(value)}; expected mean, worst, or weights {{TARGET: 2}}")
+        return value
+
+
 class Registry(Section):
     """The registered model that gets the best model as a new version."""
 
     model: str = Field(description="name of the registered model")
-    alias: str = Field("champion", description="alias that moves to the new version")
+    alias: str = Field("champion", description="alias that moves to the new version, if it passes the gate")
+    gate: Gate | Literal["none"] = Field(
+        Gate(), description="when the alias moves; none: always, to the latest version"
+    )
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _gate_or_none(cls, value: Any) -> Any:
+        if value != "none" and not isinstance(value, Mapping | Gate):
+            raise ValueError(f"invalid value {quote(value)}; expected none, or for example {{metric: mAP}}")
+        return value
 
     @field_validator("model", "alias")
     @classmethod
@@ -271,6 +312,8 @@ class Registry(Section):
     def _not_a_version(cls, value: str) -> str:
         if value.lower() == "latest" or re.fullmatch(r"[vV]\d+", value):
             raise ValueError(f"MLflow reserves the alias {value!r}; expected for example champion")
+        if value == CHALLENGER:
+            raise ValueError(f"{value!r} names the latest version that lost; expected for example champion")
         return value
 
 

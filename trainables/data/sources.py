@@ -49,10 +49,10 @@ def resolve(config: DataConfig, name: str, *, reuse_level: int = logging.INFO) -
     source = set_config(config, name, "targets")
     if source.folder is not None:
         data_set = read_set(name, source, source.folder)
-        listing = _listing(data_set)
+        files = listing(data_set)
     if source.generate is not None:
-        listing = layouts.description(source.layout, source.generate)
-    file_name = f"{source.layout.replace(':', '.')}-{_key(config, source, listing)}.arrow"
+        files = layouts.description(source.layout, source.generate)
+    file_name = f"{source.layout.replace(':', '.')}-{_key(config, source, files)}.arrow"
     path = config.cache_folder / "packs" / file_name
     with _locked(path, name):
         if path.exists():
@@ -144,14 +144,14 @@ def _generate(cache: Path, name: str, layout: str, config: GenerateConfig) -> Pa
     return folder
 
 
-def _key(config: DataConfig, source: SetConfig, listing: str) -> str:
+def _key(config: DataConfig, source: SetConfig, files: str) -> str:
     # Without defaults, so that a config that spells them out has the same key.
     options = source.options.model_dump(mode="json", exclude_defaults=True)
     parameters = (config.height, config.width, config.flow, config.unreadable)
-    return _hash(json.dumps([packing.FORMAT, source.layout, options, parameters, listing], sort_keys=True))
+    return _hash(json.dumps([packing.FORMAT, source.layout, options, parameters, files], sort_keys=True))
 
 
-def _listing(data_set: DataSet) -> str:
+def listing(data_set: DataSet) -> str:
     """Return a fingerprint of a set: labels, splits, and name, size and time of every file."""
 
     @functools.cache

@@ -2,25 +2,37 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import distributed
+from torch import Tensor, distributed
 from torch.nn.functional import normalize
 
 from trainables.data.augmentation import shift_and_mirror
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
 from trainables.evaluation.scoring import Score, score, score_by_protocol
-from trainables.network.embedder import SequenceEmbedder
 
 LONGEST = 128
 """Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
 
 _FRAMES_AT_ONCE = 512
 """Frames embedded at a time, to bound memory."""
+
+
+class Embedder(Protocol):
+    """What maps sequences to features: a `SequenceEmbedder`, or a model that was exported."""
+
+    dimension: int
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Map ``[batch, time, channel, height, width]`` to features ``[batch, dimension]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ PLAIN = EvaluationConfig()
 
 @torch.inference_mode()
 def embed(
-    embedder: SequenceEmbedder,
+    embedder: Embedder,
     part: Part,
     device: torch.device,
     *,
@@ -122,7 +134,7 @@ def embed(
 
 
 def embed_sides(
-    embedder: SequenceEmbedder,
+    embedder: Embedder,
     query: Part,
     gallery: Part,
     device: torch.device,
@@ -155,7 +167,7 @@ def embed_sides(
 
 
 def retrieve(
-    embedder: SequenceEmbedder,
+    embedder: Embedder,
     query: Part,
     gallery: Part,
     device: torch.device,

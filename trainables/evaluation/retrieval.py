@@ -16,9 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainables.data.parts import Part
 from trainables.data.tracklet import Protocol
-from trainables.evaluation.embedding import EvaluationConfig, embed_sides, labels, score_sides
+from trainables.evaluation.embedding import Embedder, EvaluationConfig, embed_sides, labels, score_sides
 from trainables.evaluation.scoring import Score, ranking, score
-from trainables.network.embedder import SequenceEmbedder
 
 EXTREMES = 4
 """Most queries of a summary from either end, the worst and the best."""
@@ -84,7 +83,7 @@ class Retrieval:
     @classmethod
     def of(
         cls,
-        embedder: SequenceEmbedder,
+        embedder: Embedder,
         query: Part,
         gallery: Part,
         device: torch.device,

@@ -44,6 +44,8 @@ class Score:
     """Number of queries that do not count: without a match in another camera, junk, or distractors."""
     cmc_only: bool = False
     """Whether the protocol reports only the CMC."""
+    drawn_ranks: NDArray[np.int64] | None = None
+    """Under single-gallery-shot, the rank of the match in each draw, ``[query, draw]``."""
 
     @property
     def queries(self) -> int:
@@ -59,6 +61,14 @@ class Score:
     def mean_inverse_negative_penalty(self) -> float:
         """Mean inverse negative penalty (mINP)."""
         return float(self.inverse_negative_penalty.mean())
+
+    def per_query(self, ranks: Sequence[int] = RANKS) -> dict[str, NDArray[np.float64]]:
+        """Return one value per query for each of `metrics`, whose mean it is."""
+        first = self.first_rank[:, None] if self.drawn_ranks is None else self.drawn_ranks
+        values = {f"rank{rank}": (first <= rank).mean(axis=1) for rank in ranks}
+        if not self.cmc_only:
+            values |= {"mAP": self.average_precision, "mINP": self.inverse_negative_penalty}
+        return values
 
     def metrics(self, prefix: str, ranks: Sequence[int] = RANKS) -> dict[str, float]:
         """Return ``{prefix}rank1`` ... and ``{prefix}mAP`` and ``{prefix}mINP`` unless ``cmc_only``."""
@@ -147,6 +157,7 @@ def score_single_gallery_shot(
         inverse_negative_penalty=precision,
         unmatched=len(queries) - len(matching),
         cmc_only=True,
+        drawn_ranks=ranks,
     )
 
 
