@@ -45,7 +45,7 @@ from orchestrator.study.selection import (
     uncertainty_note,
 )
 from orchestrator.study.statistics import Row
-from orchestrator.study.trial_report import trial_name
+from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry
@@ -194,7 +194,7 @@ class SweepDriver(Driver[SweepOutcome]):
         best = {trial_name(trial.number): trial.params for trial in study.finalists(sweep.finals.top)}
         runs = sweep.final_runs(best, self._directory.record["id"])
         _log.info("finals: training %s again, %d runs", ", ".join(best), len(runs.cells))
-        lease.on_heartbeat = lambda seconds: Activity(trials={"finals": f"see {runs.name}"})
+        lease.on_heartbeat = lambda seconds: Activity(trials={FINALS: f"see {runs.name}"})
         self._finals = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
         code, self._winner = self._finals.run_within(joined, runs.sweep_id)
         crossed = self._winner and sweep.crossed_runs(self._winner.parameters, self._left_out, runs.sweep_id)

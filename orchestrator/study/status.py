@@ -18,7 +18,7 @@ from orchestrator.storage.records import RecordedOutcome, read_record
 from orchestrator.storage.study_database import StudyReader, open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trials, describe_trial, infeasible_trials, own_trials
-from orchestrator.study.trial_report import trial_name
+from orchestrator.study.trial_report import FINALS, trial_name
 
 _ATTRIBUTES = (
     attributes.SOURCE,
@@ -101,6 +101,8 @@ def read_status(store: Store, name: str) -> Status:
         if outcome is None or error.unreachable:
             raise
         status.problem = f"{error}; the outcome is intact"
+    if FINALS in activity:
+        status.activity[FINALS] = activity[FINALS]
     budget = resolved.get("budget", {})
     status.budget = {
         "trials": [started or 0, _total(store, name, kind, resolved)],

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+FINALS = "finals"
+"""What the driver of a sweep calls its finals among the activities of trials."""
+
 
 def trial_name(number: int) -> str:
     """Return the name of a trial: its folder, its actor on the Ray dashboard, and its MLflow run."""

@@ -60,3 +60,20 @@ def test_finals_invalid_value_is_named(
 def test_finals_may_change_between_two_runs_of_a_sweep(tmp_path: Path) -> None:
     before = load_sweep(tmp_path).record(None)
     assert load_sweep(tmp_path, finals={"top": 1, "seeds": [3]}).differences(before) == []
+
+
+def test_crossed_runs_leave_out_the_own_set_and_missing_splits(tmp_path: Path) -> None:
+    finals = {"top": 1, "seeds": [0], "splits": {"y": [0, 1]}, "train": {"steps": [1, 2, 3]}}
+    sweep = load_sweep(tmp_path, finals=finals)
+    runs = sweep.crossed_runs({"x": 0.5})
+    assert runs is not None and list(runs.variants) == ["2", "3"], "the config has steps: 1"
+    missing = next(cell for cell in runs.cells if cell.values == {"variant": "3", "y": 1, "seed": 0})
+    fewer = sweep.crossed_runs({"x": 0.5}, [missing])
+    assert fewer is not None and len(fewer.cells) == 3
+    assert [cell.variant for cell in fewer.first_cells] == ["2", "3"]
+
+
+def test_crossed_runs_invalid_training_set_is_named(tmp_path: Path) -> None:
+    finals = {"top": 1, "seeds": [0], "train": {"steps": [1, 9]}}
+    with pytest.raises(InputError, match=r"finals.train.steps.1: should be less than or equal to 8, not 9"):
+        load_sweep(tmp_path, finals=finals)

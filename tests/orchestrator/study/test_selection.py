@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.study.selection import best_trial
+from orchestrator.study.selection import best_trial, top_trials
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.COMPLETE) -> FrozenTrial:
@@ -53,3 +53,18 @@ def test_best_trial_without_a_complete_one_is_none() -> None:
 def test_best_trial_with_infinite_values_is_an_extreme(mode: Literal["max", "min"]) -> None:
     infinite = float("inf") if mode == "max" else float("-inf")
     assert best(mode, trial(0, 0.5), trial(1, infinite)) == 1
+
+
+def numbers(top: int, *modes: Literal["max", "min"]) -> list[int]:
+    trials = [trial(0, 0.3, 1.0), trial(1, 0.9, 9.0), trial(2, 0.5, 9.0), trial(3, 0.9, 9.0)]
+    return [each.number for each in top_trials(trials, top, *modes)]
+
+
+def test_top_trials_of_one_objective_are_the_best_in_order() -> None:
+    assert numbers(3, "max") == [1, 3, 2]
+    assert numbers(9, "max") == [1, 3, 2, 0]
+
+
+def test_top_trials_of_several_objectives_are_of_the_pareto_set() -> None:
+    assert numbers(3, "max", "min") == [1, 0]
+    assert numbers(1, "max", "min") == [1]
