@@ -61,6 +61,7 @@ def draw_charts(study: optuna.Study, metric: str) -> list[Picture]:
             pictures.append(_draw_history(search))
         if any(_curve(trial) for trial in search.trials):
             pictures.append(_draw_curves(search))
+            pictures.append(_draw_cost(search))
         importances = search.importances
         if importances:
             pictures.append(_draw_importances(importances))
@@ -225,6 +226,33 @@ def _draw_curves(search: _Search) -> Picture:
     _place_legend(axes)
     caption = "Every trial by epoch, with a dot at its last one; pruned trials stop early."
     return Picture("Learning curves", caption, figure_uri(figure))
+
+
+def _draw_cost(search: _Search) -> Picture:
+    """Draw how many trials ended after each epoch, by state; the rungs of early stopping stand out."""
+    figure, axes = _chart(_NARROW, 3.6)
+    ended = {
+        state: [max(trial.intermediate_values) for trial in search.trials if _ends(trial, state)]
+        for state in STATE_COLOURS
+    }
+    last = max(max(epochs, default=0) for epochs in ended.values())
+    base = np.zeros(last, np.int64)
+    for state, epochs in ended.items():
+        if epochs:
+            counts = np.bincount(epochs, minlength=last + 1)[1:]
+            label = f"{state.name.lower()}: {sum(epochs)} epochs"
+            axes.bar(range(1, last + 1), counts, 0.7, bottom=base, color=STATE_COLOURS[state], label=label)
+            base += counts
+    axes.set(xlabel="last epoch", ylabel="trials", xlim=(0.4, last + 0.6))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    _place_legend(axes)
+    caption = "Trials by their last epoch. The legend has the epochs that each state cost."
+    return Picture("Cost and early stopping", caption, figure_uri(figure))
+
+
+def _ends(trial: FrozenTrial, state: TrialState) -> bool:
+    return trial.state is state and bool(trial.intermediate_values)
 
 
 def _add_curves(

@@ -16,6 +16,7 @@ from orchestrator.report.sweep import write_report
 from orchestrator.study import attributes
 
 CELL = CategoricalDistribution(["rnn", "gru", "lstm"])
+COST = "Cost and early stopping"
 WEIGHT = FloatDistribution(1e-3, 1.0, log=True)
 
 
@@ -145,6 +146,7 @@ def test_report_of_many_trials_has_all_charts(full: Page) -> None:
     assert full.figures == [
         "Optimisation history",
         "Learning curves",
+        COST,
         "Importance of parameters",
         "Parallel coordinates",
         "Slices",
@@ -155,6 +157,7 @@ def test_report_of_many_trials_has_all_charts(full: Page) -> None:
     ("title", "texts"),
     [
         ("Optimisation history", ["complete trial", "best so far", "trial", "val/rank1"]),
+        (COST, ["complete: 24 epochs", "pruned: 3 epochs", "last epoch", "trials"]),
         ("Learning curves", ["complete", "pruned", "fail", "best", "epoch", "val/rank1"]),
         ("Importance of parameters", ["rnn.cell", "weights.&lt;b&gt;"]),
         ("Parallel coordinates", ["val/rank1", "cell", "&lt;b&gt;", "rnn", "gru", "lstm", "not set"]),
@@ -172,11 +175,11 @@ def test_chart_has_its_labels(title: str, texts: list[str], full: Page) -> None:
     ("states", "figures"),
     [
         ([], []),
-        ([COMPLETE], ["Optimisation history", "Learning curves"]),
-        ([PRUNED, FAIL], ["Learning curves"]),
+        ([COMPLETE], ["Optimisation history", "Learning curves", COST]),
+        ([PRUNED, FAIL], ["Learning curves", COST]),
         (
             [COMPLETE, COMPLETE, FAIL],
-            ["Optimisation history", "Learning curves", "Parallel coordinates", "Slices"],
+            ["Optimisation history", "Learning curves", COST, "Parallel coordinates", "Slices"],
         ),
     ],
 )
