@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 FAULT = 2
 INTERRUPTED = 130
 LINE_SECONDS = 4.0
-OUT = Console()
-ERR = Console(stderr=True)
+OUT = Console(emoji=False)  # else the ":m:" in "models:m: ..." would become a picture
+ERR = Console(stderr=True, emoji=False)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

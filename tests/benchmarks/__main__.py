@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, str] = {
     "step": "the joint step, embedding, training and imports, on one thread",
     "data": "packing, augmented batches, memory of worker processes",
     "scoring": "CMC and mAP at the sizes of published test sets",
+    "serving": "the exported model over HTTP, against the same model in process",
     "pictures": "pictures of a comparison, against one process that embeds each run again",
     "search": "epochs until the best value of random search",
 }

@@ -73,7 +73,11 @@ def test_checkpoint_is_scored_on_all_targets_and_exported(tiny, prepared, tmp_pa
     assert list(scores) == [f"test/{name}/{kind}" for name in names for kind in kinds]
     assert all(0 <= value <= 1 for value in scores.values())
     arguments = prepared.export(config, checkpoint, tmp_path / "model")
-    assert set(arguments["artifacts"]) == {"weights", "network"}
+    assert arguments["metadata"]["calibration"]["set"] == "walkers"
+    card = (tmp_path / "model/model/README.md").read_text()
+    assert "**others, stills, walkers: the walkers are generated, not people.**" in card
+    assert "| walkers | validation | 8 | 16 | prid2011, generated | whole-gallery |" in card
+    assert "identify or follow people without a legal basis" in card
 
 
 def test_validate_scores_the_validation_part(tiny, prepared, tmp_path):

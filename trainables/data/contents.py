@@ -11,7 +11,7 @@ import numpy as np
 from trainables.data.config import DataConfig, SetConfig
 from trainables.data.parts import DataParts, Part
 from trainables.data.readers import READERS
-from trainables.data.sources import listing, read_set
+from trainables.data.sources import fingerprint, read_set
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Frame, Protocol
 from trainables.data.walkers import layouts
 
@@ -37,7 +37,7 @@ def content_hash(config: DataConfig, name: str) -> str:
         return _hash([layouts.description(source.layout, source.generate), options, str(config.split)])
     assert source.folder is not None  # SetConfig holds exactly one of the two
     data_set = read_set(name, source, source.folder)
-    key = _hash([listing(data_set), options, str(config.split)])
+    key = _hash([fingerprint(data_set), options, str(config.split)])
     kept = config.cache_folder / "contents" / key
     with filelock.FileLock(_prepared(kept).with_suffix(".lock")):
         if not kept.exists():

@@ -49,7 +49,7 @@ def resolve(config: DataConfig, name: str, *, reuse_level: int = logging.INFO) -
     source = set_config(config, name, "targets")
     if source.folder is not None:
         data_set = read_set(name, source, source.folder)
-        files = listing(data_set)
+        files = fingerprint(data_set)
     if source.generate is not None:
         files = layouts.description(source.layout, source.generate)
     file_name = f"{source.layout.replace(':', '.')}-{_key(config, source, files)}.arrow"
@@ -151,8 +151,12 @@ def _key(config: DataConfig, source: SetConfig, files: str) -> str:
     return _hash(json.dumps([packing.FORMAT, source.layout, options, parameters, files], sort_keys=True))
 
 
-def listing(data_set: DataSet) -> str:
-    """Return a fingerprint of a set: labels, splits, and name, size and time of every file."""
+def fingerprint(data_set: DataSet) -> str:
+    """Return a hash of a set: labels, splits, and name, size and time of every file.
+
+    Raises:
+        DataError: a file is missing.
+    """
 
     @functools.cache
     def stamp(path: Path) -> tuple[str, int, int]:

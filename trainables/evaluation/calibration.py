@@ -1,5 +1,4 @@
-"""Calibration: distances below which few pairs of different identities lie, measured on validation"
-" identities."""
+"""Calibration on validation identities: distances that few pairs of different identities fall below."""
 
 from dataclasses import dataclass
 
@@ -111,8 +110,7 @@ class _Impostors:
         return cls(distances[order], np.stack([numbers[side][order] for side in tracklets]))
 
     def threshold(self, rate: float) -> float | str:
-        """Return the largest distance that at most ``rate`` of the pairs do not exceed, or why there is"
-        " none."""
+        """Return the distance that at most ``rate`` of the pairs do not exceed, or why there is none."""
         accepted = int(rate * len(self.distances) + 1e-9)
         if accepted < _FEWEST_FALSE_MATCHES:
             needed = round(_FEWEST_FALSE_MATCHES / rate)

@@ -65,6 +65,29 @@ def draw_retrieval(retrieval: RetrievalSummary, gallery: Part, title: str, path:
     _draw_rows(title, notes, columns, rows, path)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """A frame ``[height, width, 3]`` of a ranking, with the lines of text below it."""
+
+    frame: NDArray[np.uint8]
+    lines: tuple[str, ...] = ()
+
+
+def draw_rankings(
+    title: str,
+    notes: Sequence[str],
+    rankings: Sequence[tuple[str, NDArray[np.uint8], Sequence[Shown]]],
+    path: Path,
+) -> None:
+    """Draw rankings into a PNG file: a heading, a query and its candidates in each row."""
+    rows = [
+        _Row(heading, _Cell(query), tuple(_Cell(shown.frame, shown.lines) for shown in candidates))
+        for heading, query, candidates in rankings
+    ]
+    top = max(len(row.rest) for row in rows)
+    _draw_rows(title, notes, ("query", *(str(rank) for rank in range(1, top + 1))), rows, path)
+
+
 def draw_cmc(curves: Mapping[str, Sequence[Sequence[float]]], title: str, path: Path) -> None:
     """Draw the CMC of each variant into a PNG file: the mean of its runs, in a band of a standard deviation.
 

@@ -114,8 +114,7 @@ class EmbeddingModel:
         return normalize(features).cpu().numpy()
 
     def _chunks(self, sequences: Sequence[Any]) -> Iterator[list[NDArray[np.uint8]]]:
-        """Yield sequences at the size of the network, ``[time, height, width, 3]``, a bounded number at"
-        " a time."""
+        """Yield sequences ``[time, height, width, 3]`` of the network's size, a bounded number at a time."""
         chunk: list[NDArray[np.uint8]] = []
         for number, sequence in enumerate(sequences):
             frames = [
@@ -140,28 +139,35 @@ class EmbeddingModel:
 
     def _embed(self, sequences: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Map sequences ``[time, height, width, 3]`` to features ``[batch, dimension]``."""
-        frames = torch.cat([self._channels(sequence) for sequence in sequences])
         steps = torch.cat(
-            [self.embedder.encode(part.to(self.device)) for part in frames.split(self._frames_at_once)]
+            [self.embedder.encode(frames.to(self.device)) for frames in self._inputs(sequences)]
         )
         lengths = np.array([len(sequence) for sequence in sequences])
-        of_sequence = steps.split(lengths.tolist())
+        ends = np.cumsum(lengths)
         features = torch.empty(len(sequences), self.dimension, device=self.device)
         for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length).tolist()
-            features[rows] = self.embedder.aggregate(torch.stack([of_sequence[row] for row in rows]))
+            rows = np.flatnonzero(lengths == length)
+            of_rows = torch.stack([steps[end - length : end] for end in ends[rows]])
+            features[rows.tolist()] = self.embedder.aggregate(of_rows)
         return features
 
-    def _channels(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Map a sequence to ``[time, 3 or 5, height, width]``: RGB in 0..1, and flow if the network has"
-        " it."""
-        colours = np.divide(frames, np.float32(255), dtype=np.float32)
-        if self.config.flow == "none":
-            return torch.from_numpy(colours).movedim(-1, 1)
-        from trainables.network.flow import optical_flow  # needs OpenCV
+    def _inputs(self, sequences: Sequence[NDArray[np.uint8]]) -> Iterator[Tensor]:
+        """Yield all frames as ``[frame, 3 or 5, height, width]``, a bounded number at a time.
 
-        flow = optical_flow(frames).astype(np.float16)  # as packed for training
-        return torch.from_numpy(np.concatenate([colours, flow.astype(np.float32)], axis=-1)).movedim(-1, 1)
+        RGB is in 0..1, and flow follows if the network has it.
+        """
+        frames = np.concatenate(sequences)
+        flows = np.empty((*frames.shape[:3], 0), np.float16)
+        if self.config.flow != "none":
+            from trainables.network.flow import optical_flow  # needs OpenCV
+
+            # In half precision, as it is packed for training.
+            flows = np.concatenate([optical_flow(sequence).astype(np.float16) for sequence in sequences])
+        for start in range(0, len(frames), self._frames_at_once):
+            part = slice(start, start + self._frames_at_once)
+            colours = np.divide(frames[part], np.float32(255), dtype=np.float32)
+            joined = np.concatenate([colours, flows[part].astype(np.float32)], axis=-1)
+            yield torch.from_numpy(joined).movedim(-1, 1)
 
 
 def _load_pyfunc(folder: str) -> EmbeddingModel:
@@ -208,7 +214,7 @@ def _sequences(model_input: Any) -> Sequence[Any]:
     return sequences
 
 
-def _frames(sequence: Any, number: int) -> Sequence[Any]:
+def _frames(sequence: Any, number: int) -> Any:
     """Return the list of frames of a sequence."""
     where = f"sequence {number}"
     if isinstance(sequence, np.ndarray) and sequence.dtype != object:

@@ -6,7 +6,9 @@ example, so they are written as scans here.
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +130,7 @@ def _replace_recurrences(module: nn.Module) -> None:
             _replace_recurrences(child)
 
 
-def _scan(step: object, state: object, inputs: Tensor) -> Tensor:
+def _scan(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, inputs: Tensor) -> Tensor:
     """Return the outputs of ``step`` over the time of ``inputs [batch, time, size]``, in the same shape."""
     outputs: Tensor = scan(step, state, inputs, dim=1)[1]
     return outputs

@@ -4,7 +4,6 @@ An exported model contains this module, so that it sees the pixels that training
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 def decode(
-    encoded: bytes, formats: Sequence[str] | None = None, most_pixels: int | None = None
+    encoded: bytes, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
 ) -> Image.Image:
     """Decode an image file as RGB. A damaged file is an error, never repaired.
 

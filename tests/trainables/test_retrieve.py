@@ -1,0 +1,310 @@
+"""``python -m trainables.retrieve``: files of features, rankings, resuming, and how it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import trainables.retrieve as commands
+from tests.support.tiny_sets import FRAMES, PEOPLE
+from trainables.evaluation.gallery import Gallery, judge
+from trainables.export.export import export
+from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+from trainables.retrieve import main
+
+CALIBRATION = {
+    "thresholds": [
+        {"false_match_rate": 0.01, "distance": 0.5, "interval": [0, 0.02], "missed": 0.1},
+        {"false_match_rate": 0.001, "distance": 0.2, "interval": [0, 0.002], "missed": 0.3},
+    ],
+    "not_stated": [],
+    "set": "walkers",
+    "identities": 60,
+    "impostor_pairs": 7080,
+    "genuine_pairs": 60,
+}
+
+
+def save_model(folder, calibration=CALIBRATION, seed=0):
+    torch.manual_seed(seed)
+    config = NetworkConfig.model_validate({"height": 32, "width": 16, "encoder": {"name": "residual"}})
+    mlflow.pyfunc.save_model(
+        folder / "model", **export(SequenceEmbedder(config).eval(), folder / "export", calibration)
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("stored"))
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    none = {"thresholds": [], "not_stated": ["data.validation is 0"]}
+    return save_model(tmp_path_factory.mktemp("other"), none, seed=1)
+
+
+@pytest.fixture(scope="module")
+def gallery(model, tmp_path_factory, request):
+    """The file of features of a tiny set of two cameras, and the folder of the set."""
+    folder = request.getfixturevalue("written")("prid2011")
+    file = tmp_path_factory.mktemp("gallery") / "prid.parquet"
+    assert main(["embed", str(model), "prid2011", str(folder), str(file)]) == 0
+    return file, folder
+
+
+@pytest.fixture
+def crops(gallery, tmp_path):
+    """A plain folder of two crops and of two folders of crops."""
+    root = tmp_path / "crops"
+    root.mkdir()
+    for camera in ("cam_a", "cam_b"):
+        shutil.copytree(gallery[1] / "multi_shot" / camera / "person_0001", root / camera)
+        shutil.copy(gallery[1] / "multi_shot" / camera / "person_0002/0001.png", root / f"{camera}.png")
+    return root
+
+
+def refused(capsys, *arguments):
+    """Return the one line with which a command refuses."""
+    assert main([str(argument) for argument in arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def rankings(capsys, *arguments):
+    assert main(["rank", *map(str, arguments), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_embed_writes_columns_and_the_model(gallery, model):
+    file, folder = gallery
+    content = pq.read_table(file)
+    assert content.column_names == ["tracklet", "identity", "camera", "path", "key", "frames", "embedding"]
+    assert len(content) == 2 * PEOPLE and set(content["frames"].to_pylist()) == {FRAMES}
+    assert set(content["camera"].to_pylist()) == {"a", "b"}
+    assert all((folder / path).is_file() for path in content["path"].to_pylist())
+    metadata = {key.decode(): value.decode() for key, value in content.schema.metadata.items()}
+    facts = json.loads((model / "data/model/model.json").read_text())
+    assert metadata["model_checksum"] == facts["checksum"]
+    assert (metadata["model"], metadata["model_name"]) == (str(model), "model")
+    assert (metadata["embedding_dimension"], metadata["layout"]) == ("128", "prid2011")
+
+
+def test_embed_equals_the_model_on_the_frames(gallery, model):
+    file, folder = gallery
+    loaded = mlflow.pyfunc.load_model(str(model))
+    for row in pq.read_table(file).to_pylist()[:3]:
+        files = sorted((folder / row["path"]).parent.iterdir())
+        np.testing.assert_allclose(
+            row["embedding"], loaded.predict([[path.read_bytes() for path in files]])[0], atol=1e-5
+        )
+
+
+def test_embed_crops_has_a_tracklet_per_image_and_folder(crops, model, tmp_path):
+    file = tmp_path / "crops.parquet"
+    assert main(["embed", str(model), "crops", str(crops), str(file)]) == 0
+    rows = pq.read_table(file).to_pylist()
+    assert [(row["path"], row["frames"]) for row in rows] == [
+        ("cam_a.png", 1),
+        ("cam_b.png", 1),
+        (f"cam_a/{FRAMES // 2 + 1:04}.png", FRAMES),
+        (f"cam_b/{FRAMES // 2 + 1:04}.png", FRAMES),
+    ]
+    assert all(row["identity"] is None and row["camera"] is None for row in rows)
+
+
+def test_embed_killed_command_resumes_with_its_parts(gallery, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "_FRAMES_AT_ONCE", 2 * FRAMES)  # two tracklets in a part
+    load, loaded = commands.load_frames, []
+
+    def die_after_five(tracklet, *arguments):
+        if len(loaded) == 5:
+            raise KeyboardInterrupt
+        loaded.append(tracklet)
+        return load(tracklet, *arguments)
+
+    file = tmp_path / "prid.parquet"
+    command = ["embed", str(model), "prid2011", str(gallery[1]), str(file)]
+    monkeypatch.setattr(commands.console, "in_threads", map)
+    monkeypatch.setattr(commands, "load_frames", die_after_five)
+    assert main(command) == 130 and not file.exists()
+    again = []
+    monkeypatch.setattr(
+        commands, "load_frames", lambda tracklet, *rest: again.append(tracklet) or load(tracklet, *rest)
+    )
+    assert main(command) == 0
+    assert len(again) == 2 * PEOPLE - 4
+    assert not list(tmp_path.glob("*.parts"))
+    whole, resumed = (pq.read_table(path).to_pylist() for path in (gallery[0], file))
+    assert [row["path"] for row in resumed] == [row["path"] for row in whole]
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
+    capsys.readouterr()
+    assert main(command) == 0 and "complete already" in capsys.readouterr().out
+
+
+def test_embed_parts_of_another_model_are_not_used(
+    gallery, model, other_model, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "prid.parquet"
+    monkeypatch.setattr(commands, "_FRAMES_AT_ONCE", 1)
+    monkeypatch.setattr(commands.Parts, "join", lambda self, count: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["embed", str(other_model), "prid2011", str(gallery[1]), str(file)]) == 130
+    monkeypatch.undo()
+    assert main(["embed", str(model), "prid2011", str(gallery[1]), str(file)]) == 0
+    assert pq.read_table(file).equals(pq.read_table(gallery[0]))
+
+
+def test_embed_unreadable_frame_is_named_or_skipped(crops, model, tmp_path, capsys):
+    damaged = crops / "cam_a.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    command = ["embed", model, "crops", crops, tmp_path / "crops.parquet"]
+    assert str(damaged) in refused(capsys, *command)
+    assert main([*map(str, command), "--skip-unreadable"]) == 0
+    assert len(pq.read_table(command[-1])) == 3
+
+
+def test_rank_finds_the_query_itself_first(gallery, capsys):
+    file, folder = gallery
+    for query in (folder / "multi_shot/cam_a/person_0003", file):
+        record = rankings(capsys, file, query, "--top", "3")[0]
+        assert len(record["candidates"]) == 3
+        assert record["candidates"][0]["distance"] < 1e-3
+        assert record["decision"] == "match"
+    assert record["query"] == record["candidates"][0]["path"]
+
+
+def test_rank_takes_a_single_image(gallery, capsys):
+    image = gallery[1] / "multi_shot/cam_a/person_0003/0001.png"
+    (record,) = rankings(capsys, gallery[0], image)
+    assert record["query"] == str(image) and len(record["candidates"]) == 10
+    distances = [candidate["distance"] for candidate in record["candidates"]]
+    assert distances == sorted(distances)
+
+
+def test_rank_equals_a_brute_force_search(gallery, capsys, monkeypatch):
+    monkeypatch.setattr("trainables.evaluation.gallery._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(commands, "_QUERIES_AT_ONCE", 3)
+    rows = pq.read_table(gallery[0]).to_pylist()
+    features = np.array([row["embedding"] for row in rows])
+    records = rankings(capsys, gallery[0], gallery[0], "--top", "4")
+    assert [record["query"] for record in records] == [row["path"] for row in rows]
+    for feature, record in zip(features, records, strict=True):
+        distances = np.linalg.norm(features - feature, axis=1)
+        expected = np.sort(distances)[:4]
+        found = [candidate["distance"] for candidate in record["candidates"]]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("distance", "decision", "reason"),
+    [
+        (0.1, "match", "within 0.200, the threshold at 0.1%"),
+        (0.3, "match", "within 0.500, the threshold at 1.0%"),
+        (0.6, "not in the gallery", "farther than 0.500, the threshold at 1.0%"),
+    ],
+)
+def test_judge_uses_the_thresholds(gallery, distance, decision, reason):
+    verdict = judge(distance, Gallery(gallery[0]))
+    assert (verdict.decision, verdict.reason) == (decision, reason)
+
+
+def test_judge_in_a_large_gallery_counts_chance(gallery, monkeypatch):
+    monkeypatch.setattr(Gallery, "__len__", lambda self: 5000)
+    verdict = judge(0.3, Gallery(gallery[0]))
+    assert verdict.decision == "possible"
+    assert verdict.reason.endswith("about 50 of 5,000 others are, by chance")
+
+
+def test_judge_without_thresholds_says_why(gallery, other_model, tmp_path):
+    file = tmp_path / "other.parquet"
+    assert main(["embed", str(other_model), "prid2011", str(gallery[1]), str(file)]) == 0
+    verdict = judge(0.1, Gallery(file))
+    assert (verdict.decision, verdict.reason) == (
+        "unknown",
+        "the model has no thresholds: data.validation is 0",
+    )
+
+
+def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
+    sheet = tmp_path / "sheets/ranking.png"
+    assert main(["rank", *map(str, (gallery[0], gallery[0])), "--top", "3", "--sheet", str(sheet)]) == 0
+    with Image.open(sheet) as image:
+        assert image.height > 2 * PEOPLE * 128
+    assert "not in the gallery" not in capsys.readouterr().out
+
+
+def test_rank_refuses_features_of_another_model(gallery, other_model, tmp_path, capsys):
+    file = tmp_path / "other.parquet"
+    assert main(["embed", str(other_model), "prid2011", str(gallery[1]), str(file)]) == 0
+    capsys.readouterr()
+    assert "features of another model than those of" in refused(capsys, "rank", gallery[0], file)
+    query = gallery[1] / "multi_shot/cam_a/person_0003"
+    line = refused(capsys, "rank", gallery[0], query, "--model", other_model)
+    assert "embed both with one model" in line
+
+
+def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
+    command = ("embed", other_model, "prid2011", gallery[1], gallery[0])
+    before = gallery[0].read_bytes()
+    assert "has other features; choose another name" in refused(capsys, *command)
+    assert gallery[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("rank", "no.parquet", "x.png"), "no.parquet: no such file; expected a file that `embed` wrote"),
+        (("rank", "bad.parquet", "x.png"), "expected a file that `embed` wrote"),
+        (("rank", "GALLERY", "no.png"), "no.png: no such file; expected an image, a folder of images"),
+        (("rank", "GALLERY", "bad.txt"), "bad.txt: not an image"),
+        (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected models:/NAME@ALIAS"),
+        (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
+        (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
+        (("embed", "MODEL", "prid", ".", "x.parquet"), "did you mean 'prid2011'?"),
+        (("embed", "models:/reid", "crops", "one", "x.parquet"), "models:/reid: not a valid address"),
+        (("embed", "models:/reid/1", "crops", "one", "x.parquet"), "--tracking: missing; expected"),
+    ],
+)
+def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for folder in ("empty", "one"):
+        Path(folder).mkdir()
+    Image.new("RGB", (8, 16)).save("one/1.png")
+    Path("bad.parquet").write_bytes(b"PAR1")
+    Path("bad.txt").touch()
+    names = {"GALLERY": gallery[0], "MODEL": model}
+    before = sorted(tmp_path.rglob("*"))
+    assert line in refused(capsys, *(names.get(argument, argument) for argument in arguments))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_model_of_a_registry_is_found_by_alias_and_version(gallery, model, tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri, uri)
+    client.create_registered_model("reid")
+    client.create_model_version("reid", str(model))
+    client.set_registered_model_alias("reid", "champion", "1")
+    file = tmp_path / "prid.parquet"
+    common = ("prid2011", gallery[1], file, "--tracking", uri)
+    assert main([str(word) for word in ("embed", "models:/reid@champion", *common)]) == 0
+    about = Gallery(file).about
+    assert (about.model, about.model_name, about.model_version) == ("models:/reid/1", "reid", "1")
+    query = gallery[1] / "multi_shot/cam_a/person_0003"
+    capsys.readouterr()
+    assert rankings(capsys, file, query, "--tracking", uri)[0]["decision"] == "match"
+    for name, hint in (
+        ("models:/reid@champoin", "no such alias; did you mean 'champion'?"),
+        ("models:/ried@champion", "no such model; did you mean 'reid'?"),
+        ("models:/reid/7", "no such version; versions: 1"),
+    ):
+        assert hint in refused(capsys, "embed", name, *common)

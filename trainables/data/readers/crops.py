@@ -1,0 +1,36 @@
+"""Crops without labels: a plain folder of images, or of folders of images, to be embedded or searched."""
+
+import os
+from pathlib import Path
+
+from trainables.data.readers.folders import IMAGE_SUFFIXES, by_numbers, image_names, sequence, still
+from trainables.data.tracklet import DataSet, Tracklet
+from trainables.errors import DataError
+
+UNKNOWN = ""
+"""Identity and camera of a crop."""
+EXPECTED = "expected a folder of images, or of folders of images"
+
+
+def read_crops(folder: Path) -> DataSet:
+    """Read crops: an image directly in ``folder`` is a tracklet, and so is every folder of images below it.
+
+    Raises:
+        DataError: the folder has no images.
+    """
+    root = folder.expanduser().absolute()
+    if not root.is_dir():
+        raise DataError(f"{folder}: {'a file' if root.exists() else 'no such folder'}; {EXPECTED}")
+    tracklets: list[Tracklet] = []
+    for path, folders, files in os.walk(root):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=by_numbers)
+        if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "." for name in files):
+            continue
+        if Path(path) == root:
+            names = sorted(image_names(root, EXPECTED), key=by_numbers)
+            tracklets += [still(UNKNOWN, UNKNOWN, root / name) for name in names]
+        else:
+            tracklets.append(sequence(UNKNOWN, UNKNOWN, Path(path)))
+    if not tracklets:
+        raise DataError(f"{folder}: holds no images; {EXPECTED}")
+    return DataSet(root.name, "sequence", tuple(tracklets), ())
