@@ -85,18 +85,24 @@ class SweepError(RuntimeError):
 class StorageError(SweepError):
     """The storage did not accept or return something; what was written before is complete.
 
-    ``full``: no space is left. ``missing``: the storage answered, but a file that should exist does not. In
-    both cases repeating the request does not help. ``unreachable``: no answer came.
+    ``full``: no space is left. ``missing``: the storage answered, but a file that should exist does not.
+    ``refused``: it does not permit the request. In these cases repeating the request does not help.
+    ``unreachable``: no answer came.
     """
 
     def __init__(
-        self, message: str, full: bool = False, missing: bool = False, unreachable: bool = False
+        self,
+        message: str,
+        full: bool = False,
+        missing: bool = False,
+        unreachable: bool = False,
+        refused: bool = False,
     ) -> None:
         super().__init__(message)
-        self.full, self.missing, self.unreachable = full, missing, unreachable
+        self.full, self.missing, self.unreachable, self.refused = full, missing, unreachable, refused
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.full, self.missing, self.unreachable)
+        return type(self), (str(self), self.full, self.missing, self.unreachable, self.refused)
 
     def as_input_error(self) -> InputError:
         """Return it as the error of a command that has written nothing."""
@@ -122,6 +128,11 @@ class TrialError(Exception):
 def is_full(error: BaseException) -> bool:
     """Return whether an error says that no space is left."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Return whether an error of a file system says that it does not permit the request."""
+    return isinstance(error, PermissionError) or "AWS Error ACCESS_DENIED" in str(error)  # PyArrow 25
 
 
 def plain_text(value: object) -> str:
