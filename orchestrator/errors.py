@@ -175,6 +175,12 @@ def quote(value: object) -> str:
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
+def closest(name: object, valid: Iterable[object]) -> str | None:
+    """Return the valid name that is similar to a name, or None if there is none."""
+    match = difflib.get_close_matches(str(name)[:200], sorted({str(option) for option in valid}), n=1)
+    return match[0] if match else None
+
+
 def nearest(name: object, valid: Iterable[object], *, listed: bool = True) -> str:
     """Return the end of a line about an unknown name: the nearest valid one, or (``listed``) all of them.
 
@@ -184,9 +190,9 @@ def nearest(name: object, valid: Iterable[object], *, listed: bool = True) -> st
     '; valid: trials, wall'
     """
     names = sorted({str(option) for option in valid})
-    match = difflib.get_close_matches(str(name)[:200], names, n=1)
-    if match:
-        return f"; did you mean {match[0]!r}?"
+    match = closest(name, names)
+    if match is not None:
+        return f"; did you mean {match!r}?"
     if not names or not listed:
         return ""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""

@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.console.tables import format_duration, format_number
+from orchestrator.console.tables import format_duration, format_number, format_values
 from orchestrator.report.charts import draw_charts
 from orchestrator.report.style import template
 from orchestrator.study.attributes import REASON
@@ -62,6 +62,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         total=len(trials),
         epochs=sum(_epochs(trial) for trial in trials),
         figures=draw_charts(study, summary["metric"]),
+        constant=_constant_parameters(trials),
         scores=_score_table(summary["scores"]),
         parameters=sorted({name for trial in trials for name in trial.params}),
         rows=[_row(trial, best, summary["runs"]) for trial in _listed(trials, best)],
@@ -88,6 +89,17 @@ def _best_parameters(best: FrozenTrial) -> list[tuple[str, str, str]]:
     return [
         (name, format_number(value), _range(best.distributions[name])) for name, value in best.params.items()
     ]
+
+
+def _constant_parameters(trials: Sequence[FrozenTrial]) -> str:
+    """Return the parameters of which the complete trials have a single value, with that value."""
+    values: dict[str, set[Any]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            for name, value in trial.params.items():
+                values.setdefault(name, set()).add(value)
+    constant = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+    return format_values(constant)
 
 
 def _range(distribution: BaseDistribution) -> str:
