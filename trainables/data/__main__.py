@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from trainables.data.decoding import decode
-from trainables.data.packing import pack
+from trainables.data.packing import Pack, pack
 from trainables.data.readers import READERS, check_options, read_checked
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Tracklet
 from trainables.data.walkers import layouts
@@ -35,6 +35,7 @@ layouts and their options (a LAYOUT may also be package.module:Class of a reader
 """
 _log = logging.getLogger(__name__)
 
+LOST_OUTPUT = 1
 FAULT = 2
 INTERRUPTED = 130
 LINE_SECONDS = 4.0
@@ -45,12 +46,22 @@ Item = TypeVar("Item")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
+    """Run one command; return the exit code.
+
+    It is 2, with one line on stderr, for bad input, 1 where the output cannot be written, 130 after Ctrl-C.
+    """
     chosen = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     command: Callable[[argparse.Namespace], None] = chosen.command
     try:
         command(chosen)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again at the exit
+        ERR.print(f"error: the output cannot be written: {error.strerror}")
+        return LOST_OUTPUT
     except DataError as error:
         ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return FAULT
@@ -215,7 +226,12 @@ def verify_command(chosen: argparse.Namespace) -> None:
 
 
 def pack_command(chosen: argparse.Namespace) -> None:
-    """Pack a set into one file."""
+    """Pack a set into one file, which may replace a pack and nothing else."""
+    if chosen.out.exists() and not chosen.out.is_dir():
+        try:
+            Pack.open(chosen.out)
+        except DataError as error:
+            raise DataError(f"--out {chosen.out}: exists and is not a pack; name another file") from error
     data_set = open_set(chosen)
     total = sum(len(tracklet.frames) for tracklet in data_set.tracklets)
     with busy(f"packing {total:,} frames into {chosen.out}"):
