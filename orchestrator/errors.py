@@ -85,18 +85,24 @@ class SweepError(RuntimeError):
 class StorageError(SweepError):
     """The storage did not accept or return something; what was written before is complete.
 
-    ``full``: no space is left. ``missing``: the storage answered, but a file that should exist does not. In
-    both cases repeating the request does not help. ``unreachable``: no answer came.
+    ``full``: no space is left. ``missing``: the storage answered, but a file that should exist does not.
+    ``refused``: it does not permit the request. In these cases repeating the request does not help.
+    ``unreachable``: no answer came.
     """
 
     def __init__(
-        self, message: str, full: bool = False, missing: bool = False, unreachable: bool = False
+        self,
+        message: str,
+        full: bool = False,
+        missing: bool = False,
+        unreachable: bool = False,
+        refused: bool = False,
     ) -> None:
         super().__init__(message)
-        self.full, self.missing, self.unreachable = full, missing, unreachable
+        self.full, self.missing, self.unreachable, self.refused = full, missing, unreachable, refused
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.full, self.missing, self.unreachable)
+        return type(self), (str(self), self.full, self.missing, self.unreachable, self.refused)
 
     def as_input_error(self) -> InputError:
         """Return it as the error of a command that has written nothing."""
@@ -122,6 +128,11 @@ class TrialError(Exception):
 def is_full(error: BaseException) -> bool:
     """Return whether an error says that no space is left."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Return whether an error of a file system says that it does not permit the request."""
+    return isinstance(error, PermissionError) or "AWS Error ACCESS_DENIED" in str(error)  # PyArrow 25
 
 
 def plain_text(value: object) -> str:
@@ -164,6 +175,12 @@ def quote(value: object) -> str:
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
+def closest(name: object, valid: Iterable[object]) -> str | None:
+    """Return the valid name that is similar to a name, or None if there is none."""
+    match = difflib.get_close_matches(str(name)[:200], sorted({str(option) for option in valid}), n=1)
+    return match[0] if match else None
+
+
 def nearest(name: object, valid: Iterable[object], *, listed: bool = True) -> str:
     """Return the end of a line about an unknown name: the nearest valid one, or (``listed``) all of them.
 
@@ -173,9 +190,9 @@ def nearest(name: object, valid: Iterable[object], *, listed: bool = True) -> st
     '; valid: trials, wall'
     """
     names = sorted({str(option) for option in valid})
-    match = difflib.get_close_matches(str(name)[:200], names, n=1)
-    if match:
-        return f"; did you mean {match[0]!r}?"
+    match = closest(name, names)
+    if match is not None:
+        return f"; did you mean {match!r}?"
     if not names or not listed:
         return ""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from trainables.errors import DataError
 
 _log = logging.getLogger(__name__)
 
+LOST_OUTPUT = 1
 FAULT = 2
 INTERRUPTED = 130
 LINE_SECONDS = 4.0
@@ -29,10 +31,20 @@ Result = TypeVar("Result")
 
 
 def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespace) -> int:
-    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
+    """Run one command; return the exit code.
+
+    It is 2, with one line on stderr, for bad input, 1 where the output cannot be written, 130 after Ctrl-C.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     try:
         command(chosen)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again at the exit
+        ERR.print(f"error: the output cannot be written: {error.strerror}")
+        return LOST_OUTPUT
     except DataError as error:
         ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return FAULT

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, SerializeAsAny, ValidationError
 from pydantic.fields import FieldInfo
 
-from orchestrator.errors import Fault, FieldError, Path, nearest, quote
+from orchestrator.errors import Fault, FieldError, Path, closest, nearest, quote
 
 _EXPECTED = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping of keys to values"),
@@ -36,9 +36,24 @@ def faults(error: ValidationError, model: type[BaseModel], data: object) -> list
 def first_fault(error: ValidationError, model: type[BaseModel], data: object, *prefix: str | int) -> Fault:
     """Return the most specific fault, its path behind ``prefix``, with the number of the others."""
     first, *others = faults(error, model, data)
-    count = len({fault.path for fault in others} - {first.path})
+    count = len(_own_places([first, *others], model)) - 1
     more = f" (and {count} more at fault)" if count else ""
     return Fault((*prefix, *first.path), first.reason + more, first.kind)
+
+
+def _own_places(found: Sequence[Fault], model: type[BaseModel]) -> set[Path]:
+    """Return the paths of faults, without those that follow from others.
+
+    A key that is missing because it is misspelt follows from the unknown key. That a mapping does not fit
+    another alternative of a union follows from the fault in it.
+    """
+    meant = {
+        (*fault.path[:-1], closest(fault.path[-1], _fields_beside(model, fault.path)))
+        for fault in found
+        if fault.kind == "extra_forbidden"
+    }
+    paths = {fault.path for fault in found if fault.kind != "missing" or fault.path not in meant}
+    return paths - {path[:end] for path in paths for end in range(len(path))}
 
 
 def options(annotation: Any) -> list[Any]:

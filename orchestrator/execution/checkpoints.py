@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.fs
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from orchestrator.errors import StorageError, is_full, one_line
+from orchestrator.errors import StorageError, is_full, is_refused, one_line
 
 _CHECKPOINT = "checkpoint_"
 _COMPLETE = ".complete"
@@ -71,19 +71,16 @@ class TrialFolder:
         moment.
 
         Raises:
-            ValueError: the storage is not the one that the lane writes to.
+            ValueError: the folder is gone, or the storage is not the one that the lane writes to.
         """
         retrying = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, OSError) and not is_full(error)),
+            retry=retry_if_exception(_may_pass),
             stop=stop_after_attempt(_MAX_UPLOADS),
             wait=wait_random_exponential(min=0.5, max=10),
             reraise=True,
         )
-        # The lane has created the folder from its node; if it is missing here, this is another storage.
-        if retrying(self.filesystem.get_file_info, self.path).type is pyarrow.fs.FileType.NotFound:
-            raise ValueError(
-                f"storage {self.path} does not exist on {platform.node()}; all nodes have to share it"
-            )
+        if not retrying(self._exists, self.path):  # the lane has created it from its node
+            raise ValueError(f"storage {self.path} {self._why_missing()}")
         # The worker of an attempt that has ended may still write the same epoch: no two write one folder.
         target = f"{self.path}/{_CHECKPOINT}{epoch:06d}_{self.owner}_{uuid.uuid4().hex[:8]}"
         for file in sorted(source.rglob("*")):
@@ -121,7 +118,7 @@ class TrialFolder:
 
     def can_be_written(self) -> bool:
         """Return whether the storage takes a file, beside the folder of this trial."""
-        probe = f"{self.path.rpartition('/')[0]}/probe-{uuid.uuid4().hex}"
+        probe = f"{self.path.rpartition('/')[0]}/probe"  # one name, because it may not be deleted
         try:
             with self.filesystem.open_output_stream(probe) as file:
                 file.write(bytes(_PROBE_BYTES))
@@ -144,6 +141,16 @@ class TrialFolder:
         """Write a file."""
         with self.filesystem.open_output_stream(f"{self.path}/{name}") as file:
             file.write(content)
+
+    def _exists(self, path: str) -> bool:
+        return bool(self.filesystem.get_file_info(path).type is not pyarrow.fs.FileType.NotFound)
+
+    def _why_missing(self) -> str:
+        """Return why the folder does not exist on this node."""
+        job = self.path.rsplit("/", 2)[0]
+        if self._exists(job):
+            return "is gone; was it moved or deleted while the job ran?"
+        return f"does not exist on {platform.node()}; all nodes have to share it"
 
     def _copy(self, source: Path, target: str) -> None:
         self.filesystem.create_dir(target.rpartition("/")[0])
@@ -177,4 +184,10 @@ def storage_errors() -> Iterator[None]:
         yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        raise StorageError(one_line(f"storage: {error}", 300), is_full(error), missing) from error
+        message = one_line(f"storage: {error}", 300)
+        raise StorageError(message, is_full(error), missing, refused=is_refused(error)) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a request that failed may succeed later."""
+    return isinstance(error, OSError) and not is_full(error) and not is_refused(error)

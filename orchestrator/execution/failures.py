@@ -14,6 +14,9 @@ MAX_HANGS = 2
 MAX_ATTEMPTS = 5
 """How often in a row a trial may lose its workers without a new checkpoint before it fails."""
 
+_MAX_REFUSALS = 2
+"""The same, where the storage refuses it something and takes other files."""
+
 _REASON_CHARACTERS = 500
 
 
@@ -21,12 +24,12 @@ class WorkersLostError(Exception):
     """A trial lost its workers by a fault of a machine or of the storage.
 
     ``by_storage``: the storage is the cause. Such a trial is retried without limit while the storage takes no
-    file at all.
+    file at all. ``refused``: the storage does not permit the request.
     """
 
-    def __init__(self, reason: str, log: str, by_storage: bool) -> None:
+    def __init__(self, reason: str, log: str, by_storage: bool, refused: bool = False) -> None:
         super().__init__(reason)
-        self.reason, self.log, self.by_storage = reason, log, by_storage
+        self.reason, self.log, self.by_storage, self.refused = reason, log, by_storage, refused
 
 
 class Decision(Enum):
@@ -46,8 +49,8 @@ class FailurePolicy:
     """Decides the consequences of the failures of one trial, in order.
 
     A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
-    five times in a row without progress. Progress is a new checkpoint. A full storage halts all trials. One
-    that takes no file at all is waited for.
+    five times in a row without progress, or twice because the storage refuses it something. Progress is a new
+    checkpoint. A full storage halts all trials. One that takes no file at all is waited for.
     """
 
     def __init__(self, checkpoint: str, hangs: int) -> None:
@@ -86,8 +89,8 @@ class FailurePolicy:
         if self._hangs >= MAX_HANGS:
             self.reason = f"it hung {MAX_HANGS} times"
             return Decision.FAIL
-        if self._attempts >= MAX_ATTEMPTS:
-            self.reason = f"{error.reason.rstrip('.')}, {MAX_ATTEMPTS} times without progress"
+        if self._attempts >= (_MAX_REFUSALS if error.refused else MAX_ATTEMPTS):
+            self.reason = f"{error.reason.rstrip('.')}, {self._attempts} times without progress"
             return Decision.FAIL
         return Decision.RETRY
 
@@ -103,7 +106,7 @@ def classify_worker_failures(failures: Mapping[int, BaseException], log: str) ->
         if error.full:
             return error
     for error in storage:
-        return WorkersLostError(str(error), log, by_storage=not error.missing)
+        return WorkersLostError(str(error), log, not error.missing, error.refused)
     machine = next((error for error in errors if _is_machine_failure(error)), None)
     if machine is None:
         return TrialError(explain(failures[min(failures)]), log)

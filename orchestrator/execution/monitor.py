@@ -82,12 +82,37 @@ class TrialMonitor(NotSnapshotted, Callback):
             return
         self._note_delivered()
 
+    def compare_delivered(self) -> None:
+        """Record again, in the background, delivered trials whose runs were deleted or damaged in MLflow."""
+        trials = {
+            trial.number: trial
+            for trial in self._study.started_trials
+            if trial.number < self._tracker.delivered and trial.state in _STATES
+        }
+        expected = {
+            number: RecordedTrial(
+                _STATES[trial.state],
+                max(attributes.epochs(trial), default=0),
+                self._tracker.parent_run_id,
+            )
+            for number, trial in trials.items()
+        }
+        self._tracker.compare(expected, lambda number: self._record_again(trials[number]))
+
+    def _record_again(self, trial: FrozenTrial) -> None:
+        """Record all that the study has of a trial; what MLflow has of it is skipped."""
+        _log.info("%s is not in MLflow as it was recorded; it is recorded again", trial_name(trial.number))
+        self._track_start(trial.number, self._study.values(trial))
+        for epoch, metrics in attributes.epochs(trial).items():
+            self._track_epoch(trial.number, epoch, metrics)
+        self._track_end(trial)
+
     def _catch_up_trial(self, trial: FrozenTrial, run: RecordedTrial | None) -> None:
         """Record in MLflow what it lacks of a trial; raises TrackingError."""
         epochs = attributes.epochs(trial)
-        if run is None:
+        if run is None or run.parent != self._tracker.parent_run_id:
             self._track_start(trial.number, self._study.values(trial))
-            missing = set(epochs)
+            missing = set(epochs)  # those that the run has are skipped
         else:
             missing = set(epochs) - self._tracker.recorded_epochs(trial.number)
             if not missing and trial.state in _STATES and run.state == _STATES[trial.state]:

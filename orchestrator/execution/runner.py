@@ -53,6 +53,7 @@ def run_trials(
     """Run the trials that remain in the study, and publish what they do."""
     monitor = TrialMonitor(job, study, lease, tracker)
     monitor.catch_up()
+    monitor.compare_delivered()
     study.add_usage(lease.record.used)
     stopper = BudgetStopper(study, lease.record.used, interrupt)
     if study.remaining() and not stopper.spent_reason():

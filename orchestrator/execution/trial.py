@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-from orchestrator.errors import StorageError, TrialError, is_full, one_line
+from orchestrator.errors import StorageError, TrialError, is_full, is_refused, one_line
 from orchestrator.execution.failures import Decision, FailurePolicy, WorkersLostError
 from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.worker import TrialSpec
@@ -87,7 +87,7 @@ class _Attempts:
         if isinstance(error, OSError):
             if is_full(error):
                 return Halted(f"storage: {error}")
-            error = WorkersLostError(one_line(f"storage: {error}", 500), "", by_storage=True)
+            error = WorkersLostError(one_line(f"storage: {error}", 500), "", True, is_refused(error))
         hung, storage_answers = False, True
         if isinstance(error, WorkersLostError):
             if error.by_storage:

@@ -81,6 +81,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         total=len(trials),
         epochs=sum(_epochs(trial) for trial in trials),
         figures=draw_charts(study, summary["metric"]),
+        constant=_constant_parameters(trials),
         scores=_score_table(summary["scores"]),
         parameters=sorted({name for trial in trials for name in trial.params}),
         rows=[_row(trial, best, summary["runs"]) for trial in _listed(trials, best)],
@@ -112,6 +113,17 @@ def _parameters(best: FrozenTrial, values: Mapping[str, Any] | None) -> list[tup
         (name, format_number(value), ranges.get(name, ""))
         for name, value in (best.params if values is None else values).items()
     ]
+
+
+def _constant_parameters(trials: Sequence[FrozenTrial]) -> str:
+    """Return the parameters of which the complete trials have a single value, with that value."""
+    values: dict[str, set[Any]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            for name, value in trial.params.items():
+                values.setdefault(name, set()).add(value)
+    constant = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
+    return format_values(constant)
 
 
 def _range(distribution: BaseDistribution) -> str:

@@ -216,7 +216,7 @@ class JobDirectory:
 
     def holds_checkpoints(self) -> bool:
         """Return whether any trial has uploaded a checkpoint; raises StorageError."""
-        return bool(self.store.list_files(self._name("trials/")))
+        return any("/checkpoint_" in name for name in self.store.list_files(self._name("trials/")))
 
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """Return a checkpoint by its path in this directory."""

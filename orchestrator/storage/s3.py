@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
@@ -37,6 +36,12 @@ _ATTEMPTS = 20
 
 _PATIENCE = 8
 """Attempts at one write, a minute or two, until the store looks whether only this file is refused."""
+
+_PATIENCE_WHEN_DENIED = 2
+"""The same, where the store answers that access is denied."""
+
+_PROBE = ".probe"
+"""File that shows what a bucket takes. It has one name, because a login may not be allowed to delete it."""
 
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -193,13 +198,16 @@ class S3Store(Store):
             self.before_write()
             request()
 
+        def is_refused(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            patience = _PATIENCE_WHEN_DENIED if _is_denied(error) else _PATIENCE
+            return state.attempt_number % patience == 0 and self._takes_others(name)
+
         try:
-            self._with_retries(
-                write, lambda state: state.attempt_number % _PATIENCE == 0 and self._takes_others(name)
-            )
+            self._with_retries(write, is_refused)
         except StorageError as error:
             raise StorageError(
-                f"{error}, for {name}", error.full, error.missing, error.unreachable
+                f"{error}, for {name}", error.full, error.missing, error.unreachable, error.refused
             ) from error
 
     def _takes_others(self, name: str) -> bool:
@@ -207,7 +215,7 @@ class S3Store(Store):
         self.before_write()
         probe = {
             "Bucket": self._bucket,
-            "Key": self._key(str(PurePosixPath(name).with_name(f".probe-{uuid.uuid4().hex}"))),
+            "Key": self._key(str(PurePosixPath(name).with_name(_PROBE))),
         }
         try:
             self._client.put_object(**probe, Body=b"")
@@ -244,7 +252,7 @@ class S3Store(Store):
 
     def _error(self, error: Exception) -> StorageError:
         message = f"storage: {self.uri}: {describe_error(error)}"
-        return StorageError(message, unreachable=_is_unreachable(error))
+        return StorageError(message, unreachable=_is_unreachable(error), refused=_is_denied(error))
 
 
 class S3Files(pyarrow.fs.S3FileSystem):  # type: ignore[misc]
@@ -289,6 +297,12 @@ def _is_unreachable(error: BaseException) -> bool:
         status: int = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
         return status >= 500 or status == 429 or error.response["Error"]["Code"] in _PASSING
     return isinstance(error, botocore.exceptions.HTTPClientError | botocore.exceptions.ConnectionError)
+
+
+def _is_denied(error: BaseException | None) -> bool:
+    """Return whether the store answers that this login may not do this."""
+    code = error.response["Error"]["Code"] if isinstance(error, botocore.exceptions.ClientError) else ""
+    return code == "AccessDenied" or "(AccessDenied)" in str(error)  # of an upload, boto3 keeps only the text
 
 
 def describe_error(error: BaseException | None) -> str:

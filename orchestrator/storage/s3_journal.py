@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 SEGMENT_BYTES = 1 << 17
 """Size after which a new segment begins; an append uploads at most about that."""
 
+_SUFFIX = ".jsonl"
+"""Of the name of a segment. Other objects in its folder are no part of the journal."""
+
 _SCHEMA = 1
 """Version of the digest."""
 
@@ -105,7 +108,7 @@ class S3Journal(BaseJournalBackend):
 
     def _read(self) -> None:
         self._logs = self._digest.read(self._segment)
-        names = self._store.list_files(f"{self._name}/")
+        names = [name for name in self._store.list_files(f"{self._name}/") if name.endswith(_SUFFIX)]
         for number, name in enumerate(names):
             if name != self._segment(number):
                 raise StorageError(f"study: {self._store.locate(self._segment(number))} is missing")
@@ -120,7 +123,7 @@ class S3Journal(BaseJournalBackend):
             self._number = len(names)  # nothing was written after the digest
 
     def _segment(self, number: int) -> str:
-        return f"{self._name}/{number:08d}.jsonl"
+        return f"{self._name}/{number:08d}{_SUFFIX}"
 
 
 class _Digest:

@@ -30,6 +30,8 @@ _SCHEMA = 2
 _DELIVERED = "trials.delivered"
 """Tag of the run of a job: every trial below this number has ended, and all its records are here."""
 
+_PARENT = "mlflow.parentRunId"
+
 _PAGE = 1000
 """Runs in one answer."""
 
@@ -43,8 +45,12 @@ _MAX_PARAMS = 100
 class RecordedTrial(NamedTuple):
     """A trial as MLflow has it."""
 
-    run_id: str
     state: str
+    epoch: int
+    """The last one."""
+
+    parent: str
+    """The run of its job."""
 
 
 class Tracker:
@@ -194,6 +200,8 @@ class Tracker:
             run = self._find_run(number) if searched else None
             searched = True  # if this attempt fails, its request may have been accepted all the same
             exists = run is not None
+            if run is not None and run.data.tags.get(_PARENT) != self.parent_run_id:
+                self.client.set_tag(run.info.run_id, _PARENT, self.parent_run_id)
             if run is None:
                 run = self.client.create_run(
                     self.experiment_id,
@@ -202,7 +210,7 @@ class Tracker:
                     | {
                         "trial.number": str(number),
                         "trial.state": "RUNNING",
-                        "mlflow.parentRunId": self.parent_run_id,
+                        _PARENT: self.parent_run_id,
                     },
                     run_name=f"trial-{number:04d} {name}".strip(),
                 )
@@ -223,31 +231,41 @@ class Tracker:
         Raises:
             TrackingError: MLflow does not answer.
         """
+        try:
+            return self._list_trials(numbers)
+        except MlflowException as error:
+            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
+
+    def compare(self, expected: Mapping[int, RecordedTrial], repair: Callable[[int], None]) -> None:
+        """Call ``repair`` with each trial that MLflow lacks or has otherwise, in the background thread."""
+
+        def write() -> None:
+            found = self._list_trials(expected)
+            for number in (number for number in expected if found.get(number) != expected[number]):
+                repair(number)
+
+        if expected:
+            self._outbox.post(f"the comparison of {len(expected)} trials", write, "comparison")
+
+    def _list_trials(self, numbers: Iterable[int]) -> dict[int, RecordedTrial]:
         missing = set(numbers)
         trials: dict[int, RecordedTrial] = {}
         which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
         token: str | None = None
-        try:
-            while missing and (token is None or token):
-                page = self.client.search_runs(
-                    [self.experiment_id],
-                    which,
-                    max_results=_PAGE,
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
-                runs = {int(run.data.tags["trial.number"]): run for run in page}
-                for number in missing & runs.keys():
-                    run = runs[number]
-                    self._note_run(number, run)
-                    trials[number] = RecordedTrial(
-                        run.info.run_id,
-                        run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING",
-                    )
-                token = (page.token or "") if missing & runs.keys() else ""
-                missing -= runs.keys()
-        except MlflowException as error:
-            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
+        while missing and (token is None or token):
+            page = self.client.search_runs(
+                [self.experiment_id],
+                which,
+                max_results=_PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            runs = {int(run.data.tags["trial.number"]): run for run in page}
+            for number in missing & runs.keys():
+                self._note_run(number, runs[number])
+                trials[number] = _recorded_trial(runs[number])
+            token = (page.token or "") if missing & runs.keys() else ""
+            missing -= runs.keys()
         return trials
 
     def note_delivered(self, number: int) -> None:
@@ -501,6 +519,11 @@ class Tracker:
         if self._monitor is not None:
             self._monitor.finish()  # type: ignore[no-untyped-call]
             self._monitor = None
+
+
+def _recorded_trial(run: Run) -> RecordedTrial:
+    state = run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING"
+    return RecordedTrial(state, int(run.data.metrics.get("epoch", 0)), run.data.tags.get(_PARENT, ""))
 
 
 def _now() -> int:

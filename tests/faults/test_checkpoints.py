@@ -85,7 +85,7 @@ def test_upload_after_two_faults_succeeds(seaweed: Seaweed, tmp_path: Path) -> N
 
 def test_upload_to_unshared_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
-    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere"), "owner")
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "elsewhere/job/trials/a"), "owner")
     with pytest.raises(ValueError, match="all nodes have to share it"):
         folder.save(tmp_path, 1)
     assert not (tmp_path / "elsewhere").exists()

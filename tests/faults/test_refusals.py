@@ -59,7 +59,7 @@ def test_checkpoints_that_are_refused_cost_their_trial(
     shown = json.loads(status(environment, "--json"))
     assert shown["trials"] == {"complete": 2, "failed": 1}
     reason = status(environment, "--trial", "1")
-    assert "ACCESS_DENIED" in reason and "5 times without progress" in reason
+    assert "ACCESS_DENIED" in reason and "2 times without progress" in reason
 
 
 def test_report_that_is_refused_is_written_by_the_next_run(
@@ -77,4 +77,4 @@ def test_report_that_is_refused_is_written_by_the_next_run(
     again = run("sweep", str(file), environment=environment)
     assert again.returncode == 0, again.stdout + again.stderr
     assert json.loads(status(environment, "--json"))["trials"]["complete"] == 3
-    assert proxy.counts()["denied"] >= 8
+    assert proxy.counts()["denied"] >= 2

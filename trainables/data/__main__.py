@@ -11,7 +11,7 @@ from rich.table import Table
 from trainables import console
 from trainables.console import ERR, OUT, busy, picture, positive
 from trainables.data.decoding import decode
-from trainables.data.packing import pack
+from trainables.data.packing import Pack, pack
 from trainables.data.readers import READERS, check_options, read_checked
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Tracklet
 from trainables.data.walkers import layouts
@@ -29,7 +29,10 @@ layouts and their options (a LAYOUT may also be package.module:Class of a reader
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
+    """Run one command; return the exit code.
+
+    It is 2, with one line on stderr, for bad input, 1 where the output cannot be written, 130 after Ctrl-C.
+    """
     chosen = parser().parse_args(arguments)
     return console.run(chosen.command, chosen)
 
@@ -163,7 +166,12 @@ def verify_command(chosen: argparse.Namespace) -> None:
 
 
 def pack_command(chosen: argparse.Namespace) -> None:
-    """Pack a set into one file."""
+    """Pack a set into one file, which may replace a pack and nothing else."""
+    if chosen.out.exists() and not chosen.out.is_dir():
+        try:
+            Pack.open(chosen.out)
+        except DataError as error:
+            raise DataError(f"--out {chosen.out}: exists and is not a pack; name another file") from error
     data_set = open_set(chosen)
     total = sum(len(tracklet.frames) for tracklet in data_set.tracklets)
     with busy(f"packing {total:,} frames into {chosen.out}"):

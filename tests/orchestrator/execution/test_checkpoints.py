@@ -1,13 +1,16 @@
 """The folder of a trial: which checkpoint counts, and what is deleted."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow.fs
 import pytest
 
-from orchestrator.execution.checkpoints import TrialFolder
+from orchestrator.errors import StorageError
+from orchestrator.execution.checkpoints import TrialFolder, storage_errors
 
 
 @pytest.fixture
@@ -88,6 +91,45 @@ def test_checkpoints_of_version_0_1_0_count(folder: TrialFolder, source: Path) -
     later = folder.save(source, 3)
     folder.delete_all_but(later)
     assert folder.last_checkpoint() == later and checkpoints(folder) == [Path(later).name]
+
+
+def test_folder_that_is_gone_is_named(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "job").mkdir()
+    folder = TrialFolder(pyarrow.fs.LocalFileSystem(), str(tmp_path / "job/trials/trial-0000"), "owner")
+    with pytest.raises(ValueError, match=r"job/trials/trial-0000 is gone; was it moved or deleted"):
+        folder.save(source, 1)
+
+
+def test_refused_upload_is_not_repeated(
+    folder: TrialFolder, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(self: TrialFolder, file: Path, target: str) -> None:
+        tries.append(target)
+        raise OSError("AWS Error ACCESS_DENIED during PutObject operation: Access Denied.")
+
+    monkeypatch.setattr(TrialFolder, "_copy", refuse)
+    with pytest.raises(StorageError, match="ACCESS_DENIED") as raised, storage_errors():
+        folder.save(source, 1)
+    assert raised.value.refused and len(tries) == 1
+    assert pickle.loads(pickle.dumps(raised.value)).refused
+
+
+class Undeletable(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    """A local file system that permits no deletion."""
+
+    def __init__(self) -> None:
+        super().__init__(fsspec.filesystem("file"))
+
+    def delete_file(self, path: str) -> None:
+        raise PermissionError(path)
+
+
+def test_probe_of_a_storage_that_deletes_nothing_has_one_name(folder: TrialFolder) -> None:
+    bucket = replace(folder, filesystem=pyarrow.fs.PyFileSystem(Undeletable()))
+    assert bucket.can_be_written() and bucket.can_be_written()
+    assert [file.name for file in Path(folder.path).parent.iterdir() if file.is_file()] == ["probe"]
 
 
 def test_hangs_are_the_files_with_stacks(folder: TrialFolder) -> None:

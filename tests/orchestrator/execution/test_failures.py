@@ -82,6 +82,15 @@ def test_policy_on_losses_without_progress_fails() -> None:
     assert not subject.has_hung
 
 
+def test_policy_on_refusals_fails_at_the_second() -> None:
+    subject = policy()
+    refused = WorkersLostError("storage: ACCESS_DENIED.", "log", by_storage=True, refused=True)
+    assert decide(subject, refused, storage_answers=True) is Decision.RETRY
+    assert decide(subject, refused) is Decision.RETRY  # now it takes no file at all
+    assert decide(subject, refused, storage_answers=True) is Decision.FAIL
+    assert subject.reason == "storage: ACCESS_DENIED, 2 times without progress"
+
+
 def test_policy_on_progress_counts_losses_anew() -> None:
     subject = policy()
     for epoch in range(4):
@@ -145,6 +154,12 @@ def test_worker_failure_of_the_storage_is_lost_workers(missing: bool, by_storage
     error = classify_worker_failures(failures, "log")
     assert isinstance(error, WorkersLostError)
     assert (error.reason, error.log, error.by_storage) == ("storage: no answer", "log", by_storage)
+
+
+def test_worker_failure_of_a_refusal_says_so() -> None:
+    error = classify_worker_failures({0: StorageError("storage: denied", refused=True)}, "log")
+    assert isinstance(error, WorkersLostError)
+    assert error.refused and error.by_storage
 
 
 def test_worker_failure_of_a_machine_precedes_others() -> None:

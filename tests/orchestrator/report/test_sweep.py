@@ -211,6 +211,18 @@ def test_equal_values_have_no_importances(tmp_path: Path) -> None:
     assert page.figures == ["Optimisation history", "Parallel coordinates", "Slices"]
 
 
+def test_parameter_with_a_single_value_is_named(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    for number in range(3):
+        trial = study.ask()
+        trial.suggest_categorical("cell", ["gru"])
+        trial.suggest_int("size", 1 + number, 1 + number)
+        trial.suggest_int("depth", 2, 2)
+        study.tell(trial, float(number))
+    page = Page(write_report(study, {}, tmp_path / "report.html"))
+    assert "all complete trials have the same value: cell=gru, depth=2</p>" in page.source
+
+
 def test_infinite_value_is_listed_but_not_drawn(tmp_path: Path) -> None:
     study = optuna.create_study(direction="minimize")
     for value in (0.5, math.inf):

@@ -47,6 +47,12 @@ def run_trial(study: optuna.Study) -> None:
     study._storage.on_trial_end()
 
 
+def test_other_objects_beside_the_segments_are_ignored(store: LocalStore) -> None:
+    before = read(store)
+    store.write(f"{NAME}/.probe", b"")
+    assert read(store) == before
+
+
 def read(store: LocalStore) -> list[FrozenTrial]:
     study = optuna.load_study(study_name="job", storage=open_storage(store))
     assert study.user_attrs == {"schema": 2}

@@ -1,6 +1,7 @@
 """``python -m trainables.data``: what it prints, what it writes, and how it refuses."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from trainables.data.contact_sheet import contact_sheet
 from trainables.data.packing import Pack
 from trainables.data.readers import READERS, read
 from trainables.data.tracklet import DataSet
+from trainables.data.walkers import layouts
 from trainables.errors import DataError
 
 Captured = pytest.CaptureFixture[str]
@@ -55,6 +57,51 @@ def test_inspect_option_reaches_the_reader(written: Unpacked, capsys: Captured) 
     assert "option random_splits: Input should be a valid integer" in capsys.readouterr().err
     assert main(["inspect", "images", folder, "--option", "name=x"]) == 2
     assert "option name: no such option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "empty", "broken.arrow"])
+def test_pack_replaces_nothing_but_a_pack(
+    name: str, written: Unpacked, tmp_path: Path, capsys: Captured
+) -> None:
+    folder, out = str(written("prid2011")), tmp_path / "set.arrow"
+    assert main(["pack", "prid2011", folder, "--out", str(out)]) == 0
+    assert main(["pack", "prid2011", folder, "--out", str(out)]) == 0
+    content = {"notes.txt": b"important", "empty": b"", "broken.arrow": out.read_bytes()[:5000]}[name]
+    (tmp_path / name).write_bytes(content)
+    capsys.readouterr()
+    assert main(["pack", "prid2011", folder, "--out", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith("exists and is not a pack; name another file\n")
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_ctrl_c_while_a_set_is_generated_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def interrupt(root: Path, cast: object) -> None:
+        (root / "multi_shot").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(layouts.LAYOUTS, "prid2011", interrupt)
+    assert main(["generate", "prid2011", str(tmp_path / "set")]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_on_a_full_disk_is_one_line(written: Unpacked, unbuffered: str) -> None:
+    command = [sys.executable, "-m", "trainables.data", "inspect", "prid2011", str(written("prid2011"))]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: the output cannot be written: No space left on device\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_inspect_sheet_draws_every_identity(written: Unpacked, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ contains the identities of a smaller one, and sets with different seeds share ne
 As in the published sets, MARS and Market-1501 of one seed share identities under the same numbers.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -132,11 +133,13 @@ def write(layout: str, folder: Path, config: GenerateConfig, name: str | None = 
             raise DataError(f"{folder}: not empty and without {MARKER}; choose another folder")
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        cast = _Cast(layout, config)
-        LAYOUTS[layout](partial, cast)
-        (partial / MARKER).write_text(content)
-        partial.rename(folder)
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)  # also after Ctrl-C
+            partial.mkdir(parents=True)
+            cast = _Cast(layout, config)
+            LAYOUTS[layout](partial, cast)
+            (partial / MARKER).write_text(content)
+            partial.rename(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     _log.info(

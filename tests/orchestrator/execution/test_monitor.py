@@ -1,0 +1,74 @@
+"""MLflow gets again what was deleted or changed there, below the trials that count as delivered."""
+
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from orchestrator.config.sweep import Sweep
+from orchestrator.tracking.tracker import Tracker
+from tests.benchmarks import many_trials
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, sqlite_uri: str) -> Sweep:
+    """A sweep of one trial of three epochs, which counts as delivered."""
+    return many_trials.create(tmp_path, 1, 3, tracking={"uri": sqlite_uri, "experiment": tmp_path.name})
+
+
+@pytest.fixture
+def tracker(sweep: Sweep) -> Tracker:
+    """The tracker of a driver that has ended; its client still works."""
+    with many_trials.driver(sweep) as (_, _, tracker):
+        return tracker
+
+
+def runs(tracker: Tracker) -> list[Run]:
+    which = f"tags.`sweep.id` = '{tracker.sweep_id}' AND tags.`run.kind` = 'trial'"
+    return list(tracker.client.search_runs([tracker.experiment_id], which))
+
+
+def resume(sweep: Sweep) -> list[Run]:
+    """Let another driver catch up; return the runs of trials."""
+    with many_trials.driver(sweep) as (_, monitor, tracker):
+        monitor.catch_up()
+        monitor.compare_delivered()
+        assert tracker.flush() is None
+        return runs(tracker)
+
+
+def points(tracker: Tracker, run: Run) -> list[int]:
+    return [point.step for point in tracker.client.get_metric_history(run.info.run_id, "val/score")]
+
+
+def test_delivered_run_that_was_deleted_is_recorded_again(sweep: Sweep, tracker: Tracker) -> None:
+    (before,) = runs(tracker)
+    tracker.client.delete_run(before.info.run_id)
+    (run,) = resume(sweep)
+    assert run.info.run_id != before.info.run_id and run.info.status == "FINISHED"
+    assert run.data.params == before.data.params and run.data.metrics == before.data.metrics
+    assert points(tracker, run) == [1, 2, 3]
+
+
+def test_delivered_run_of_another_state_is_put_right(sweep: Sweep, tracker: Tracker) -> None:
+    (before,) = runs(tracker)
+    tracker.client.set_tag(before.info.run_id, "trial.state", "FAIL")
+    (run,) = resume(sweep)
+    assert (run.info.run_id, run.data.tags["trial.state"]) == (before.info.run_id, "COMPLETE")
+    assert points(tracker, run) == [1, 2, 3]
+
+
+def test_delivered_run_that_is_right_is_left_alone(sweep: Sweep, tracker: Tracker) -> None:
+    (before,) = runs(tracker)
+    (run,) = resume(sweep)
+    assert run.to_dictionary() == before.to_dictionary()
+
+
+def test_runs_of_a_deleted_sweep_get_its_new_run(sweep: Sweep, tracker: Tracker) -> None:
+    tracker.client.delete_run(tracker.parent_run_id)
+    (run,) = resume(sweep)
+    (again,) = resume(sweep)
+    parent = run.data.tags["mlflow.parentRunId"]
+    assert parent != tracker.parent_run_id and again.data.tags == run.data.tags
+    assert tracker.client.get_run(parent).info.lifecycle_stage == "active"
+    assert points(tracker, run) == [1, 2, 3]
