@@ -3,12 +3,14 @@
 import logging
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
+from mlflow.entities.model_registry import ModelVersion
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel
 from rich.console import RenderableType
@@ -22,7 +24,7 @@ from orchestrator.drivers.plan import sweep_plan
 from orchestrator.errors import SweepError
 from orchestrator.execution.cluster import Cluster
 from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import evaluate, trainable_task
+from orchestrator.execution.tasks import evaluate, score_version, trainable_task
 from orchestrator.interrupt import Interrupt
 from orchestrator.report.sweep import write_report
 from orchestrator.study import warm_start
@@ -31,9 +33,11 @@ from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
+from orchestrator.tracking.evidence import gather
+from orchestrator.tracking.gate import Rule, TargetResults, check_rule, make_rule
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import DataSetRecord
+from orchestrator.trainable import Comparable, DataSetRecord
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ class SweepDriver(Driver[SweepOutcome]):
     def check(self, new: bool) -> None:
         """Check the data, and for a new sweep the sampler and the earlier sweeps to learn from."""
         super().check(new)
+        self._check_gate()
         if new:
             with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
                 rehearse_sampler(self._sweep)
@@ -92,7 +97,8 @@ class SweepDriver(Driver[SweepOutcome]):
         """Check that files can be kept, and a version be registered."""
         super().check_tracking(tracker)
         if self._sweep.registry is not None:
-            check_registry(tracker, self._sweep.registry.model)
+            registry = self._sweep.registry
+            check_registry(tracker, registry.model, registry.alias, self._sweep.trainable)
 
     def open_study(self) -> SearchStudy:
         """Open the study of the search, and seed a new one."""
@@ -188,28 +194,86 @@ class SweepDriver(Driver[SweepOutcome]):
         tracker: Tracker,
     ) -> RegisteredModel | None:
         """Register the model of a trial, if the file has a registry; raises TrackingError."""
-        sweep = self._sweep
-        if sweep.registry is None:
+        return self._register_checkpoint(
+            tracker, best.number, study.checkpoint(best.number), best.params, scores
+        )
+
+    def _register_checkpoint(
+        self,
+        tracker: Tracker,
+        number: int,
+        checkpoint: ray.train.Checkpoint,
+        parameters: dict[str, Any],
+        scores: dict[str, float],
+    ) -> RegisteredModel | None:
+        """Register a scored checkpoint, if the file has a registry; raises TrackingError.
+
+        Args:
+            tracker: of the job that trained it.
+            number: the trial of that job.
+            checkpoint: with the files that its scoring added.
+            parameters: values of the config by path, over the fixed ones.
+            scores: of the checkpoint on the targets.
+        """
+        sweep, registry = self._sweep, self._sweep.registry
+        if registry is None:
             return None
+        config = sweep.trial_config(parameters)
         with (
-            self._progress.activity(f"registering the model of {trial_name(best.number)}"),
+            self._progress.activity(f"registering the model of {trial_name(number)}"),
             tempfile.TemporaryDirectory() as folder,
-            study.checkpoint(best.number).as_directory() as checkpoint,
+            checkpoint.as_directory() as files,
             self.explained_data(),
         ):
-            config = sweep.trial_config(best.params)
+            data_sets = sweep.implementation.prepare(config)
+            data = {record.name: record.digest for record in data_sets}
             return register(
                 tracker,
-                best.number,
-                sweep.implementation.export(config, Path(checkpoint), Path(folder)),
-                model=sweep.registry.model,
-                alias=sweep.registry.alias,
+                number,
+                sweep.implementation.export(config, Path(files), Path(folder)),
+                model=registry.model,
+                alias=registry.alias,
                 evaluation=scores,
-                record={
-                    "parameters": best.params,
-                    "data": {record.name: record.digest for record in sweep.implementation.prepare(config)},
-                },
+                record={"parameters": parameters, "data": data},
+                evidence=gather(
+                    sweep.trainable,
+                    sweep.implementation,
+                    config,
+                    Path(files),
+                    rule=self._rule(),
+                    scores=scores,
+                    data=data,
+                ),
+                score_model=lambda version: self._score_version(config, version, tracker.uri),
+                data_sets=data_sets,
             )
+
+    def _rule(self) -> Rule:
+        """Return the gate of the file, with its metric."""
+        sweep = self._sweep
+        assert sweep.registry is not None
+        return make_rule(sweep.registry.gate, sweep.objective[0].metric, sweep.implementation.metrics)
+
+    def _check_gate(self) -> None:
+        """Check the gate against the targets, as far as the trainable tells their metrics."""
+        sweep = self._sweep
+        if sweep.registry is not None and isinstance(sweep.implementation, Comparable):
+            check_rule(self._rule(), sweep.implementation.target_metrics(sweep.trial_config({})))
+
+    def _score_version(
+        self, config: BaseModel, version: ModelVersion, uri: str
+    ) -> Mapping[str, TargetResults]:
+        """Score a registered version on the targets of a config; raises SweepError."""
+        sweep, name = self._sweep, f"{version.name} version {version.version}"
+        task = trainable_task(score_version, sweep.resources.cpus, sweep.resources.gpus, f"score {name}")
+        with self._progress.activity(f"scoring {name} on the same targets"):
+            try:
+                results: Mapping[str, TargetResults] = ray.get(
+                    task.remote(sweep.trainable, config.model_dump(mode="json"), uri, version)
+                )
+            except ray.exceptions.RayError as error:
+                raise SweepError(f"{name} could not be scored: {explain(error)}") from error
+        return results
 
     def _write_report(
         self, outcome: SweepOutcome, study: SearchStudy, data_sets: Sequence[DataSetRecord], tracker: Tracker

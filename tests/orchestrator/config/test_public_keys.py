@@ -60,6 +60,12 @@ SWEEP = {
     "warm_start",
     "registry.model",
     "registry.alias",
+    "registry.gate",
+    "registry.gate.metric",
+    "registry.gate.aggregate",
+    "registry.gate.confidence",
+    "registry.gate.tolerance",
+    "registry.gate.floors",
 }
 COMPARISON = {"variants", "splits", "seeds", "baseline", "metrics"}
 
