@@ -46,7 +46,7 @@ from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, nearest, quote
 from orchestrator.trainable import SearchChecking
 
-_MAY_CHANGE = ("budget", "finals", "resources", "storage", "tracking")
+_MAY_CHANGE = ("budget", "finals", "registry", "resources", "storage", "tracking")
 """Sections that may change between two runs of a sweep."""
 
 

@@ -263,7 +263,7 @@ class Driver(ABC, Generic[OutcomeType]):
     def _check_tracking(self, tracker: Tracker) -> None:
         try:
             self.check_tracking(tracker)
-        except TrackingError:
+        except (InputError, TrackingError):
             tracker.finish("FAILED")
             raise
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
+from mlflow.entities.model_registry import ModelVersion
 from pydantic import BaseModel
 
 from orchestrator.config.job import Job
 from orchestrator.config.sections import Registry
+from orchestrator.console.progress import Progress
 from orchestrator.errors import SweepError
 from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import evaluate, trainable_task
+from orchestrator.execution.tasks import evaluate, score_version, trainable_task
+from orchestrator.tracking.evidence import gather
+from orchestrator.tracking.gate import Rule, TargetResults
 from orchestrator.tracking.model_registry import RegisteredModel, register
 from orchestrator.tracking.tracker import Tracker
 
@@ -55,21 +59,72 @@ def score(job: Job, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
     return scores
 
 
+class Registration(NamedTuple):
+    """Where a candidate is registered, and the gate that it has to pass."""
+
+    registry: Registry
+    rule: Rule
+
+
 def register_candidate(
-    job: Job, candidate: Candidate, scores: Mapping[str, float], registry: Registry, tracker: Tracker
+    job: Job,
+    candidate: Candidate,
+    scores: Mapping[str, float],
+    registration: Registration,
+    tracker: Tracker,
+    progress: Progress,
 ) -> RegisteredModel:
-    """Register the model of a candidate; raises TrackingError, or the InputError of the trainable."""
-    with tempfile.TemporaryDirectory() as folder, candidate.checkpoint.as_directory() as checkpoint:
-        implementation, config = job.implementation, candidate.config
+    """Register the model of a candidate.
+
+    Args:
+        job: the job that trained it.
+        candidate: the candidate, with the files that its scoring added to its checkpoint.
+        scores: its scores on the targets.
+        registration: where it is registered.
+        tracker: of the job.
+        progress: shows what is done.
+
+    Raises:
+        TrackingError: MLflow did not accept something.
+        SweepError: the champion could not be scored.
+        Exception: the InputError of the trainable.
+    """
+    implementation, config, (registry, rule) = job.implementation, candidate.config, registration
+    with (
+        progress.activity(f"registering the model of {candidate.name}"),
+        tempfile.TemporaryDirectory() as folder,
+        candidate.checkpoint.as_directory() as files,
+    ):
+        data_sets = implementation.prepare(config)
+        data = {record.name: record.digest for record in data_sets}
+        evidence = gather(
+            job.trainable, implementation, config, Path(files), rule=rule, scores=scores, data=data
+        )
         return register(
             tracker,
             candidate.number,
-            implementation.export(config, Path(checkpoint), Path(folder)),
+            implementation.export(config, Path(files), Path(folder)),
             model=registry.model,
             alias=registry.alias,
             evaluation=scores,
-            record={
-                "parameters": candidate.parameters,
-                "data": {record.name: record.digest for record in implementation.prepare(config)},
-            },
+            record={"parameters": candidate.parameters, "data": data},
+            evidence=evidence,
+            score_model=lambda version: _score_version(job, candidate, version, tracker.uri, progress),
+            data_sets=data_sets,
         )
+
+
+def _score_version(
+    job: Job, candidate: Candidate, version: ModelVersion, uri: str, progress: Progress
+) -> Mapping[str, TargetResults]:
+    """Score a registered version on the targets of a candidate; raises SweepError."""
+    name = f"{version.name} version {version.version}"
+    task = trainable_task(score_version, job.resources.cpus, job.resources.gpus, f"score {name}")
+    with progress.activity(f"scoring {name} on the same targets"):
+        try:
+            results: Mapping[str, TargetResults] = ray.get(
+                task.remote(job.trainable, candidate.values, uri, version)
+            )
+        except ray.exceptions.RayError as error:
+            raise SweepError(f"{name} could not be scored: {explain(error)}") from error
+    return results

@@ -6,10 +6,9 @@ from typing import Any, Literal
 from rich.console import RenderableType
 
 from orchestrator.config.finals import FinalRuns
-from orchestrator.config.sections import Registry
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.base import Driver, Outcome
-from orchestrator.drivers.candidates import Candidate, register_candidate, score
+from orchestrator.drivers.candidates import Candidate, Registration, register_candidate, score
 from orchestrator.drivers.comparison import run_label
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
@@ -75,10 +74,14 @@ class FinalsDriver(Driver[FinalsOutcome]):
     outcome_type = FinalsOutcome
 
     def __init__(
-        self, runs: FinalRuns, registry: Registry | None, progress: Progress, interrupt: Interrupt
+        self,
+        runs: FinalRuns,
+        registration: Registration | None,
+        progress: Progress,
+        interrupt: Interrupt,
     ) -> None:
         super().__init__(runs, progress, interrupt)
-        self._runs, self._registry = runs, registry
+        self._runs, self._registration = runs, registration
         self._mode = runs.mode(runs.objective)
 
     def is_final(self, outcome: FinalsOutcome) -> bool:
@@ -172,14 +175,14 @@ class FinalsDriver(Driver[FinalsOutcome]):
         self, best: Candidate, scores: dict[str, float], tracker: Tracker
     ) -> RegisteredModel | None:
         """Register the model of the winner's best run, if the sweep has a registry."""
-        if self._registry is None:
+        if self._registration is None:
             return None
-        with self._progress.activity(f"registering the model of {best.name}"), self.explained_data():
-            return register_candidate(self._runs, best, scores, self._registry, tracker)
+        with self.explained_data():
+            return register_candidate(self._runs, best, scores, self._registration, tracker, self._progress)
 
     def _settings(self) -> dict[str, Any]:
         excluded = {"storage", "tracking", "resources"}
         return {
             **self._runs.model_dump(mode="json", exclude=excluded),
-            "registry": self._registry and self._registry.model_dump(mode="json"),
+            "registry": self._registration and self._registration.registry.model_dump(mode="json"),
         }

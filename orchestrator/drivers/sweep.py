@@ -23,7 +23,7 @@ from orchestrator.console.tables import (
     pareto_table,
 )
 from orchestrator.drivers.base import Driver, Outcome, run_ids
-from orchestrator.drivers.candidates import Candidate, register_candidate, score
+from orchestrator.drivers.candidates import Candidate, Registration, register_candidate, score
 from orchestrator.drivers.comparison import ComparisonDriver, run_label
 from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
 from orchestrator.drivers.pictures import ScoredRun, illustrate
@@ -48,9 +48,10 @@ from orchestrator.study.statistics import Row
 from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
+from orchestrator.tracking.gate import check_rule, make_rule
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import ERROR, DataSetRecord
+from orchestrator.trainable import ERROR, Comparable, DataSetRecord
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ class SweepDriver(Driver[SweepOutcome]):
     def check(self, new: bool) -> None:
         """Check the data, and for a new sweep the sampler and the earlier sweeps to learn from."""
         super().check(new)
+        self._check_gate()
         self._left_out = self._missing_splits()
         if new:
             with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
@@ -175,8 +177,8 @@ class SweepDriver(Driver[SweepOutcome]):
     def check_tracking(self, tracker: Tracker) -> None:
         """Check that files can be kept, and a version be registered."""
         super().check_tracking(tracker)
-        if self._sweep.registry is not None:
-            check_registry(tracker, self._sweep.registry.model)
+        if (registry := self._sweep.registry) is not None:
+            check_registry(tracker, registry.model, registry.alias, self._sweep.trainable)
 
     def open_study(self) -> SearchStudy:
         """Open the study of the search, and seed a new one."""
@@ -195,7 +197,7 @@ class SweepDriver(Driver[SweepOutcome]):
         runs = sweep.final_runs(best, self._directory.record["id"])
         _log.info("finals: training %s again, %d runs", ", ".join(best), len(runs.cells))
         lease.on_heartbeat = lambda seconds: Activity(trials={FINALS: f"see {runs.name}"})
-        self._finals = FinalsDriver(runs, sweep.registry, self._progress, self._interrupt)
+        self._finals = FinalsDriver(runs, self._registration, self._progress, self._interrupt)
         code, self._winner = self._finals.run_within(joined, runs.sweep_id)
         crossed = self._winner and sweep.crossed_runs(self._winner.parameters, self._left_out, runs.sweep_id)
         if code or not crossed:
@@ -352,11 +354,26 @@ class SweepDriver(Driver[SweepOutcome]):
         self, candidate: Candidate, scores: Mapping[str, float], tracker: Tracker
     ) -> RegisteredModel | None:
         """Register the model of a trial, if the file has a registry; raises TrackingError."""
-        registry = self._sweep.registry
-        if registry is None:
+        registration = self._registration
+        if registration is None:
             return None
-        with self._progress.activity(f"registering the model of {candidate.name}"), self.explained_data():
-            return register_candidate(self._sweep, candidate, scores, registry, tracker)
+        with self.explained_data():
+            return register_candidate(self._sweep, candidate, scores, registration, tracker, self._progress)
+
+    @property
+    def _registration(self) -> Registration | None:
+        """Registry and gate of the file."""
+        sweep = self._sweep
+        if sweep.registry is None:
+            return None
+        rule = make_rule(sweep.registry.gate, sweep.objective[0].metric, sweep.trial_metrics)
+        return Registration(sweep.registry, rule)
+
+    def _check_gate(self) -> None:
+        """Check the gate against the targets, as far as the trainable tells their metrics."""
+        sweep = self._sweep
+        if self._registration is not None and isinstance(sweep.implementation, Comparable):
+            check_rule(self._registration.rule, sweep.implementation.target_metrics(sweep.trial_config({})))
 
     def _illustrate(self, outcome: SweepOutcome, study: SearchStudy, folder: Path) -> str:
         """Let the trainable draw pictures of what was scored; return what failed, or nothing."""

@@ -8,10 +8,14 @@ from typing import Any
 
 import ray
 import ray.train
+from mlflow.entities.model_registry import ModelVersion
 
 from orchestrator import trainable
 from orchestrator.execution.checkpoints import TrialFolder
-from orchestrator.trainable import Illustrating, Trainable, checked_metrics
+from orchestrator.tracking.evidence import copied
+from orchestrator.tracking.gate import TargetResults
+from orchestrator.tracking.model_files import download
+from orchestrator.trainable import Comparable, Illustrating, Trainable, checked_metrics
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
@@ -38,6 +42,17 @@ def score(subject: Trainable, config: Any, checkpoint: ray.train.Checkpoint) -> 
                 for file in set(folder.iterdir()) - before:
                     TrialFolder(checkpoint.filesystem, checkpoint.path).write(file.name, file.read_bytes())
     return checked_metrics(scores)
+
+
+def score_version(
+    dotted: str, config: dict[str, Any], uri: str, version: ModelVersion
+) -> dict[str, TargetResults]:
+    """Download a registered version, and return its results on the targets of a config; see `Comparable`."""
+    subject = trainable.load(dotted)
+    assert isinstance(subject, Comparable)
+    with tempfile.TemporaryDirectory() as folder:
+        download(uri, version, Path(folder))
+        return copied(subject.score_model(subject.Config.model_validate(config), Path(folder)))
 
 
 Pictures = dict[str, bytes]

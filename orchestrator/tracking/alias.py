@@ -35,8 +35,6 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from orchestrator.errors import TrackingError
-
 PATIENCE_SECONDS = 60.0
 """Time without progress after which the holder of a change counts as dead."""
 
@@ -411,10 +409,3 @@ def _is_passing(error: BaseException) -> bool:
         return False
     busy = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
     return error.error_code in busy or any(text in str(error) for text in _COLLISIONS)
-
-
-def deleted(model: str, version: int) -> TrackingError:
-    """Return the error about a version that was deleted while it was used."""
-    return TrackingError(
-        f"registry: version {version} of {model} was deleted while it was compared; repeat the command"
-    )

@@ -26,6 +26,9 @@ _CHUNK_ELEMENTS = 1 << 22
 
 _BINS = 40
 
+_NEGLIGIBLE = 1e-9
+"""A gain that is no more than rounding."""
+
 Verdict = Literal["promoted", "declined"]
 
 
@@ -202,9 +205,10 @@ def decide(rule: Rule, candidate: Entrant, champion: Entrant | None) -> Decision
     """Decide whether ``candidate`` takes the alias from ``champion``, None where no version has the alias."""
     gate = rule.gate
     if gate == "none":
-        reason = f"no gate is set, so the alias moves to the latest version from {champion.name}"
-        first = "first version under this alias; no gate is set"
-        return Decision(verdict="promoted", reason=reason if champion else first, method="no gate")
+        reason = "first version under this alias; no gate is set"
+        if champion is not None:
+            reason = f"no gate is set, so the alias moves to the latest version from {champion.name}"
+        return Decision(verdict="promoted", reason=reason, method="no gate")
     floors = _floors(rule, gate, candidate)
     missed = next((name for name, floor in floors.items() if not floor.kept), None)
     settings: dict[str, Any] = {
@@ -263,7 +267,9 @@ def _compare(rule: Rule, gate: Gate, candidate: Entrant, champion: Entrant) -> d
     }
     aggregated = _aggregate(rule, gate, resampled)
     means = _aggregate(rule, gate, {target: values.mean(axis=1)[None] for target, values in pairs.items()})[0]
-    counts, bins = np.histogram(aggregated[:, 0] - aggregated[:, 1], _BINS)
+    gains = aggregated[:, 0] - aggregated[:, 1]
+    margin = max(float(np.ptp(gains)) / _BINS, _NEGLIGIBLE)  # all gains may be equal
+    counts, bins = np.histogram(gains, _BINS, (gains.min() - margin, gains.max() + margin))
     return common | {
         "targets": targets,
         "overall": _difference(means, aggregated, edges, sum(values.shape[1] for values in pairs.values())),
@@ -309,7 +315,7 @@ def _objection(rule: Rule, gate: Gate, champion: Entrant, found: Mapping[str, An
             return f"{change}, and the tolerance is {gate.tolerance:g}"
     interval = overall.interval
     worst = overall.difference if interval is None else (interval[0] if sign > 0 else interval[1])
-    if sign * worst > 0:
+    if sign * worst > _NEGLIGIBLE:
         return ""
     return f"not shown to be better than {champion.name}: {_gain(rule, gate, found)}"
 

@@ -1,24 +1,50 @@
-"""The model registry: the best trial's model becomes a version, and an alias may move to it."""
+"""The model registry: the best trial's model becomes a version, and takes an alias if it passes the gate."""
 
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.errors import TrackingError
+from orchestrator.errors import TrackingError, one_line
+from orchestrator.tracking import evidence as evidences
+from orchestrator.tracking import model_card
+from orchestrator.tracking.alias import Alias
+from orchestrator.tracking.evidence import DATA_TAG, TRAINABLE_TAG, Evidence
+from orchestrator.tracking.gate import Decision, Rule
+from orchestrator.tracking.model_files import DIGEST_TAG, digest
 from orchestrator.tracking.outbox import describe_error
-from orchestrator.tracking.promotion import DATA_TAG, DECISION_TAG, SCHEMA, SCHEMA_TAG, SCORE_TAG, promote
+from orchestrator.tracking.promotion import (
+    DECISION_TAG,
+    SCHEMA,
+    SCHEMA_TAG,
+    Judge,
+    ScoreModel,
+    check_family,
+    now,
+    promote,
+    records_of,
+    who,
+)
+from orchestrator.tracking.records import dataset_digest, dataset_inputs
 from orchestrator.tracking.tracker import Tracker
+from orchestrator.trainable import DataSetRecord
 
 _CHECK_TAG = "sweep.check"
 """Tag of a registered model that is there only for a moment."""
+
+_REASON_CHARACTERS = 300
 
 
 class RegisteredModel(BaseModel):
@@ -29,12 +55,17 @@ class RegisteredModel(BaseModel):
     name: str
     version: int
     alias: str
+    """The alias that it was registered for."""
     uri: str
     created: bool
     """False when an earlier run of the same sweep registered it."""
+    promoted: bool = True
+    """Whether it took the alias; another version may have it by now."""
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} version {self.version}, alias {self.alias}"
+        taken = f"alias {self.alias}" if self.promoted else f"without the alias {self.alias}"
+        return f"{self.name} version {self.version}, {taken}" + (f": {self.reason}" if self.reason else "")
 
 
 def register(
@@ -46,23 +77,31 @@ def register(
     alias: str,
     evaluation: Mapping[str, float],
     record: Mapping[str, Any],
+    evidence: Evidence | None = None,
+    score_model: ScoreModel | None = None,
+    data_sets: Sequence[DataSetRecord] = (),
 ) -> RegisteredModel:
     """Log the model of trial `number` to its run, make it a version of `model`, and promote it to `alias`.
 
-    Registering the same trial of the same sweep again finds its version; an alias that has moved since stays.
+    The version takes the alias if it passes the gate; otherwise it becomes the `challenger`. Registering the
+    same trial of the same sweep again finds its version and its decision.
 
     Args:
-        tracker: the sweep's tracker, with the trial in it.
+        tracker: the tracker of a job, with the trial in it.
         number: the trial.
         export: keyword arguments of `mlflow.pyfunc.log_model` from the trainable.
         model: name in the registry.
         alias: the name by which users load it, such as `champion`.
         evaluation: scores on the targets.
         record: how the model was made: `record["parameters"]` are the trial's parameters, `record["data"]`
-            maps data sets to digests. Only versions that were scored on the same data are compared.
+            maps data sets to digests. Other keys are kept with the decision.
+        evidence: what the gate compares, with its rule; without it, the alias moves without a gate.
+        score_model: scores the champion anew where its results are of other data.
+        data_sets: the data that trained and scored the model.
 
     Raises:
         TrackingError: MLflow did not accept something. Calling again resumes.
+        InputError: the version that has the alias is of another family.
         LeaseLostError: another driver has taken the sweep over.
     """
     try:
@@ -73,31 +112,47 @@ def register(
         # Otherwise the model would be logged to the experiment "Default", which a login may not write.
         mlflow.set_experiment(experiment_id=tracker.experiment_id)
         identity = {"sweep.id": tracker.sweep_id, "trial.number": str(number)}
+        scores = {name: value for name, value in evaluation.items() if math.isfinite(value)}
+        known = evidence or _bare_evidence(scores, record)
         version = _find_version(tracker.client, model, identity)
         created = version is None
         tracker.check()
         if version is None:
-            version = _create_version(tracker, run_id, export, model, identity, evaluation, record)
+            version = _create_version(tracker, run_id, export, model, identity, known, record, data_sets)
         if DECISION_TAG not in version.tags:
-            promote(tracker.client, version, alias, run_id, record)
+            _decide(tracker, run_id, version, alias, known, record, score_model)
+            version = tracker.client.get_model_version(model, version.version)
+        if not version.description:
+            text = _page(tracker, run_id, version, alias, known, record, data_sets, _own_card(export))
+            tracker.client.update_model_version(model, version.version, description=text)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"registry: {model} at {tracker.uri}: {describe_error(error)}") from error
+    records = records_of(version, alias)
     return RegisteredModel(
         name=model,
         version=int(version.version),
         alias=alias,
-        uri=f"models:/{model}@{alias}",
+        uri=f"models:/{model}/{version.version}",
         created=created,
+        promoted=version.tags[DECISION_TAG] == "promoted",
+        reason=one_line(records[0].reason, _REASON_CHARACTERS) if records else "",
     )
 
 
-def check_registry(tracker: Tracker, model: str) -> None:
+def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str = "") -> None:
     """Check that this login may add versions to a model, by setting and deleting a tag.
 
     A model that does not exist is created, without a version.
 
+    Args:
+        tracker: gives the store.
+        model: name in the registry.
+        alias: whose version has to be of the same family.
+        trainable: dotted path of the trainable of new versions.
+
     Raises:
         TrackingError: it may not.
+        InputError: the version that has the alias is of another trainable.
     """
     client = tracker.client
     try:
@@ -108,6 +163,8 @@ def check_registry(tracker: Tracker, model: str) -> None:
                 raise
         client.set_registered_model_tag(model, _CHECK_TAG, tracker.sweep_id)
         client.delete_registered_model_tag(model, _CHECK_TAG)
+        if (holder := client.get_registered_model(model).aliases.get(alias)) is not None:
+            check_family(client.get_model_version(model, str(holder)), trainable)
     except MlflowException as error:
         reason = describe_error(error)
         raise TrackingError(
@@ -124,38 +181,148 @@ def _find_version(
     return versions[0] if versions else None
 
 
+def _bare_evidence(scores: Mapping[str, float], record: Mapping[str, Any]) -> Evidence:
+    data = {name: str(value) for name, value in record.get("data", {}).items()}
+    return Evidence(trainable="", config={}, scores=dict(scores), data=data)
+
+
 def _create_version(
     tracker: Tracker,
     run_id: str,
     export: Mapping[str, Any],
     model: str,
     identity: Mapping[str, str],
-    evaluation: Mapping[str, float],
+    evidence: Evidence,
     record: Mapping[str, Any],
+    data_sets: Sequence[DataSetRecord],
 ) -> ModelVersion:
+    client = tracker.client
     model_id = _find_upload(tracker, run_id, model) or _upload(run_id, export, model)
-    now = int(time.time() * 1000)
-    scores = {name: value for name, value in evaluation.items() if math.isfinite(value)}
-    tracker.client.log_batch(
-        run_id,
-        metrics=[Metric(name, value, now, 0, model_id=model_id) for name, value in scores.items()],
-    )
+    _log_scores(client, run_id, model_id, evidence.scores, data_sets)
+    evidences.write(client, run_id, evidence)
     tags = {**identity, "sweep.name": tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
-    tags |= {f"{SCORE_TAG}{name}": repr(value) for name, value in scores.items()}
-    tags |= {f"{DATA_TAG}{name}": str(digest) for name, digest in record.get("data", {}).items()}
+    tags |= {TRAINABLE_TAG: evidence.trainable} if evidence.trainable else {}
+    tags |= {f"{DATA_TAG}{name}": str(value) for name, value in record.get("data", {}).items()}
+    tags[DIGEST_TAG] = _digest(tracker.uri, model_id)
     try:
-        tracker.client.create_registered_model(model)
+        client.create_registered_model(model, description=model_card.of_model(model))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return tracker.client.create_model_version(
-        model,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        model_id=model_id,
-        tags=tags,
-        description=_description(tracker.sweep_name, identity, scores, record),
+    version = client.create_model_version(
+        model, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
     )
+    _link(client, model_id, version)
+    return version
+
+
+def _decide(
+    tracker: Tracker,
+    run_id: str,
+    version: ModelVersion,
+    alias: str,
+    evidence: Evidence,
+    record: Mapping[str, Any],
+    score_model: ScoreModel | None,
+) -> None:
+    """Let a version pass the gate."""
+    client, number = tracker.client, int(version.version)
+    rule = evidence.rule or Rule(gate="none", metric="")
+    judge = Judge(client, version.name, number, evidence, rule, score_model)
+
+    def keep(decision: Decision, champion: int | None) -> None:
+        content = {
+            "schema": SCHEMA,
+            "alias": alias,
+            "version": number,
+            "champion": champion,
+            "decided": now(),
+            **decision.model_dump(mode="json"),
+            "record": dict(record),
+        }
+        client.log_dict(run_id, content, f"registry/{version.name}-v{number}.json")
+
+    by = who(sweep=tracker.sweep_name)
+    promote(client, version, Alias(client, version.name, alias), judge.decide, by=by, keep=keep)
+
+
+def _page(
+    tracker: Tracker,
+    run_id: str,
+    version: ModelVersion,
+    alias: str,
+    evidence: Evidence,
+    record: Mapping[str, Any],
+    data_sets: Sequence[DataSetRecord],
+    text: str,
+) -> str:
+    """Return the page of a version."""
+    runs = f"#/experiments/{tracker.experiment_id}/runs"
+    return model_card.of_version(
+        job=f"{tracker.kind} **{tracker.sweep_name}** (`{tracker.sweep_id}`)",
+        trial=version.tags.get("trial.number", ""),
+        run=f"{runs}/{run_id}",
+        job_run=f"{runs}/{tracker.parent_run_id}",
+        scores=evidence.scores,
+        parameters=record.get("parameters", {}),
+        data_sets=data_sets,
+        records=records_of(version, alias),
+        text=text,
+    )
+
+
+def _own_card(export: Mapping[str, Any]) -> str:
+    """Return the model card that a trainable has exported, if there is one."""
+    for path in export.get("artifacts", {}).values():
+        if Path(path).name.casefold() in ("model_card.md", "readme.md") and Path(path).is_file():
+            return Path(path).read_text(encoding="utf-8")
+    return ""
+
+
+def _log_scores(
+    client: mlflow.MlflowClient,
+    run_id: str,
+    model_id: str,
+    scores: Mapping[str, float],
+    data_sets: Sequence[DataSetRecord],
+) -> None:
+    """Record the scores on the page of the model, each with its data set, and the data sets as inputs."""
+    if data_sets:
+        client.log_inputs(run_id, datasets=dataset_inputs(data_sets))
+    targets = {record.name: record for record in data_sets if record.role == "target"}
+    timestamp = int(time.time() * 1000)
+    points = []
+    for name, value in scores.items():
+        target = targets.get(name.split("/")[1]) if name.count("/") >= 2 else None
+        points.append(
+            Metric(
+                name,
+                value,
+                timestamp,
+                0,
+                model_id=model_id,
+                dataset_name=None if target is None else target.name,
+                dataset_digest=None if target is None else dataset_digest(target),
+            )
+        )
+    client.log_batch(run_id, metrics=points)
+
+
+def _link(client: mlflow.MlflowClient, model_id: str, version: ModelVersion) -> None:
+    """Show the version on the page of the model, as `mlflow.register_model` does; a server has done so."""
+    mine = {"name": version.name, "version": str(version.version)}
+    links = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if mine not in [{key: str(link.get(key)) for key in mine} for link in links]:
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*links, mine])})
+
+
+def _digest(uri: str, model_id: str) -> str:
+    """Return the checksum of the files of a model as the store gives them."""
+    with TemporaryDirectory() as folder:
+        download_artifacts(
+            artifact_uri=f"models:/{model_id}", dst_path=folder, tracking_uri=uri, registry_uri=uri
+        )
+        return digest(Path(folder))
 
 
 def _find_upload(tracker: Tracker, run_id: str, model: str) -> str | None:
@@ -171,19 +338,3 @@ def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:
     # The method behind mlflow.pyfunc.log_model; with a run id it does not change status and end of the run.
     options = {"name": model, "artifact_path": None, "flavor": mlflow.pyfunc, "run_id": run_id, **export}
     return str(Model.log(**options).model_id)
-
-
-def _description(
-    sweep: str, identity: Mapping[str, str], scores: Mapping[str, float], record: Mapping[str, Any]
-) -> str:
-    lines = [f"Best of sweep **{sweep}** (`{identity['sweep.id']}`), trial {identity['trial.number']}.", ""]
-    lines += [
-        "| score | value |",
-        "|---|---|",
-        *(f"| {name} | {value:.4g} |" for name, value in scores.items()),
-        "",
-    ]
-    if parameters := record.get("parameters"):
-        lines += ["", "| parameter | value |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in parameters.items()]
-    return "\n".join(lines)

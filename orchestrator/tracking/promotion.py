@@ -1,76 +1,318 @@
-"""Promotion: which version of a registered model an alias points to, and the record of the decision."""
+"""Promotion: whether a version takes an alias, the move, and the record of every decision on its version.
 
+A record is the tag ``<alias>.change.<n>`` of a version, JSON; the numbers order the records of an alias. The
+file ``registry/<model>-v<version>.json`` of the run has the whole decision, with the histogram of the
+bootstrap.
+"""
+
+import getpass
+import os
+import platform
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.config.sections import CHALLENGER
+from orchestrator.errors import InputError, TrackingError
+from orchestrator.tracking import evidence as evidences
+from orchestrator.tracking.alias import Alias, Change, record_tag
+from orchestrator.tracking.evidence import TRAINABLE_TAG, Evidence
+from orchestrator.tracking.gate import (
+    Decision,
+    Difference,
+    Rule,
+    TargetResults,
+    Verdict,
+    decide,
+    targets_to_score,
+)
 
 SCHEMA_TAG = "schema"
-"""Tag of a version with the version of its tags. A version without it has schema 1, with the same tags."""
+"""Tag of a version with the version of its tags. A version without it has schema 1."""
 
-SCHEMA = 2
-
-SCORE_TAG = "score."
-"""Prefix of the tags of a version with its scores on the targets."""
-
-DATA_TAG = "data."
-"""Prefix of the tags of a version with the digest of each data set."""
+SCHEMA = 3
+"""Since 3, scores are in a file of the run; before, each was a tag."""
 
 DECISION_TAG = "decision"
 """Tag of a version, written after its alias has moved: the registration is complete."""
 
+ScoreModel = Callable[[ModelVersion], Mapping[str, TargetResults]]
+"""Scores a version on the targets of the candidate."""
 
-def decide(candidate: Mapping[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Decide whether the alias moves from `champion` to `candidate`, and return the decision with its reason.
+Action = Literal["gate", "promoted by hand", "rolled back"]
 
-    A promotion gate belongs here. There is no gate yet: the best model of the latest sweep is
-    promoted, and the difference from the former champion is recorded if both were scored on the same data.
 
-    Args:
-        candidate: ``scores`` by metric, and ``data``: digests by data set.
-        champion: the same for the version that has the alias; None when there is none.
+class Record(BaseModel):
+    """A decision about a version, or a change by hand."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA
+    alias: str
+    number: int
+    """Of the change of the alias; later ones have higher numbers."""
+    version: int
+    action: Action
+    verdict: Verdict
+    reason: str
+    """One sentence."""
+    champion: int | None
+    """The version that had the alias before."""
+    at: str
+    """UTC, ISO 8601."""
+    by: dict[str, str]
+    """Who: user, host, and the sweep or the command."""
+    method: str = ""
+    metric: str = ""
+    overall: Difference | None = None
+    targets: dict[str, Difference] = {}
+    not_compared: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Judge:
+    """Compares a candidate with any version that has an alias, and remembers the outcome.
+
+    Results that lie with the versions are used where they are of the same data, protocol and scoring version;
+    otherwise the champion is scored anew.
     """
-    decision: dict[str, Any] = {"candidate": dict(candidate), "champion": champion and dict(champion)}
-    if champion is not None and candidate["data"] and candidate["data"] == champion["data"]:
-        new, old = candidate["scores"], champion["scores"]
-        decision["difference"] = {metric: new[metric] - old[metric] for metric in new if metric in old}
-    reason = "no gate is set" if champion else "first version under this alias"
-    return decision | {"comparable": "difference" in decision, "promoted": True, "reason": reason}
+
+    client: mlflow.MlflowClient
+    model: str
+    candidate: int
+    evidence: Evidence
+    rule: Rule
+    score_model: ScoreModel | None = None
+    _decisions: dict[int | None, Decision] = field(default_factory=dict)
+
+    def decide(self, champion: int | None) -> Decision:
+        """Return the decision against a champion.
+
+        Raises:
+            InputError: the champion is of another family.
+            TrackingError: the champion was deleted meanwhile, or could not be scored.
+            MlflowException: the store does not answer.
+        """
+        if champion not in self._decisions:
+            self._decisions[champion] = self._decide(champion)
+        return self._decisions[champion]
+
+    def _decide(self, champion: int | None) -> Decision:
+        candidate = self.evidence.entrant(f"version {self.candidate}")
+        if champion is None:
+            if self._decisions:
+                gone = ", ".join(str(each) for each in self._decisions)
+                raise TrackingError(_deleted(self.model, gone))
+            return decide(self.rule, candidate, None)
+        version = existing_version(self.client, self.model, champion)
+        check_family(version, self.evidence.trainable)
+        other = evidences.read(self.client, version)
+        entrant = other.entrant(f"version {champion}")
+        anew = targets_to_score(self.rule, candidate, entrant)
+        if anew and self.score_model is not None:
+            results = self.score_model(existing_version(self.client, self.model, champion))
+            entrant = entrant.model_copy(update={"results": {**(entrant.results or {}), **results}})
+        return decide(self.rule, candidate, entrant)
+
+
+def existing_version(client: mlflow.MlflowClient, model: str, version: int) -> ModelVersion:
+    """Return a version; raises TrackingError if it was deleted."""
+    try:
+        return client.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(_deleted(model, str(version))) from error
+
+
+def _deleted(model: str, version: str) -> str:
+    return f"registry: version {version} of {model} was deleted while it was compared; run the command again"
+
+
+def check_family(version: ModelVersion, trainable: str) -> None:
+    """Check that a version is of a trainable, as far as it says so.
+
+    Raises:
+        InputError: it is of another one.
+    """
+    other = version.tags.get(TRAINABLE_TAG)
+    if other and trainable and other != trainable:
+        raise InputError(
+            f"registry.model: version {version.version} of {version.name} is a model of {other}, and not of"
+            f" {trainable}; they cannot be compared, so name another model"
+        )
 
 
 def promote(
-    client: mlflow.MlflowClient, version: ModelVersion, alias: str, run_id: str, record: Mapping[str, Any]
-) -> None:
-    """Decide whether `alias` moves to `version`, log the decision to the run, and move the alias last."""
-    current = client.get_registered_model(version.name).aliases.get(alias)
-    promoted = True
-    if str(current) != str(version.version):  # else an earlier attempt moved the alias already
-        champion = current and summarise(client.get_model_version(version.name, str(current)))
-        decision = decide(summarise(version), champion)
-        promoted = decision["promoted"]
-        decided = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        decision |= {"schema": SCHEMA, "alias": alias, "decided": decided, "record": dict(record)}
-        client.log_dict(run_id, decision, f"registry/{version.name}-v{version.version}.json")
-        if promoted:
-            client.set_registered_model_alias(version.name, alias, version.version)
-    client.set_model_version_tag(
-        version.name, version.version, DECISION_TAG, "promoted" if promoted else "declined"
+    client: mlflow.MlflowClient,
+    version: ModelVersion,
+    alias: Alias,
+    judge: Callable[[int | None], Decision],
+    *,
+    by: Mapping[str, str],
+    keep: Callable[[Decision, int | None], None] = lambda decision, champion: None,
+    action: Action = "gate",
+) -> Record:
+    """Move an alias to a version if it is judged better than the one that has it, and record the decision.
+
+    Args:
+        client: of the store.
+        version: the candidate.
+        alias: the alias.
+        judge: decides against the version that has the alias.
+        by: who decides; see `who`.
+        keep: keeps a decision as a file, before the alias moves.
+        action: how the decision came about. A version passes the gate once: repeating it finds its record.
+
+    Raises:
+        MlflowException: the store did not accept something.
+        TrackingError: a version was deleted meanwhile.
+    """
+    number, made = int(version.version), set[str]()
+
+    def propose(champion: int | None) -> Callable[[int], Change]:
+        if champion == number:
+            held = f"version {number} has the alias already"
+            decision = Decision(verdict="promoted", reason=held, method="no gate")
+        else:
+            decision = judge(champion)
+            keep(decision, champion)
+
+        def change(change_number: int) -> Change:
+            key = record_tag(alias.name, change_number)
+            made.add(key)
+            record = _record(alias.name, change_number, number, action, decision, champion, by)
+            tags = {key: record.model_dump_json(exclude_defaults=True, exclude={"schema_version"})}
+            moved = alias.name if decision.promoted else CHALLENGER
+            return Change(number, {moved: number}, {**tags, DECISION_TAG: decision.verdict})
+
+        return change
+
+    def is_done(tags: Mapping[str, str]) -> bool:
+        return DECISION_TAG in tags if action == "gate" else bool(made & tags.keys())
+
+    alias.change(propose, is_done, number)
+    records = records_of(client.get_model_version(version.name, str(number)), alias.name)
+    if not records:  # decided by an earlier version of this project
+        raise TrackingError(f"registry: version {number} of {version.name} has no record of its decision")
+    return records[-1]
+
+
+def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mapping[str, str]) -> Record:
+    """Move an alias back to the version that had it before the present one, by the records.
+
+    Raises:
+        InputError: no earlier version is recorded, or it was deleted.
+        MlflowException: the store did not accept something.
+    """
+    present = alias.settle().named
+    if present is None:
+        raise InputError(f"{model}: no version has the alias {alias.name}")
+    versions = all_versions(client, model)
+    target = champion_before(history(versions, alias.name), present, {int(each.version) for each in versions})
+    if target is None:
+        raise InputError(
+            f"{model}: no version is recorded that had the alias {alias.name} before version {present}, so"
+            " nothing could take its place; use promote"
+        )
+
+    def judge(champion: int | None) -> Decision:
+        if champion != present:
+            raise InputError(f"{model}: version {champion} took the alias {alias.name} meanwhile; look again")
+        return Decision(verdict="promoted", reason=f"rolled back from version {present}", method="no gate")
+
+    version = client.get_model_version(model, str(target))
+    return promote(client, version, alias, judge, by=by, action="rolled back")
+
+
+def who(**where: str) -> dict[str, str]:
+    """Return user, host and login of this process, and the sweep or command that ``where`` names."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        user = str(os.getuid())
+    login = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    return {"user": user, "host": platform.node(), **({"login": login} if login else {}), **where}
+
+
+def records_of(version: ModelVersion, alias: str) -> list[Record]:
+    """Return the records of a version about an alias, in their order."""
+    prefix = record_tag(alias, 0).removesuffix("0")
+    texts = [text for key, text in version.tags.items() if key.startswith(prefix)]
+    return sorted(map(Record.model_validate_json, texts), key=lambda record: record.number)
+
+
+def history(versions: Sequence[ModelVersion], alias: str) -> list[Record]:
+    """Return all records about an alias, in their order; versions of 0.1.0 have none."""
+    records = [record for version in versions for record in records_of(version, alias)]
+    return sorted(records, key=lambda record: record.number)
+
+
+def champion_before(records: Sequence[Record], present: int, versions: set[int]) -> int | None:
+    """Return the version that had the alias before the present one, and still exists; None without one.
+
+    After a rollback from 5 to 4, that is the version before 4.
+    """
+    holders: list[int] = []
+    for record in records:
+        if record.verdict != "promoted":
+            continue
+        if record.champion is not None and not holders:
+            holders.append(record.champion)  # from before the first record
+        if record.action == "rolled back" and record.version in holders:
+            del holders[holders.index(record.version) + 1 :]
+        else:
+            holders = [*(version for version in holders if version != record.version), record.version]
+    earlier = holders[: holders.index(present)] if present in holders else holders
+    return next((version for version in reversed(earlier) if version in versions), None)
+
+
+def all_versions(client: mlflow.MlflowClient, model: str) -> list[ModelVersion]:
+    """Return all versions of a model, the oldest first."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while token is None or token:
+        page = client.search_model_versions(f"name = '{model}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token or ""
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _record(
+    alias: str,
+    number: int,
+    version: int,
+    action: Action,
+    decision: Decision,
+    champion: int | None,
+    by: Mapping[str, str],
+) -> Record:
+    return Record(
+        alias=alias,
+        number=number,
+        version=version,
+        action=action,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        champion=champion,
+        at=now(),
+        by=dict(by),
+        method=decision.method,
+        metric=decision.metric,
+        overall=decision.overall,
+        targets=decision.targets,
+        not_compared=decision.not_compared,
+        notes=decision.notes,
     )
 
 
-def summarise(version: ModelVersion) -> dict[str, Any]:
-    """Return sweep, trial, scores and data of a version from its tags."""
-    tags = dict(sorted(version.tags.items()))
-    return {
-        "version": int(version.version),
-        "sweep": tags.get("sweep.id"),
-        "trial": tags.get("trial.number"),
-        "scores": {metric: float(text) for metric, text in _with_prefix(tags, SCORE_TAG).items()},
-        "data": _with_prefix(tags, DATA_TAG),
-    }
-
-
-def _with_prefix(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {key.removeprefix(prefix): text for key, text in tags.items() if key.startswith(prefix)}
+def now() -> str:
+    """Return the time in UTC as text."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

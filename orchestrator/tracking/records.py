@@ -36,6 +36,11 @@ def dataset_inputs(records: Iterable[DataSetRecord]) -> list[DatasetInput]:
     ]
 
 
+def dataset_digest(record: DataSetRecord) -> str:
+    """Return the digest of a data set as MLflow keeps it."""
+    return record.digest[:_DIGEST_CHARACTERS]
+
+
 def _dataset(record: DataSetRecord) -> Dataset:
     folder = Path(record.source)
     kind, source = "code", json.dumps({"tags": {"source": record.source}})
@@ -43,7 +48,7 @@ def _dataset(record: DataSetRecord) -> Dataset:
         kind, source = "local", json.dumps({"uri": str(folder)})
     return Dataset(
         name=record.name,
-        digest=record.digest[:_DIGEST_CHARACTERS],
+        digest=dataset_digest(record),
         source_type=kind,
         source=source,
         profile=json.dumps({**record.counts, "digest": record.digest}),

@@ -67,7 +67,7 @@ class ModelStore:
 
 @dataclass
 class Process:
-    """A promoter in a thread of its own, which waits before each of its requests until a test lets it go on."""
+    """A promoter in a thread of its own, which waits before each request until a test lets it go on."""
 
     store: ModelStore
     run: Callable[["Process"], None]

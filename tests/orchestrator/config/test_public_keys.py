@@ -67,6 +67,12 @@ SWEEP = {
     "finals.train",
     "registry.model",
     "registry.alias",
+    "registry.gate",
+    "registry.gate.metric",
+    "registry.gate.aggregate",
+    "registry.gate.confidence",
+    "registry.gate.tolerance",
+    "registry.gate.floors",
 }
 COMPARISON = {"variants", "splits", "seeds", "baseline", "metrics"}
 

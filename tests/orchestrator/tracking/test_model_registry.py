@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +16,13 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow.types import Schema, TensorSpec
 
-from orchestrator.errors import TrackingError
+from orchestrator.config.sections import Gate
+from orchestrator.errors import InputError, TrackingError
+from orchestrator.tracking.alias import is_lease
+from orchestrator.tracking.evidence import Evidence
+from orchestrator.tracking.gate import Rule
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
-from orchestrator.tracking.promotion import decide
+from orchestrator.tracking.promotion import Record, records_of
 from orchestrator.tracking.tracker import Tracker
 from tests.support.servers import MlflowServer
 
@@ -68,15 +72,30 @@ def finish_sweep(uri: str, sweep_id: str) -> Tracker:
     return tracker
 
 
+@dataclass(frozen=True)
+class Walkers:
+    """The record of a data set."""
+
+    name: str = "walkers"
+    role: str = "target"
+    source: str = "generated"
+    digest: str = "d1"
+    counts: dict[str, int] = field(default_factory=lambda: {"identities": 8})
+
+
 def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> RegisteredModel:
+    scores, data = {"test/walkers/rank1": rank1}, {"walkers": "d1"}
+    rule = Rule(gate=Gate(metric="rank1"), metric="rank1")
     return register(
         tracker,
         0,
         export,
         model=f"reid-{tracker.sweep_id.split('-')[0]}",
         alias="champion",
-        evaluation={"test/walkers/rank1": rank1},
-        record={"data": {"walkers": "d1"}, "parameters": {"rnn.cell": "gru"}},
+        evaluation=scores,
+        record={"data": data, "parameters": {"rnn.cell": "gru"}},
+        evidence=Evidence(trainable="a:B", config={}, rule=rule, scores=scores, data=data),
+        data_sets=[Walkers()],
     )
 
 
@@ -87,6 +106,7 @@ class Registered:
     client: mlflow.MlflowClient
     first: RegisteredModel
     second: RegisteredModel
+    worse: RegisteredModel
     again: RegisteredModel
     run_before: RunInfo
     run_after: RunInfo
@@ -107,15 +127,23 @@ def registered(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFac
         second = register_best(tracker, export, 0.75)
         file = client.download_artifacts(tracker.run_id(0), f"registry/{second.name}-v2.json")
         decision = json.loads(Path(file).read_text())
+    with finish_sweep(uri, "once-c") as tracker:
+        worse = register_best(tracker, export, 0.7)
     with Tracker(uri, "alignment", "alignment", "once-a") as tracker:  # the first sweep, rerun
         again = register_best(tracker, export, 0.6)
-    return Registered(client, first, second, again, before, after, logged_models, decision)
+    return Registered(client, first, second, worse, again, before, after, logged_models, decision)
+
+
+def record_of(registered: Registered, model: RegisteredModel) -> Record:
+    version = registered.client.get_model_version(model.name, str(model.version))
+    (record,) = records_of(version, "champion")
+    return record
 
 
 def test_first_model_becomes_version_1_with_the_alias(registered: Registered) -> None:
     first = registered.first
     assert (first.version, first.alias, first.created) == (1, "champion", True)
-    assert first.uri == f"models:/{first.name}@champion"
+    assert first.uri == f"models:/{first.name}/1"
 
 
 def test_registration_leaves_the_run_of_the_trial_as_it_was(registered: Registered) -> None:
@@ -131,30 +159,62 @@ def test_second_model_becomes_version_2(registered: Registered) -> None:
     assert (registered.second.version, registered.second.created) == (2, True)
 
 
-def test_promotion_records_the_difference_to_the_champion(registered: Registered) -> None:
+def test_decision_is_kept_as_a_file_of_the_run(registered: Registered) -> None:
     decision = registered.decision
-    assert decision["champion"]["version"] == 1 and decision["promoted"]
-    assert decision["difference"] == {"test/walkers/rank1": pytest.approx(0.15)}
+    assert (decision["champion"], decision["verdict"], decision["metric"]) == (1, "promoted", "rank1")
+    assert decision["targets"]["walkers"]["difference"] == pytest.approx(0.15)
     assert decision["record"]["data"] == {"walkers": "d1"}
+
+
+def test_better_version_takes_the_alias(registered: Registered) -> None:
+    record = record_of(registered, registered.second)
+    assert (record.verdict, record.champion, record.by["sweep"]) == ("promoted", 1, "alignment")
+    assert record.reason.startswith("better than version 1: rank1 0.75 against 0.6")
+    assert registered.second.promoted and registered.second.reason == record.reason
+
+
+def test_worse_version_is_the_challenger_and_says_why(registered: Registered) -> None:
+    worse, record = registered.worse, record_of(registered, registered.worse)
+    assert (record.verdict, record.champion) == ("declined", 2) and not worse.promoted
+    assert "not shown to be better than version 2" in str(worse)
+    aliases = registered.client.get_registered_model(worse.name).aliases
+    assert aliases == {"champion": "2", "challenger": "3"}
+
+
+def test_decisions_leave_no_lease(registered: Registered) -> None:
+    names = [model.name for model in registered.client.search_registered_models()]
+    assert registered.first.name in names and not any(map(is_lease, names))
+
+
+def test_page_of_the_logged_model_names_version_and_data(registered: Registered) -> None:
+    version = registered.client.get_model_version(registered.second.name, "2")
+    model = registered.client.get_logged_model(version.source.removeprefix("models:/"))
+    links = json.loads(model.tags["mlflow.modelVersions"])
+    assert [(link["name"], str(link["version"])) for link in links] == [(version.name, "2")]
+    assert [(point.key, point.dataset_name) for point in model.metrics] == [("test/walkers/rank1", "walkers")]
+    inputs = registered.client.get_run(version.run_id).inputs.dataset_inputs
+    assert [each.dataset.name for each in inputs] == ["walkers"]
 
 
 def test_registration_repeated_finds_its_version(registered: Registered) -> None:
     assert (registered.again.version, registered.again.created) == (1, False)
     name = registered.first.name
-    assert len(registered.client.search_model_versions(f"name = '{name}'")) == 2
+    assert len(registered.client.search_model_versions(f"name = '{name}'")) == 3
+    assert registered.again.promoted and registered.again.reason.startswith("first version")
 
 
-def test_alias_stays_with_the_model_of_the_latest_sweep(registered: Registered) -> None:
+def test_alias_stays_with_the_best_model(registered: Registered) -> None:
     champion = registered.client.get_model_version_by_alias(registered.first.name, "champion")
     assert int(champion.version) == 2
 
 
-def test_registered_version_has_scores_data_and_parameters(registered: Registered) -> None:
+def test_registered_version_has_few_tags_and_a_page(registered: Registered) -> None:
     champion = registered.client.get_model_version_by_alias(registered.first.name, "champion")
-    assert champion.tags["score.test/walkers/rank1"] == "0.75"
-    assert champion.tags["data.walkers"] == "d1"
-    assert champion.tags["trial.number"] == "0" and champion.tags["decision"] == "promoted"
-    assert "| rnn.cell | gru |" in champion.description
+    tags = champion.tags
+    assert tags["data.walkers"] == "d1" and tags["trainable"] == "a:B" and tags["trial.number"] == "0"
+    assert tags["decision"] == "promoted" and tags["digest"].startswith("sha256:") and len(tags) <= 9
+    for line in ("| test/walkers/rank1 | 0.75 |", "| rnn.cell | gru |", "**Promoted** for the alias"):
+        assert line in champion.description
 
 
 def test_registered_model_loads_without_this_project(
@@ -226,21 +286,21 @@ def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export:
         register_best(tracker, export, 0.6)
 
 
-def test_decision_compares_scores_on_the_same_data_only() -> None:
-    candidate = {"scores": {"rank1": 0.5, "mAP": 0.4}, "data": {"walkers": "d1"}}
-    same = decide(candidate, {"scores": {"rank1": 0.75}, "data": {"walkers": "d1"}})
-    assert same["comparable"] and same["difference"] == {"rank1": -0.25}
-    other = decide(candidate, {"scores": {"rank1": 0.75}, "data": {"walkers": "d2"}})
-    assert not other["comparable"] and "difference" not in other
-    assert decide(candidate, None)["reason"] == "first version under this alias"
-
-
 def test_check_registry_leaves_a_model_without_tags(uri: str) -> None:
     with Tracker(uri, "alignment", "alignment", "registry check") as tracker:
         for _ in range(2):
             check_registry(tracker, "checked-reid")
         model = tracker.client.get_registered_model("checked-reid")
         assert model.tags == {} and tracker.client.search_model_versions("name = 'checked-reid'") == []
+
+
+def test_check_registry_of_another_family_is_refused(sqlite_uri: str, export: dict[str, Any]) -> None:
+    with finish_sweep(sqlite_uri, "family") as tracker:
+        name = register_best(tracker, export, 0.6).name
+        check_registry(tracker, name, "champion", "a:B")
+        line = f"registry.model: version 1 of {name} is a model of a:B, and not of c:D"
+        with pytest.raises(InputError, match=line):
+            check_registry(tracker, name, "champion", "c:D")
 
 
 def test_check_registry_of_another_team_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

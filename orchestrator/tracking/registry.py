@@ -1,0 +1,316 @@
+"""What `python -m orchestrator.registry` shows and changes: models, versions, aliases and their history."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from orchestrator import trainable
+from orchestrator.config.sections import Gate, sqlite_address
+from orchestrator.errors import InputError, TrackingError, UnreachableError, nearest
+from orchestrator.tracking import evidence as evidences
+from orchestrator.tracking import preflight
+from orchestrator.tracking.alias import Alias, is_lease
+from orchestrator.tracking.evidence import Evidence, copied
+from orchestrator.tracking.gate import Decision, Rule, TargetResults
+from orchestrator.tracking.model_files import DIGEST_TAG, client_of, download
+from orchestrator.tracking.outbox import describe_error, is_unreachable
+from orchestrator.tracking.promotion import (
+    DECISION_TAG,
+    Judge,
+    Record,
+    all_versions,
+    check_family,
+    history,
+    promote,
+    rollback,
+    who,
+)
+from orchestrator.tracking.store import quiet_mlflow
+from orchestrator.trainable import Comparable
+
+_REFERENCE = re.compile(r"(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
+
+
+class Reference(NamedTuple):
+    """A model, or one of its versions, as a user names it."""
+
+    name: str
+    alias: str | None
+    version: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        """Read ``NAME``, ``NAME@ALIAS`` or ``NAME/VERSION``; raises InputError."""
+        text = text.removeprefix("models:/")
+        if (match := _REFERENCE.fullmatch(text)) is None:
+            raise InputError(f"{text!r} names no model; expected NAME, NAME@ALIAS or NAME/VERSION")
+        number = match["version"]
+        return cls(match["name"], match["alias"], None if number is None else int(number))
+
+
+def default_address() -> str:
+    """Return the store that sweeps use by default: MLFLOW_TRACKING_URI, else the file beside them."""
+    default = sqlite_address(Path("~/reid-sweeps/mlflow.db").expanduser())
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+@dataclass
+class Registry:
+    """The registered models of a store; every method raises InputError, TrackingError or UnreachableError."""
+
+    uri: str
+    command: str
+    """Name of the command in records."""
+
+    def __post_init__(self) -> None:
+        quiet_mlflow()
+        self.uri = self.uri.rstrip("/") if self.uri.startswith("http") else self.uri
+        preflight.check(self.uri)
+        if self.uri.startswith("sqlite") and not preflight.sqlite_file(self.uri).exists():
+            file = preflight.sqlite_file(self.uri)
+            raise InputError(f"there is no MLflow database {file}; give --tracking or MLFLOW_TRACKING_URI")
+        self.client = client_of(self.uri)
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models, with their aliases and their number of versions."""
+        with self._explained():
+            return [self._summary(name) for name in self._names()]
+
+    def show(self, reference: Reference) -> dict[str, Any]:
+        """Return a model with its versions, or one version with all that is known about it."""
+        with self._explained():
+            if reference.alias is None and reference.version is None:
+                self._model(reference.name)
+                versions = [self._short(version) for version in all_versions(self.client, reference.name)]
+                return {**self._summary(reference.name), "versions": versions}
+            version = self.find(reference)
+            known = evidences.read(self.client, version)
+            return {
+                **self._short(version),
+                "run": version.run_id,
+                "trainable": known.trainable,
+                "digest": version.tags.get(DIGEST_TAG, ""),
+                "scores": known.scores,
+                "data": known.data,
+                "records": [record.model_dump(mode="json") for record in self._records([version])],
+            }
+
+    def compare(self, candidate: Reference, champion: Reference, metric: str = "") -> Decision:
+        """Return what the gate says about two versions, without changing anything."""
+        if candidate.name != champion.name:
+            raise InputError(
+                f"{candidate.name} and {champion.name} are different models; compare versions of one"
+            )
+        with self._explained():
+            first, second = self.find(candidate), self.find(champion)
+            return self._judge(first, metric).decide(int(second.version))
+
+    def promote(
+        self, reference: Reference, alias: str, *, metric: str = "", gate: bool = True, reason: str = ""
+    ) -> Record:
+        """Move an alias to a version if it passes the gate, or ``gate`` is false."""
+        with self._explained():
+            version = self.find(reference)
+            moved = Alias(self.client, version.name, alias)
+            if moved.settle().named == int(version.version):
+                raise InputError(f"version {version.version} of {version.name} has the alias {alias} already")
+            judge = self._judge(version, metric).decide if gate else self._by_hand(version, reason)
+            return promote(
+                self.client, version, moved, judge, by=who(command=self.command), action="promoted by hand"
+            )
+
+    def rollback(self, name: str, alias: str) -> Record:
+        """Move an alias back to the version that had it before."""
+        with self._explained():
+            self._model(name)
+            return rollback(self.client, name, Alias(self.client, name, alias), by=who(command=self.command))
+
+    def history(self, name: str, alias: str | None = None) -> list[dict[str, Any]]:
+        """Return every decision and change about the aliases of a model, the oldest first."""
+        with self._explained():
+            self._model(name)
+            versions = all_versions(self.client, name)
+            records = [record.model_dump(mode="json") for record in self._records(versions, alias)]
+            earlier = [
+                {
+                    "at": _time(version.creation_timestamp),
+                    "alias": "",
+                    "version": int(version.version),
+                    "verdict": version.tags[DECISION_TAG],
+                    "reason": "registered by an earlier release, which kept no reason",
+                    "by": {"sweep": version.tags.get("sweep.name", "")},
+                }
+                for version in versions
+                if DECISION_TAG in version.tags and not self._records([version])
+            ]
+            return sorted(earlier + records, key=lambda entry: str(entry["at"]))
+
+    def pull(self, reference: Reference, folder: Path) -> dict[str, Any]:
+        """Download the files of a version into a new folder, and compare them with their checksum."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists; name a new folder")
+        with self._explained():
+            version = self.find(reference)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+                files = Path(partial) / "model"
+                verified = download(self.uri, version, files)
+                shutil.copytree(files, folder, dirs_exist_ok=True)
+        digest = version.tags.get(DIGEST_TAG, "")
+        return {
+            "model": version.name,
+            "version": int(version.version),
+            "folder": str(folder),
+            "digest": digest,
+            "verified": verified,
+        }
+
+    def find(self, reference: Reference) -> ModelVersion:
+        """Return the version that a reference names; a name alone is refused."""
+        aliases = self._model(reference.name).aliases
+        number = reference.version
+        if reference.alias is not None:
+            if reference.alias not in aliases:
+                hint = nearest(reference.alias, aliases)
+                raise InputError(f"{reference.name} has no alias {reference.alias!r}{hint}")
+            number = self._holder(reference.name, reference.alias)
+        if number is None:
+            raise InputError(
+                f"{reference.name}: name a version: {reference.name}@ALIAS or {reference.name}/1"
+            )
+        try:
+            return self.client.get_model_version(reference.name, str(number))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            numbers = [version.version for version in all_versions(self.client, reference.name)]
+            hint = f"; it has {', '.join(map(str, numbers))}" if numbers else ", nor any other"
+            raise InputError(f"{reference.name} has no version {number}{hint}") from error
+
+    def _holder(self, name: str, alias: str) -> int | None:
+        """Return the version that has an alias by right, and put a late move right if this login may."""
+        found = Alias(self.client, name, alias)
+        try:
+            return found.settle().holder
+        except MlflowException as error:
+            if error.error_code != "PERMISSION_DENIED":
+                raise
+            return found.read().holder
+
+    def _judge(self, version: ModelVersion, metric: str) -> Judge:
+        known = evidences.read(self.client, version)
+        rule = known.rule
+        if metric or rule is None or rule.gate == "none":
+            metric = metric or (rule.metric if rule else "")
+            if not metric:
+                where = f"version {version.version} of {version.name}"
+                raise InputError(f"{where} was registered without a gate; name a score with --metric, as mAP")
+            gate = rule.gate if rule and rule.gate != "none" else Gate()
+            lower = rule.lower_is_better if rule else frozenset()
+            rule = Rule(gate=gate, metric=metric, lower_is_better=lower)
+        return Judge(
+            self.client,
+            version.name,
+            int(version.version),
+            known,
+            rule,
+            lambda champion: self._score(known, champion),
+        )
+
+    def _score(self, known: Evidence, champion: ModelVersion) -> Mapping[str, TargetResults]:
+        """Score a version on the targets of another one, in this process."""
+        subject = trainable.load(known.trainable)
+        if not isinstance(subject, Comparable):
+            return {}
+        config = subject.Config.model_validate(known.config)
+        with tempfile.TemporaryDirectory() as folder:
+            download(self.uri, champion, Path(folder))
+            try:
+                subject.prepare(config)
+                return copied(subject.score_model(config, Path(folder)))
+            except subject.InputError as error:
+                raise InputError(f"version {champion.version} cannot be scored anew: {error}") from error
+
+    def _by_hand(self, version: ModelVersion, reason: str) -> Any:
+        trainable_of = version.tags.get(evidences.TRAINABLE_TAG, "")
+        why = f": {reason}" if reason else ""
+
+        def judge(champion: int | None) -> Decision:
+            if champion is not None:
+                other = self.client.get_model_version(version.name, str(champion))
+                check_family(other, trainable_of)
+            return Decision(verdict="promoted", reason=f"moved without the gate{why}", method="no gate")
+
+        return judge
+
+    def _names(self) -> list[str]:
+        found: list[str] = []
+        token: str | None = None
+        while token is None or token:
+            page = self.client.search_registered_models(max_results=1000, page_token=token)
+            found += [model.name for model in page]
+            token = page.token or ""
+        return sorted(name for name in found if not is_lease(name))
+
+    def _model(self, name: str) -> Any:
+        try:
+            return self.client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise InputError(f"no model {name!r} at {self.uri}{nearest(name, self._names())}") from error
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        aliases = {alias: int(version) for alias, version in self._model(name).aliases.items()}
+        return {"model": name, "aliases": aliases, "versions": len(all_versions(self.client, name))}
+
+    def _short(self, version: ModelVersion) -> dict[str, Any]:
+        records = self._records([version])
+        return {
+            "model": version.name,
+            "version": int(version.version),
+            "aliases": sorted(self._aliases_of(version)),
+            "created": _time(version.creation_timestamp),
+            "sweep": version.tags.get("sweep.name", ""),
+            "trial": version.tags.get("trial.number", ""),
+            "decision": version.tags.get(DECISION_TAG, ""),
+            "reason": records[-1].reason if records else "",
+        }
+
+    def _aliases_of(self, version: ModelVersion) -> Iterator[str]:
+        for alias, number in self.client.get_registered_model(version.name).aliases.items():
+            if int(number) == int(version.version):
+                yield alias
+
+    def _records(self, versions: list[ModelVersion], alias: str | None = None) -> list[Record]:
+        """Return the records of versions about an alias, or about all."""
+        keys = {key for version in versions for key in version.tags}
+        aliases = (
+            [alias] if alias else sorted({key.partition(".change.")[0] for key in keys if ".change." in key})
+        )
+        return [record for each in aliases for record in history(versions, each)]
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise errors of MLflow as one line."""
+        try:
+            yield
+        except MlflowException as error:
+            line = f"registry: {self.uri}: {describe_error(error)}"
+            raise (UnreachableError if is_unreachable(error) else TrackingError)(line) from error
+        except OSError as error:
+            raise InputError(f"{error.filename or self.uri}: {error.strerror or error}") from error
+
+
+def _time(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
