@@ -235,6 +235,23 @@ def test_report_of_two_objectives_shows_the_first(tmp_path: Path) -> None:
     assert "best val/rank1, trial 1" in page.source
 
 
+def test_report_shows_pareto_set_errors_and_infeasible_trials(tmp_path: Path) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    violated = {attributes.VIOLATED: "cost is 9, not at most 5"}
+    for values, attrs in (([0.25, 1.0], {}), ([0.5, 5.0], {}), ([0.75, 9.0], violated)):
+        study.add_trial(create_trial(values=values, user_attrs=attrs))
+    trials = [
+        {"trial": f"trial-{number:04d}", "val/mAP": score, "cost": cost, "errors": {"val/mAP": 0.031}}
+        | {"parameters": {"rnn.cell": "gru"}}
+        for number, score, cost in ((1, 0.5, 5.0), (0, 0.25, 1.0))
+    ]
+    summary = {"metric": "val/mAP", "errors": {"val/mAP": 0.031}, "pareto_set": trials, "infeasible": 1}
+    page = Page(write_report(study, summary, tmp_path / "report.html"))
+    assert page.row("trial-0001") == ["trial-0001", "0.5 ± 0.031", "5", "rnn.cell=gru"]
+    assert "<b>0.5 ± 0.031</b><span>best val/mAP, trial 1" in page.source
+    assert "0 failed; 1 infeasible" in page.source
+
+
 def test_report_of_a_long_study_is_small(tmp_path: Path) -> None:
     study = optuna.create_study(direction="maximize")
     study.add_trials(finished(number, COMPLETE if number % 2 else PRUNED) for number in range(1500))
