@@ -64,7 +64,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}
     maximise, *_ = modes = [each is optuna.study.StudyDirection.MAXIMIZE for each in study.directions]
-    best = best_trial(own_trials(study.get_trials()), *("max" if mode else "min" for mode in modes))
+    best = best_trial(
+        own_trials(study.get_trials(deepcopy=False)), *("max" if mode else "min" for mode in modes)
+    )
     study = _first_objective(study)
     trials = own_trials(study.get_trials(deepcopy=False))
     best = next((trial for trial in trials if best is not None and trial.number == best.number), None)

@@ -70,10 +70,11 @@ class SearchStudy(Study):
         self._counts = Counter(_STATES[trial.state] for trial in self.started_trials)
         self._pareto_set: list[FrozenTrial] = []
         self._without_gain = 0
-        for trial in sorted(self.started_trials, key=self._order):
+        started = self.started_trials
+        for trial in sorted(started, key=self._order):
             if trial.state.is_finished():
                 self._note_end(trial)
-        self._infeasible = len(infeasible_trials(self.started_trials))
+        self._infeasible = len(infeasible_trials(started))
         self._epochs: dict[int, int] = {}
         """Epochs of the trials that run, by number."""
 

@@ -187,6 +187,23 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("objective.mode=min", "val/score is better when it is higher; write max"),
         ("objective=[]", "objective: expected at least one metric"),
         ("objective=[{metric: val/score}, {metric: val/score}]", "'val/score' is given twice"),
+        (
+            "constraints=[{metric: val/scoer, at_most: 1}]",
+            "constraints.0.metric: the trainable has no metric 'val/scoer'; did you mean 'val/score'?",
+        ),
+        ("constraints={metric: rats, at_most: 1}", "constraints.metric: the trainable has no metric 'rats'"),
+        ("constraints=[{metric: rate}]", "constraints.0: rate has no bound; give at_most or at_least"),
+        ("constraints=[{metric: rate, most: 1}]", "constraints.0.most: unknown key; did you mean 'at_most'?"),
+        (
+            "constraints=[{metric: rate, at_most: 1, at_least: 2}]",
+            "constraints.0: at_least is 2, above at_most, 1",
+        ),
+        (
+            "constraints=[{metric: rate, at_most: 3}, {metric: rate, at_least: 2}]",
+            "constraints.1.metric: 'rate' is given twice; give both bounds in one constraint",
+        ),
+        ("constraints=[{metric: rate, at_most: fast}]", "at_most: should be a number, not 'fast'"),
+        ("constraints=3", "constraints: should be a list, not 3"),
         ("sampler=tep", "unknown sampler 'tep'; did you mean 'tpe'?"),
         ("sampler=grid", "brute_force tries every combination instead"),
         ("sampler=tests.support:Tpe", "module 'tests.support' has no 'Tpe'"),

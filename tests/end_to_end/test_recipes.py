@@ -48,6 +48,11 @@ RECIPE_CHANGES: dict[str, dict[str, Any]] = {
         "data.sets.walkers-stills.generate": {"identities": 24, "seed": 1},
         "data.sets.walkers-b.generate": {"identities": 8, "frames": 3, "seed": 2},
     },
+    "cross.yaml": {
+        "data.sets.walkers.generate": {"identities": 32, "frames": 3},
+        "data.sets.walkers-stills.generate": {"identities": 24, "seed": 1},
+        "data.sets.walkers-b.generate": {"identities": 8, "frames": 3, "seed": 2},
+    },
     "mars.yaml": {"encoder.name": "residual"},
 }
 """Settings of single recipes that are too large for a test."""
@@ -120,7 +125,8 @@ def test_recipe_trains_and_scores_every_target(
     scores = trainable.evaluate(config, recorder.restore())
     for target in config.data.targets:
         assert 0 <= scores[f"test/{target}/rank1"] <= 1
-    assert {record.role for record in records} == {"train", "images", "target"}
+    validated = {"validate"} if config.data.validate_on else set()
+    assert {record.role for record in records} == {"train", "images", "target", *validated}
     dropped = [record for record in records if record.counts.get("dropped identities")]
     assert [record.name for record in dropped] == (["market"] if "market" in config.data.images else [])
     assert len([line for line in caplog.messages if line.startswith("market: dropped")]) == len(dropped)

@@ -75,6 +75,34 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     assert "search.steps: int [1, 3] → int [1, 2]" in changed
 
 
+@pytest.mark.sweep
+def test_sweep_of_several_objectives_shows_its_pareto_set(tmp_path: Path) -> None:
+    file = write_sweep(
+        tmp_path,
+        config={"epochs": 1},
+        objective=[{"metric": "val/score"}, {"metric": "train/loss"}],
+        constraints=[{"metric": "train/loss", "at_most": 1e9}],
+        budget={"trials": 2},
+    )
+    store = tmp_path / "store"
+    options = ("--storage", str(store))
+    impossible = sweep(file, *options, "--set", "constraints.0.at_most=0", "--set", "name=impossible")
+    assert impossible.returncode == 1, impossible.stdout + impossible.stderr
+    assert "none of 2 complete trials satisfies the constraints; of the last one, train/loss is" in (
+        impossible.stdout
+    )
+    done = sweep(file, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Pareto set" in done.stdout and "constraints" in done.stdout
+    outcome = json.loads((store / "parabola/outcome.json").read_text())
+    assert [trial["trial"] for trial in outcome["pareto_set"]] == [f"trial-{outcome['best']['trial']:04d}"]
+    client = MlflowClient(sqlite_address(store / "mlflow.db"))
+    (parent,) = client.search_runs(
+        [client.get_experiment_by_name("parabola").experiment_id], "tags.`run.kind` = 'sweep'"
+    )
+    assert "| Pareto set | val/score | train/loss |" in parent.data.tags["mlflow.note.content"]
+
+
 @pytest.mark.faults
 @pytest.mark.sweep
 def test_sweep_interrupted_resumes_without_repeats(file: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Components of a user: the examples of the documentation, and the conformance suites."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,17 @@ def test_sampler_config_that_accepts_unknown_keys_fails(file: Path) -> None:
         read(file, f"sampler={__name__}:Loose")
 
 
-@pytest.mark.parametrize("trainable", [ExampleTrainable(), MyTrainable()], ids=["example", "mine"])
-def test_check_trainable_valid_one_passes(trainable: Any) -> None:
-    check_trainable(trainable, {"epochs": 3})
+@pytest.mark.parametrize("name", ["ExampleTrainable", "MyTrainable", "ByConfig"])
+def test_check_trainable_valid_one_passes(name: str) -> None:
+    check_trainable(globals()[name](), {"epochs": 3})
+
+
+def test_metric_that_depends_on_the_config_can_be_the_objective(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"objective": {"metric": "val/steps"}}
+    sweep = read(write_sweep(tmp_path, trainable=f"{__name__}:ByConfig", **changes))
+    assert sweep.objective[0].mode == "max" and sweep.required_metrics() == ["val/steps"]
+    with pytest.raises(InputError, match="no metric 'val/steps'"):
+        read(write_sweep(tmp_path, **changes))
 
 
 def test_example_trainable_improves_and_is_scored(tmp_path: Path) -> None:
@@ -230,6 +238,30 @@ class Undeclared(ExampleTrainable):
     throughput = None
 
 
+class ByConfig(ExampleTrainable):
+    """Reports a metric that depends on the config, and a standard error, only where the job needs it."""
+
+    offered: tuple[str, ...] = ("val/steps",)
+    error = 0.1
+
+    def metrics_for(self, config: ExampleConfig) -> Mapping[str, Any]:
+        return {**self.metrics, **dict.fromkeys(self.offered, "max")}
+
+    def fit(self, config: ExampleConfig, context: Any) -> None:
+        report = context.report
+        own = {"val/steps": 1.0} if "val/steps" in context.metrics else {}
+        context.report = lambda metrics, save: report({**metrics, **own, "val/score/error": self.error}, save)
+        super().fit(config, context)
+
+
+class Misnamed(ByConfig):
+    offered = ("val/%",)
+
+
+class Unannounced(ByConfig):
+    error = -0.1
+
+
 class Unscored(ExampleTrainable):
     def evaluate(self, config: ExampleConfig, checkpoint: Path) -> dict[str, float]:
         return {}
@@ -245,6 +277,8 @@ class Unsigned(ExampleTrainable):
     [
         (Forgetful, r"fit reports the epochs \[1, 2, 3\]; expected \[2, 3\]"),
         (Undeclared, r"metrics that are not in metrics: \['rate', 'train/loss'\]"),
+        (Misnamed, "its 'metrics_for' have the invalid name 'val/%'"),
+        (Unannounced, "fit gives the standard error val/score/error the value -0.1"),
         (Unscored, "evaluate returns no scores"),
         (Unsigned, "export returns no signature"),
         (dict, "it has no 'prepare'"),

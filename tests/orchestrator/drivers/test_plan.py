@@ -39,3 +39,17 @@ def test_plan_warm_start_names_its_sources(file: Path) -> None:
 
 def test_plan_without_points_omits_them(file: Path) -> None:
     assert "tried first" not in plan_of(file)
+
+
+def test_plan_of_several_objectives_names_the_pareto_set(file: Path) -> None:
+    text = plan_of(file, "objective=[{metric: val/score}, {metric: rate}]")
+    assert re.search(
+        r"objective +val/score \(max\), rate \(max\): a Pareto set; the model with the best", text
+    )
+
+
+@pytest.mark.parametrize(("sampler", "ignores"), [("random", True), ("tpe", False)])
+def test_plan_says_that_a_sampler_ignores_constraints(file: Path, sampler: str, ignores: bool) -> None:
+    text = plan_of(file, "constraints=[{metric: rate, at_least: 2}]", f"sampler={sampler}")
+    assert re.search(r"constraints +rate at least 2", text)
+    assert ("random ignores them" in text) is ignores

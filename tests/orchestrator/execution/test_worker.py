@@ -317,3 +317,14 @@ def test_report_of_tensors_and_arrays_is_recorded(run: Any) -> None:
 
 def test_no_except_clause_for_errors_catches_a_stop() -> None:
     assert not issubclass(TrialStopped, Exception)
+
+
+def test_training_knows_the_metrics_that_the_job_needs(run: Any) -> None:
+    needed: list[str] = []
+
+    def fit(context: WorkerContext) -> None:
+        needed.extend(context.metrics)
+        raise_error(context)
+
+    run(fit, metrics=("val/mAP", "model/milliseconds"))
+    assert needed == ["val/mAP", "model/milliseconds"]

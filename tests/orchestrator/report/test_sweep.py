@@ -12,6 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from orchestrator.report.charts import _Search
 from orchestrator.report.sweep import write_report
 from orchestrator.study import attributes
 
@@ -248,6 +249,37 @@ def test_report_of_two_objectives_shows_the_first(tmp_path: Path) -> None:
     page = Page(write_report(study, {"metric": "val/rank1"}, tmp_path / "report.html"))
     assert page.row("1")[1:3] == ["complete", "0.75"] and page.row("3")[1] == "fail"
     assert "best val/rank1, trial 1" in page.source
+
+
+def test_report_shows_pareto_set_errors_and_infeasible_trials(tmp_path: Path) -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    violated = {attributes.VIOLATED: "cost is 9, not at most 5"}
+    for values, attrs in (([0.25, 1.0], {}), ([0.5, 5.0], {}), ([0.75, 9.0], violated)):
+        study.add_trial(create_trial(values=values, user_attrs=attrs))
+    trials = [
+        {"trial": f"trial-{number:04d}", "val/mAP": score, "cost": cost, "errors": {"val/mAP": 0.031}}
+        | {"parameters": {"rnn.cell": "gru"}}
+        for number, score, cost in ((1, 0.5, 5.0), (0, 0.25, 1.0))
+    ]
+    summary = {"metric": "val/mAP", "errors": {"val/mAP": 0.031}, "pareto_set": trials, "infeasible": 1}
+    page = Page(write_report(study, summary, tmp_path / "report.html"))
+    assert page.row("trial-0001") == ["trial-0001", "0.5 ± 0.031", "5", "rnn.cell=gru"]
+    assert "<b>0.5 ± 0.031</b><span>best val/mAP, trial 1" in page.source
+    assert "0 failed; 1 infeasible" in page.source
+
+
+def test_charts_mark_a_trial_that_satisfies_the_constraints(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    for number, value in enumerate([0.9, 0.5, 0.7]):
+        cell = {"rnn.cell": CELL.choices[number]}
+        attrs = {attributes.VIOLATED: "cost is 9, not at most 5"} if number == 0 else {}
+        study.add_trial(
+            create_trial(value=value, params=cell, distributions={"rnn.cell": CELL}, user_attrs=attrs)
+        )
+    assert _Search(study, "val/mAP").best == 2
+    page = Page(write_report(study, {"metric": "val/mAP"}, tmp_path / "report.html"))
+    assert "best val/mAP, trial 2" in page.source
+    assert page.figures == ["Optimisation history", "Parallel coordinates", "Slices"]
 
 
 def test_report_of_a_long_study_is_small(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from orchestrator.storage.records import write_record
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Started, Trained
 from orchestrator.study.warm_start import TransferredTrial
-from tests.support.studies import TuneLoop, epoch_ended, open_study, run_trial
+from tests.support.studies import TuneLoop, epoch_ended, finish, open_study, run_trial
 from tests.support.sweep_files import load_sweep
 
 FOLDER = "/sweeps/study"
@@ -473,3 +473,192 @@ def test_sampler_that_fails_later_ends_the_sweep_with_its_reason(tmp_path: Path)
         SweepError, match=r"FailingSampler failed to suggest trial 3: ArithmeticError: no more"
     ):
         TuneLoop(study).suggest()
+
+
+def run_metrics(study: SearchStudy, *epochs: dict[str, float]) -> TrialState:
+    """Run one trial that reports these metrics; return its state."""
+    loop = TuneLoop(study)
+    point = loop.suggest()
+    last: Any = None
+    for epoch, metrics in enumerate(epochs, 1):
+        last = EpochEnded(epoch, metrics, checkpoint=f"{FOLDER}/checkpoint_{epoch}")
+        if not loop.report(point, last):
+            break
+    else:
+        last = finish(loop, point, len(epochs))
+    loop.end(last)
+    return study.trials[point["number"]].state
+
+
+def scored(score: float, rate: float, **errors: float) -> dict[str, float]:
+    return {"val/score": score, "rate": rate, **{f"val/score/{key}": each for key, each in errors.items()}}
+
+
+@pytest.fixture
+def pareto(tmp_path: Path) -> Sweep:
+    return load_sweep(
+        tmp_path,
+        "study",
+        config={"epochs": 1},
+        objective=[{"metric": "val/score"}, {"metric": "rate"}],
+        budget={"trials": 9, "no_gain_for": 2},
+    )
+
+
+def test_headline_shows_the_standard_error(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    run_metrics(study, scored(0.8123, 1, error=0.0314))
+    assert study.headline() == "best val/score 0.8123 ± 0.031 (trial-0000)"
+    assert study.describe(study.trials[0]) == "val/score 0.8123 ± 0.031"
+
+
+def test_pareto_set_has_the_trials_that_none_dominates(pareto: Sweep) -> None:
+    study = open_study(pareto)
+    for score, rate in ((0.5, 5), (0.9, 1), (0.4, 4), (0.6, 3)):
+        run_metrics(study, scored(score, rate))
+    assert [trial.number for trial in study.pareto_set()] == [1, 3, 0]
+    assert study.headline() == "best val/score 0.9 (trial-0001), 3 in the Pareto set"
+    assert [trial.number for trial in open_study(pareto).pareto_set()] == [1, 3, 0]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_search_ends_after_trials_outside_the_pareto_set(pareto: Sweep, resumed: bool) -> None:
+    study = open_study(pareto)
+    stagnated = []
+    for score, rate in ((0.5, 5), (0.4, 4), (0.1, 9), (0.5, 5), (0.1, 1)):
+        run_metrics(study, scored(score, rate))
+        study = open_study(pareto) if resumed else study
+        stagnated.append(study.has_stagnated())
+    assert stagnated == [False, False, False, False, True]  # the third trial gains, an equal one does not
+
+
+def constrained(folder: Path, **changes: Any) -> Sweep:
+    return load_sweep(
+        folder,
+        "study",
+        **{
+            "config": {"epochs": 1},
+            "search": {"x": {"uniform": [-3, 3]}, "y": {"uniform": [-3, 3]}},
+            "constraints": [{"metric": "rate", "at_most": 5, "at_least": 1}],
+            "sampler": {"tpe": {"seed": 3, "n_startup_trials": 2}},
+            **changes,
+        },
+    )
+
+
+def test_best_trial_satisfies_the_constraints(tmp_path: Path) -> None:
+    study = open_study(constrained(tmp_path))
+    for score, rate in ((0.9, 7), (0.5, 5), (0.8, 0.5)):
+        run_metrics(study, scored(score, rate))
+    best = study.best()
+    assert best is not None and best.number == 1
+    assert study.headline() == "best val/score 0.5 (trial-0001), 2 infeasible"
+    assert study.describe(study.trials[0]) == "val/score 0.9; infeasible: rate is 7, not at most 5"
+    assert open_study(constrained(tmp_path)).headline() == study.headline()
+
+
+def test_constraints_reach_the_sampler(tmp_path: Path) -> None:
+    study = open_study(constrained(tmp_path))
+    run_metrics(study, scored(0.9, 7))
+    assert study.trials[0].constraints == {"rate at most 5": 2.0, "rate at least 1": -6.0}
+    assert study.study.best_trials == []  # as Optuna judges it
+
+
+def test_pruned_trial_tells_the_sampler_its_constraints(tmp_path: Path) -> None:
+    sweep = constrained(tmp_path, config={"epochs": 4}, scheduler={"asha": {"grace": 1, "reduction": 2}})
+    study = open_study(sweep)
+    run_metrics(study, *[scored(0.9, 2)] * 4)
+    assert run_metrics(study, scored(0.1, 7)) == TrialState.PRUNED
+    assert study.trials[1].constraints["rate at most 5"] == 2.0
+    assert study.headline() == "best val/score 0.9 (trial-0000)"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_resumed_study_with_constraints_suggests_the_same(tmp_path: Path, sampler: str) -> None:
+    suggested = []
+    for restarts in (False, True):
+        sweep = constrained(
+            tmp_path, sampler={sampler: {"seed": 3, "n_startup_trials": 2}}, budget={"trials": 6}
+        )
+        folder = tmp_path / str(restarts)
+        study = open_study(sweep, folder)
+        for number in range(6):
+            run_metrics(study, scored(float(number), 3.0 + number))
+            if restarts:
+                study = open_study(sweep, folder)
+        suggested.append([trial.params for trial in study.trials])
+    assert suggested[0] == suggested[1]
+
+
+def test_constraints_change_what_the_sampler_suggests(tmp_path: Path) -> None:
+    suggested = []
+    for bound in (1.5, 99):
+        sweep = constrained(
+            tmp_path, constraints=[{"metric": "rate", "at_most": bound}], budget={"trials": 5}
+        )
+        study = open_study(sweep, tmp_path / str(bound))
+        for number in range(5):
+            run_metrics(study, scored(float(number), float(number)))
+        suggested.append([trial.params for trial in study.trials])
+    assert suggested[0] != suggested[1]
+
+
+def test_driver_that_died_after_a_constraint_judges_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> NoReturn:
+        raise ZeroDivisionError
+
+    sweep = constrained(tmp_path)
+    study = open_study(sweep)
+    study.ask()
+    report = EpochEnded(1, scored(0.9, 7), checkpoint="/x")
+    study.record_epoch(0, report)
+    study._trial(0).set_constraint("rate at most 5", 2.0)  # and not yet the other one
+    monkeypatch.setattr(study.study, "tell", die)
+    with pytest.raises(ZeroDivisionError):
+        study.on_trial_end(0, Trained("/x"))
+    again = open_study(sweep)
+    loop = TuneLoop(again)
+    point = loop.suggest()
+    loop.report(point, report)
+    loop.end(finish(loop, point, 1))
+    assert again.trials[0].constraints == {"rate at most 5": 2.0, "rate at least 1": -6.0}
+
+
+def test_metric_of_a_constraint_that_is_missing_fails_the_trial(tmp_path: Path) -> None:
+    study = open_study(constrained(tmp_path))
+    assert run_metrics(study, {"val/score": 0.5}) == TrialState.FAIL
+    assert reason(study) == "rate is missing in epoch 1"
+
+
+def test_search_without_a_feasible_trial_has_no_outcome(tmp_path: Path) -> None:
+    study = open_study(constrained(tmp_path, budget={"trials": 2}))
+    for rate in (7, 6):
+        run_metrics(study, scored(0.5, rate))
+    assert study.best() is None
+    assert study.outcome_fault() == (
+        "none of 2 complete trials satisfies the constraints; of the last one, rate is 6, not at most 5; "
+        "raise budget.trials, or start over with other constraints"
+    )
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsgaii", "nsgaiii", "random", "qmc"])
+def test_rehearsal_with_constraints_passes(tmp_path: Path, sampler: str) -> None:
+    rehearse_sampler(constrained(tmp_path, sampler=sampler, budget={"trials": 13}))
+
+
+def test_transferred_trials_have_their_constraints(tmp_path: Path) -> None:
+    sweep = constrained(tmp_path)
+    distributions = {path: sweep.search[path].distribution() for path in ("x", "y")}
+    prior = TransferredTrial(
+        {"x": 1.0, "y": 2.0},
+        distributions,
+        [9.0],
+        "before",
+        4,
+        {"rate at most 5": 1.0, "rate at least 1": -5.0},
+    )
+    study = open_study(sweep)
+    study.seed([prior])
+    assert study.trials[0].constraints == prior.constraints

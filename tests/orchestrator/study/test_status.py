@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
 from orchestrator.study.trial_report import EpochEnded, Failed, Trained
+from tests.support.studies import open_study
 from tests.support.sweep_files import load_sweep
 
 
@@ -110,3 +112,52 @@ def test_command_on_an_unknown_kind_of_storage_is_one_line(
 def test_stop_of_a_job_without_driver_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(stop, capsys, f"{store}/parabola")
     assert code == 0 and out == f"{store}/parabola is not running\n"
+
+
+@pytest.fixture
+def pareto(tmp_path: Path) -> Path:
+    """The store of a sweep with two objectives and a constraint, which one of three trials violates."""
+    sweep = load_sweep(
+        tmp_path,
+        config={"epochs": 1},
+        objective=[{"metric": "val/score"}, {"metric": "rate"}],
+        constraints=[{"metric": "train/loss", "at_most": 1}],
+        budget={"trials": 3},
+    )
+    study = open_study(sweep)
+    directory = JobDirectory(sweep)
+    with directory.open(False, Interrupt()):
+        for score, rate, loss in ((0.5, 5.0, 0.1), (0.7, 2.0, 0.1), (0.9, 9.0, 3.0)):
+            suggestion = study.ask()
+            assert suggestion is not None
+            metrics = {"val/score": score, "rate": rate, "train/loss": loss, "val/score/error": 0.25}
+            report = EpochEnded(1, metrics, checkpoint="/x")
+            study.record_epoch(suggestion.number, report)
+            study.on_trial_end(suggestion.number, Trained("/x"))
+    return tmp_path / "store"
+
+
+def test_status_of_several_objectives_shows_the_pareto_set(
+    pareto: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = ask(status, capsys, "parabola", "--storage", str(pareto), "--json")
+    document = json.loads(out)
+    assert [trial["trial"] for trial in document["pareto_set"]] == ["trial-0001", "trial-0000"]
+    assert document["best"] == document["pareto_set"][0]
+    assert document["best"]["errors"] == {"val/score": 0.25}
+    assert document["infeasible"] == 1
+
+
+def test_status_as_a_table_shows_errors_and_infeasible_trials(
+    pareto: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = ask(status, capsys, "parabola", "--storage", str(pareto))
+    assert "val/score 0.7 ± 0.25, rate 2 (trial-0001)" in out
+    assert "3 complete; 1 infeasible" in out
+    assert re.search(r"Pareto set\s+trial +val/score +rate", out)
+    assert re.search(r"trial-0000 +0.5 ± 0.25 +5", out)
+
+
+def test_list_of_jobs_shows_the_error_of_the_best(pareto: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = ask(status, capsys, "--storage", str(pareto))
+    assert "0.7 ± 0.25" in out

@@ -235,3 +235,12 @@ def test_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch
     ):
         bound.bind(("127.0.0.1", 0))
         from_mlflow(f"http://127.0.0.1:{bound.getsockname()[1]}", "a")
+
+
+def test_transfer_needs_the_metrics_of_constraints(tmp_path: Path) -> None:
+    bounds = [{"metric": "rate", "at_most": 1.5}]
+    sweep = load_sweep(tmp_path, "bounded", search=SEARCH, constraints=bounds)
+    lacking = PriorTrial("earlier", 1, dict(POINT), {"val/score": 0.5})
+    ((used,), left_out) = transfer(sweep, [trial(0), lacking])
+    assert used.constraints == {"rate at most 1.5": 0.5}
+    assert left_out == {"no rate": 1}
