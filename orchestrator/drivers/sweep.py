@@ -151,10 +151,13 @@ class SweepDriver(Driver[SweepOutcome]):
         self._left_out: list[Cell] = []
 
     def is_final(self, outcome: SweepOutcome) -> bool:
-        """Return whether it was made with the budget and the finals of the file."""
+        """Return whether it was made with the budget, the finals and the registered model of the file."""
         defaults = {name: field.default for name, field in Budget.model_fields.items()}
         same_budget = {**defaults, **outcome.budget} == self._sweep.budget.model_dump()
-        return same_budget and outcome.finals == self._finals_settings()
+        registered = None if outcome.model is None else (outcome.model.name, outcome.model.alias)
+        registry = self._sweep.registry
+        same_registry = registry is None or registered == (registry.model, registry.alias)
+        return same_budget and same_registry and outcome.finals == self._finals_settings()
 
     def plan(self, joined: Cluster) -> RenderableType:
         """Return search space, budget and resources."""
@@ -404,6 +407,7 @@ class SweepDriver(Driver[SweepOutcome]):
             "data_sets": data_sets,
             "model": str(outcome.model or "not registered"),
             "tables": outcome.tables,
+            "gate": outcome.model.decision if outcome.model else None,
             "candidate": outcome.candidate,
             "parameters": outcome.parameters,
             "pictures": sorted(pictures.glob("*.png")),

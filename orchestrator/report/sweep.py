@@ -17,9 +17,11 @@ from orchestrator.console.tables import (
     objective_texts,
 )
 from orchestrator.report.charts import draw_charts
+from orchestrator.report.gate import draw_gains, gate_lines, gate_table
 from orchestrator.report.style import picture_of, template
 from orchestrator.study.attributes import REASON
 from orchestrator.study.selection import best_trial, own_trials
+from orchestrator.tracking.gate import Decision
 
 _ROWS = 1000
 """Most trials in the table; of more trials it has those nearest to the best, then those without a value."""
@@ -36,6 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "scores": {},
     "runs": {},
     "tables": (),
+    "gate": None,
     "candidate": "",
     "parameters": None,
     "pictures": (),
@@ -57,9 +60,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
             (text), ``errors`` (standard error of every objective), ``pareto_set`` (trials as
             `orchestrator.study.selection.describe_trial` returns them), ``infeasible`` (number of trials),
             ``notes`` (lines), ``commands`` (command of every purpose), ``runs`` (MLflow run id of every trial
-            number), ``tables`` (of the finals; see `orchestrator.report.finals.Table`), ``candidate`` (text:
-            what was scored) with its ``parameters`` (default: those of the best trial), ``pictures`` (PNG
-            files).
+            number), ``tables`` (of the finals; see `orchestrator.report.finals.Table`), ``gate`` (its
+            decision), ``candidate`` (text: what was scored) with its ``parameters`` (default: those of the
+            best trial), ``pictures`` (PNG files).
         path: the HTML file. Its folder is created.
     """
     summary = {"name": study.study_name, **_DEFAULTS, **summary}
@@ -78,6 +81,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         duration=_optional_duration(summary["duration"]),
         best=best,
         best_parameters=_parameters(best, summary["parameters"]) if best else [],
+        gate=_gate(summary["gate"]),
         pictures=[picture_of(file) for file in summary["pictures"]],
         counts={state.name.lower(): sum(t.state is state for t in trials) for state in TrialState},
         total=len(trials),
@@ -106,6 +110,15 @@ def _first_objective(study: optuna.Study) -> optuna.Study:
         trial.values = trial.values and trial.values[:1]
         view.add_trial(trial)
     return view
+
+
+def _gate(decision: Decision | None) -> dict[str, Any] | None:
+    """Return the lines, the table and the chart of the gate's decision."""
+    if decision is None:
+        return None
+    picture = draw_gains(decision)
+    figures = [] if picture is None else [picture]
+    return {"lines": gate_lines(decision), "table": gate_table(decision), "figures": figures}
 
 
 def _parameters(best: FrozenTrial, values: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

@@ -62,6 +62,8 @@ class RegisteredModel(BaseModel):
     promoted: bool = True
     """Whether it took the alias; another version may have it by now."""
     reason: str = ""
+    decision: Decision | None = None
+    """None where an earlier run of the command, or an earlier version of this project, decided."""
 
     def __str__(self) -> str:
         taken = f"alias {self.alias}" if self.promoted else f"without the alias {self.alias}"
@@ -113,14 +115,14 @@ def register(
         mlflow.set_experiment(experiment_id=tracker.experiment_id)
         identity = {"sweep.id": tracker.sweep_id, "trial.number": str(number)}
         scores = {name: value for name, value in evaluation.items() if math.isfinite(value)}
-        known = evidence or _bare_evidence(scores, record)
+        known, decision = evidence or _bare_evidence(scores, record), None
         version = _find_version(tracker.client, model, identity)
         created = version is None
         tracker.check()
         if version is None:
             version = _create_version(tracker, run_id, export, model, identity, known, record, data_sets)
         if DECISION_TAG not in version.tags:
-            _decide(tracker, run_id, version, alias, known, record, score_model)
+            decision = _decide(tracker, run_id, version, alias, known, record, score_model)
             version = tracker.client.get_model_version(model, version.version)
         if not version.description:
             text = _page(tracker, run_id, version, alias, known, record, data_sets, _own_card(export))
@@ -136,6 +138,7 @@ def register(
         created=created,
         promoted=version.tags[DECISION_TAG] == "promoted",
         reason=one_line(records[0].reason, _REASON_CHARACTERS) if records else "",
+        decision=decision,
     )
 
 
@@ -224,11 +227,12 @@ def _decide(
     evidence: Evidence,
     record: Mapping[str, Any],
     score_model: ScoreModel | None,
-) -> None:
-    """Let a version pass the gate."""
+) -> Decision | None:
+    """Let a version pass the gate; return the last decision, which may have been made more than once."""
     client, number = tracker.client, int(version.version)
     rule = evidence.rule or Rule(gate="none", metric="")
     judge = Judge(client, version.name, number, evidence, rule, score_model)
+    decisions: list[Decision] = []
 
     def keep(decision: Decision, champion: int | None) -> None:
         content = {
@@ -241,9 +245,11 @@ def _decide(
             "record": dict(record),
         }
         client.log_dict(run_id, content, f"registry/{version.name}-v{number}.json")
+        decisions.append(decision)
 
     by = who(sweep=tracker.sweep_name)
     promote(client, version, Alias(client, version.name, alias), judge.decide, by=by, keep=keep)
+    return decisions[-1] if decisions else None
 
 
 def _page(

@@ -279,6 +279,14 @@ def _nearest(
     return np.linalg.norm(differences, axis=2), chosen
 
 
+def _missed(gallery: Gallery, rate: float) -> str:
+    """Return how often one identity is farther than a threshold, as the end of a reason."""
+    for item in gallery.about.calibration["thresholds"]:
+        if item["false_match_rate"] == rate and item["missed"] is not None:
+            return f"; so are {item['missed']:.0%} of pairs of one identity"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a query is in the gallery, judged by its nearest tracklet."""
@@ -297,7 +305,8 @@ def judge(distance: float, gallery: Gallery) -> Verdict:
     rate = next((rate for rate, threshold in thresholds.items() if distance <= threshold), None)
     if rate is None:
         rate, threshold = max(thresholds.items())
-        return Verdict("not in the gallery", f"farther than {threshold:.3f}, the threshold at {rate:.1%}")
+        reason = f"farther than {threshold:.3f}, the threshold at {rate:.1%}"
+        return Verdict("not in the gallery", reason + _missed(gallery, rate))
     by_chance = rate * len(gallery)
     reason = f"within {thresholds[rate]:.3f}, the threshold at {rate:.1%}"
     if by_chance < 1:

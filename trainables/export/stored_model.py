@@ -93,7 +93,11 @@ def open_model(uri: str, tracking: str | None = None) -> Iterator[StoredModel]:
     exact = f"models:/{name}/{version}"
     with tempfile.TemporaryDirectory(prefix="model-") as folder_name:
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(exact, dst_path=folder_name))
+            # Under the address `exact`, MLflow would write a note into a local store, which may be read-only.
+            source = mlflow.MlflowClient().get_model_version_download_uri(name, version)
+            local = source.startswith("file:") or Path(source).is_dir()
+            destination = None if local else folder_name
+            folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=destination))
         except (MlflowException, OSError) as error:
             raise DataError(f"{exact}: cannot be downloaded ({_describe(error)})") from error
         yield StoredModel(folder, exact, name, version)
