@@ -12,6 +12,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     progress = Progress()
     try:
-        with progress.logging():
+        with nullcontext() if parsed.json else progress.logging():
             from orchestrator.tracking.registry import Registry, default_address
 
             registry = Registry(
@@ -158,7 +159,7 @@ def _compare(registry: "Registry", parsed: Namespace, progress: Progress) -> Exi
     from orchestrator.tracking.registry import Reference
 
     names = Reference.parse(parsed.candidate), Reference.parse(parsed.champion)
-    with progress.activity("comparing"):
+    with _activity(progress, parsed, "comparing"):
         decision = registry.compare(*names, parsed.metric)
     if parsed.json:
         print(decision.model_dump_json())
@@ -173,11 +174,9 @@ def _promote(registry: "Registry", parsed: Namespace, progress: Progress) -> Exi
     from orchestrator.tracking.registry import Reference
 
     if parsed.reason and not parsed.no_gate:
-        raise InputError(
-            "--reason: with the gate, the reason is that of the gate; remove it, or add --no-gate"
-        )
+        raise InputError("--reason: the gate gives the reason; remove it, or add --no-gate")
     reference = Reference.parse(parsed.model)
-    with progress.activity("promoting"):
+    with _activity(progress, parsed, "promoting"):
         record = registry.promote(
             reference, parsed.alias, metric=parsed.metric, gate=not parsed.no_gate, reason=parsed.reason
         )
@@ -218,7 +217,7 @@ def _history(registry: "Registry", parsed: Namespace, progress: Progress) -> Exi
 def _pull(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCode:
     from orchestrator.tracking.registry import Reference
 
-    with progress.activity(f"downloading {parsed.model}"):
+    with _activity(progress, parsed, f"downloading {parsed.model}"):
         pulled = registry.pull(Reference.parse(parsed.model), Path(parsed.folder))
     if parsed.json:
         print(json.dumps(pulled))
@@ -226,6 +225,11 @@ def _pull(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCo
         checked = f"checksum {pulled['digest']}" if pulled["verified"] else "registered without a checksum"
         progress.print(f"{pulled['model']} version {pulled['version']} is in {pulled['folder']}, {checked}")
     return ExitCode.DONE
+
+
+def _activity(progress: Progress, parsed: Namespace, activity: str) -> AbstractContextManager[None]:
+    """Show what the command does, unless it prints a document."""
+    return nullcontext() if parsed.json else progress.activity(activity)
 
 
 def _show_record(progress: Progress, name: str, record: "Record", as_json: bool) -> ExitCode:

@@ -51,8 +51,8 @@ def score_version(
     subject = trainable.load(dotted)
     assert isinstance(subject, Comparable)
     with tempfile.TemporaryDirectory() as folder:
-        download(uri, version, Path(folder))
-        return copied(subject.score_model(subject.Config.model_validate(config), Path(folder)))
+        model = download(uri, version, Path(folder))
+        return copied(subject.score_model(subject.Config.model_validate(config), model))
 
 
 Pictures = dict[str, bytes]

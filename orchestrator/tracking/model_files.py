@@ -25,26 +25,35 @@ def digest(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
-def download(uri: str, version: ModelVersion, folder: Path) -> bool:
-    """Download the files of a version into a folder.
+def download(uri: str, version: ModelVersion, folder: Path) -> Path:
+    """Download the files of a version below a folder, and compare them with its checksum, if it has one.
 
     Returns:
-        Whether they were compared with a checksum: versions of 0.1.0 have none.
+        The folder of the model.
 
     Raises:
         InputError: they are not the files that were registered.
         MlflowException: the store does not answer, or the version was deleted.
     """
-    # The store of the version may be another one than that of the process.
-    where = f"models:/{version.name}/{version.version}"
-    download_artifacts(artifact_uri=where, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
+    source = client_of(uri).get_model_version_download_uri(version.name, version.version)
+    model = fetch(uri, source, folder)
     expected = version.tags.get(DIGEST_TAG)
-    if expected is not None and (found := digest(folder)) != expected:
+    if expected is not None and (found := digest(model)) != expected:
         raise InputError(
             f"{version.name}: the files of version {version.version} are not those that were registered:"
             f" {found} instead of {expected}; do not use them"
         )
-    return expected is not None
+    return model
+
+
+def fetch(uri: str, source: str, folder: Path) -> Path:
+    """Download the files at an address of an artifact store, as the MLflow at ``uri`` gives it.
+
+    MLflow resolves ``models:/NAME/VERSION`` in the store of the process, whatever store it is told.
+    """
+    return Path(
+        download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
+    )
 
 
 def client_of(uri: str) -> mlflow.MlflowClient:

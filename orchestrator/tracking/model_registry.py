@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -23,7 +22,7 @@ from orchestrator.tracking import model_card
 from orchestrator.tracking.alias import Alias
 from orchestrator.tracking.evidence import DATA_TAG, TRAINABLE_TAG, Evidence
 from orchestrator.tracking.gate import Decision, Rule
-from orchestrator.tracking.model_files import DIGEST_TAG, digest
+from orchestrator.tracking.model_files import DIGEST_TAG, digest, fetch
 from orchestrator.tracking.outbox import describe_error
 from orchestrator.tracking.promotion import (
     DECISION_TAG,
@@ -206,7 +205,7 @@ def _create_version(
     tags = {**identity, "sweep.name": tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
     tags |= {TRAINABLE_TAG: evidence.trainable} if evidence.trainable else {}
     tags |= {f"{DATA_TAG}{name}": str(value) for name, value in record.get("data", {}).items()}
-    tags[DIGEST_TAG] = _digest(tracker.uri, model_id)
+    tags[DIGEST_TAG] = _digest(client, tracker.uri, model_id)
     try:
         client.create_registered_model(model, description=model_card.of_model(model))
     except MlflowException as error:
@@ -322,13 +321,10 @@ def _link(client: mlflow.MlflowClient, model_id: str, version: ModelVersion) -> 
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*links, mine])})
 
 
-def _digest(uri: str, model_id: str) -> str:
+def _digest(client: mlflow.MlflowClient, uri: str, model_id: str) -> str:
     """Return the checksum of the files of a model as the store gives them."""
     with TemporaryDirectory() as folder:
-        download_artifacts(
-            artifact_uri=f"models:/{model_id}", dst_path=folder, tracking_uri=uri, registry_uri=uri
-        )
-        return digest(Path(folder))
+        return digest(fetch(uri, client.get_logged_model(model_id).artifact_location, Path(folder)))
 
 
 def _find_upload(tracker: Tracker, run_id: str, model: str) -> str | None:

@@ -163,16 +163,14 @@ class Registry:
             version = self.find(reference)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
-                files = Path(partial) / "model"
-                verified = download(self.uri, version, files)
-                shutil.copytree(files, folder, dirs_exist_ok=True)
+                shutil.copytree(download(self.uri, version, Path(partial)), folder, dirs_exist_ok=True)
         digest = version.tags.get(DIGEST_TAG, "")
         return {
             "model": version.name,
             "version": int(version.version),
             "folder": str(folder),
             "digest": digest,
-            "verified": verified,
+            "verified": bool(digest),
         }
 
     def find(self, reference: Reference) -> ModelVersion:
@@ -186,7 +184,7 @@ class Registry:
             number = self._holder(reference.name, reference.alias)
         if number is None:
             raise InputError(
-                f"{reference.name}: name a version: {reference.name}@ALIAS or {reference.name}/1"
+                f"{reference.name}: name a version, as {reference.name}@champion or {reference.name}/1"
             )
         try:
             return self.client.get_model_version(reference.name, str(number))
@@ -234,10 +232,10 @@ class Registry:
             return {}
         config = subject.Config.model_validate(known.config)
         with tempfile.TemporaryDirectory() as folder:
-            download(self.uri, champion, Path(folder))
+            model = download(self.uri, champion, Path(folder))
             try:
                 subject.prepare(config)
-                return copied(subject.score_model(config, Path(folder)))
+                return copied(subject.score_model(config, model))
             except subject.InputError as error:
                 raise InputError(f"version {champion.version} cannot be scored anew: {error}") from error
 

@@ -3,100 +3,28 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
-import numpy as np
 import pytest
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
-from mlflow.types import Schema, TensorSpec
 
-from orchestrator.config.sections import Gate
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.alias import is_lease
-from orchestrator.tracking.evidence import Evidence
-from orchestrator.tracking.gate import Rule
-from orchestrator.tracking.model_registry import RegisteredModel, check_registry, register
+from orchestrator.tracking.model_registry import RegisteredModel, check_registry
 from orchestrator.tracking.promotion import Record, records_of
 from orchestrator.tracking.tracker import Tracker
+from tests.support.registered_models import exported, finish_sweep, register_best
 from tests.support.servers import MlflowServer
-
-MODEL = """
-import mlflow
-import numpy as np
-
-class MeanColour(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        with open(context.artifacts["scale"]) as file:
-            self.scale = float(file.read())
-
-    def predict(self, context, model_input: np.ndarray, params=None) -> np.ndarray:
-        return (model_input.mean(axis=(1, 2, 3)) * self.scale).astype(np.float32)
-
-mlflow.models.set_model(MeanColour())
-"""
 
 
 @pytest.fixture
 def export(tmp_path: Path) -> dict[str, Any]:
     return exported(tmp_path)
-
-
-def exported(folder: Path) -> dict[str, Any]:
-    """Write a model; return what a trainable returns from its export."""
-    (folder / "mean_colour.py").write_text(MODEL)
-    (folder / "scale.txt").write_text("0.5")
-    noise = np.random.default_rng(0).integers(0, 256, (1, 2, 8, 4, 3), dtype=np.uint8)
-    return {
-        "python_model": str(folder / "mean_colour.py"),
-        "artifacts": {"scale": str(folder / "scale.txt")},
-        "input_example": noise,
-        "signature": ModelSignature(
-            Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, -1, 3))]),
-            Schema([TensorSpec(np.dtype(np.float32), (-1, 3))]),
-        ),
-        "pip_requirements": ["mlflow==3.17.2", "numpy"],
-    }
-
-
-def finish_sweep(uri: str, sweep_id: str) -> Tracker:
-    tracker = Tracker(uri, "alignment", "alignment", sweep_id)
-    tracker.start_trial(0, "gru 128", {"rnn.cell": "gru"})
-    tracker.log_epoch(0, 1, {"val/rank1": 0.5})
-    tracker.end_trial(0, "COMPLETE", value=0.5)
-    return tracker
-
-
-@dataclass(frozen=True)
-class Walkers:
-    """The record of a data set."""
-
-    name: str = "walkers"
-    role: str = "target"
-    source: str = "generated"
-    digest: str = "d1"
-    counts: dict[str, int] = field(default_factory=lambda: {"identities": 8})
-
-
-def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> RegisteredModel:
-    scores, data = {"test/walkers/rank1": rank1}, {"walkers": "d1"}
-    rule = Rule(gate=Gate(metric="rank1"), metric="rank1")
-    return register(
-        tracker,
-        0,
-        export,
-        model=f"reid-{tracker.sweep_id.split('-')[0]}",
-        alias="champion",
-        evaluation=scores,
-        record={"data": data, "parameters": {"rnn.cell": "gru"}},
-        evidence=Evidence(trainable="a:B", config={}, rule=rule, scores=scores, data=data),
-        data_sets=[Walkers()],
-    )
 
 
 @dataclass
@@ -176,7 +104,7 @@ def test_better_version_takes_the_alias(registered: Registered) -> None:
 def test_worse_version_is_the_challenger_and_says_why(registered: Registered) -> None:
     worse, record = registered.worse, record_of(registered, registered.worse)
     assert (record.verdict, record.champion) == ("declined", 2) and not worse.promoted
-    assert "not shown to be better than version 2" in str(worse)
+    assert "rank1 on walkers changes by -0.05 from version 2" in str(worse)
     aliases = registered.client.get_registered_model(worse.name).aliases
     assert aliases == {"champion": "2", "challenger": "3"}
 
