@@ -203,7 +203,7 @@ class Sweep(Job):
         """Yield the fixed config, then the fixed config with each choice, which may be of data."""
         configs = [self.trial_config({})]
         for values in self.space.corners():
-            if any(self.search[path].choice for path in values):
+            if any(self.search[path].choice for path in values.keys() & self.search.keys()):
                 configs.append(self.trial_config(values))
         yield from (config for index, config in enumerate(configs) if config not in configs[:index])
 
@@ -276,9 +276,6 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     implementation = sweep.implementation
     if sweep.budget.gpu_hours is not None and not sweep.resources.gpus:
         raise FieldError(Fault(("budget", "gpu_hours"), "trials use no GPU; set resources.gpus"))
-    if len(sweep.objective) > 1 and sweep.scheduler.name != "none":
-        reason = "trials with several objectives cannot be stopped early; write scheduler: none"
-        raise FieldError(Fault(("scheduler",), reason))
     if sweep.name in sweep.warm_start:
         location = ("warm_start", sweep.warm_start.index(sweep.name))
         reason = f"{sweep.name} is this sweep itself, which keeps its trials; name an earlier sweep"
@@ -297,6 +294,9 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
     sweep._space = space
     metrics = sweep.trial_metrics
     objective = _with_modes(sweep.objective, metrics, isinstance(tree["objective"], list))
+    if len(objective) > 1 and sweep.scheduler.name != "none":
+        reason = "trials with several objectives cannot be stopped early; write scheduler: none"
+        raise FieldError(Fault(("scheduler",), reason))
     _check_constraints(sweep.constraints, metrics, isinstance(tree.get("constraints"), list))
     sweep = sweep.model_copy(update={"objective": objective})
     if sweep.finals is not None:

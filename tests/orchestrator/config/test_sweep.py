@@ -395,3 +395,13 @@ def test_every_choice_is_prepared(file: Path) -> None:
     sweep = read(file, "search.fault={choice: [none, crash]}", "search.seed={int: [0, 3]}")
     prepared = [(config.fault, config.seed) for config in sweep.configs_to_prepare()]  # type: ignore[attr-defined]
     assert prepared == [("none", 1), ("crash", 1)]
+
+
+def test_configs_to_prepare_with_a_fixed_condition_are_two(file: Path) -> None:
+    sweep = read(
+        file,
+        "config.noise.kind=uniform",
+        "search.noise.width={uniform: [0, 1], when: {noise.kind: uniform}}",
+        "search.fault={choice: [none, data]}",
+    )
+    assert len(list(sweep.configs_to_prepare())) == 2
