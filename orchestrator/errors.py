@@ -46,9 +46,8 @@ class InputError(ValueError):
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_INPUT
 
     def __init__(self, message: str) -> None:
-        """Keep the message to one printable line, whatever it quotes."""
-        line = one_line(message, _MAX_LINE)
-        super().__init__("".join(character if character.isprintable() else "?" for character in line))
+        """Keep the message to one line, whatever it quotes."""
+        super().__init__(one_line(message, _MAX_LINE))
 
 
 class Fault(NamedTuple):
@@ -147,9 +146,14 @@ def plain_text(value: object) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
+def printable(text: str) -> str:
+    """Return a text without what would control a terminal, such as escape sequences; lines remain."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
+
+
 def one_line(text: object, limit: int) -> str:
-    """Return ``str(text)`` as plain text in one line of at most ``limit`` characters."""
-    line = " ".join(plain_text(text).split())
+    """Return ``str(text)`` as one line of at most ``limit`` characters, all of which can be printed."""
+    line = printable(" ".join(plain_text(text).split()))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 

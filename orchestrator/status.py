@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.console.arguments import existing_job_parser, report_error, seconds
 from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
-from orchestrator.errors import ExitCode, InputError, StorageError
+from orchestrator.errors import ExitCode, InputError, StorageError, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -179,7 +179,7 @@ def _show_trial(trial: "TrialStatus", as_json: bool) -> None:
     progress = Progress()
     progress.show(pairs(trial.trial, {label: text for label, text in rows.items() if text}))
     if trial.log:
-        progress.print(f"end of its log:\n{trial.log.rstrip()}")
+        progress.print(f"end of its log:\n{printable(trial.log.rstrip())}")
 
 
 def _age(seconds: float) -> str:

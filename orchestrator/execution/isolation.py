@@ -7,6 +7,9 @@ import logging
 import operator
 import os
 import random
+import resource
+import signal
+import socket
 import sys
 import threading
 import warnings
@@ -54,7 +57,8 @@ def isolated(seed: Sequence[int]) -> Iterator[None]:
     """Seed the global generators, and restore the settings of the process after the block.
 
     Restored are the environment, the working directory, the import path, the locale, the filters of
-    ``warnings``, and the settings of NumPy and PyTorch that change results or speed.
+    ``warnings``, limits, masks and timers of the process, and the settings of NumPy and PyTorch that change
+    results or speed.
 
     Args:
         seed: integers of at least 0 that together are the seed.
@@ -64,7 +68,7 @@ def isolated(seed: Sequence[int]) -> Iterator[None]:
     environment, path, folder = dict(os.environ), list(sys.path), os.getcwd()
     words, level = locale.setlocale(locale.LC_ALL), logging.root.manager.disable
     errors = np.geterr()
-    settings = _torch_settings()
+    settings, process = _torch_settings(), _process_settings()
     seeds = np.random.SeedSequence(seed).generate_state(3)
     random.seed(int(seeds[0]))
     np.random.seed(seeds[1])
@@ -77,11 +81,41 @@ def isolated(seed: Sequence[int]) -> Iterator[None]:
                 del os.environ[variable]
             os.environ.update(environment)
             sys.path[:] = path
-            os.chdir(folder)
+            _restore_process(process)
+            with contextlib.suppress(FileNotFoundError):  # the trial has removed it
+                os.chdir(folder)
             locale.setlocale(locale.LC_ALL, words)
             logging.disable(level)
             np.seterr(**errors)
             _restore_torch(settings)
+
+
+def _process_settings() -> dict[str, Any]:
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "umask": umask,
+        "timer": signal.getitimer(signal.ITIMER_REAL),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "cores": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
+        "recursion": sys.getrecursionlimit(),
+        "timeout": socket.getdefaulttimeout(),
+        "garbage": gc.isenabled(),
+    }
+
+
+def _restore_process(settings: dict[str, Any]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, *settings["timer"])  # an alarm would end the next trial's process
+    os.umask(settings["umask"])
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    unlimited = hard == resource.RLIM_INFINITY
+    soft = settings["files"] if unlimited else min(settings["files"], hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if settings["cores"] is not None:
+        os.sched_setaffinity(0, settings["cores"])
+    sys.setrecursionlimit(settings["recursion"])
+    socket.setdefaulttimeout(settings["timeout"])
+    (gc.enable if settings["garbage"] else gc.disable)()
 
 
 def _torch_settings() -> dict[str, Any]:

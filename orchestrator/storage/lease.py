@@ -90,9 +90,19 @@ class DriverRecord(BaseModel):
 
     def is_gone(self) -> bool:
         """Return whether its process ran on this machine and has ended; False if unknown."""
-        machine, _, _ = self.identity.rpartition(":")
-        this_machine, _, _ = process_identity(os.getpid()).rpartition(":")
-        return machine == this_machine and process_identity(self.pid) != self.identity
+        return self._is_of_this_machine() and process_identity(self.pid) != self.identity
+
+    def is_alive(self) -> bool:
+        """Return whether it is another process that runs on this machine; False if unknown."""
+        return (
+            self._is_of_this_machine()
+            and self.pid != os.getpid()
+            and process_identity(self.pid) == self.identity
+        )
+
+    def _is_of_this_machine(self) -> bool:
+        this_process = process_identity(os.getpid())
+        return self.identity.rpartition(":")[0] == this_process.rpartition(":")[0]
 
     def to_json(self) -> bytes:
         """Return the content of the file."""
@@ -152,7 +162,9 @@ def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | Non
 
 def check_driver(store: Store, job: str, label: str) -> None:
     """Raise InputError if a driver holds the lock of a job; writes nothing."""
-    if store.is_locked(job):
+    current = read_driver_record(store, job)
+    is_alive = current is not None and not current[0].ended and current[0].is_alive()
+    if is_alive or store.is_locked(job):  # the file of the lock may have been deleted
         raise _taken(store, job, label)
 
 
@@ -213,6 +225,8 @@ class Lease:
             except LockedError:
                 raise _taken(self._store, self._job, self._label) from None
             before = read_driver_record(self._store, self._job)
+            if before is not None and not before[0].ended and before[0].is_alive():
+                raise _taken(self._store, self._job, self._label, before[0])
             if (
                 before is not None
                 and self._store.heartbeat_only
@@ -316,20 +330,23 @@ class Lease:
         version = self._store.compare_and_swap(name, content, self._seen)
         if version is None:
             current = self._store.read(name)
-            # A lock keeps other drivers out, so a user deleted or edited the record. Without one, this
-            # process may have written it, and not have noted the version.
-            if not self._store.heartbeat_only or current is None or self._is_own(current[0]):
+            # A user deleted or edited the record; or this process wrote it, and did not note the version.
+            if current is None or self._may_replace(current[0]):
                 version = self._store.compare_and_swap(name, content, current[1] if current else None)
         if version is None:
             return False
         self._seen, self._renewed = version, clocks
         return True
 
-    def _is_own(self, content: bytes) -> bool:
+    def _may_replace(self, content: bytes) -> bool:
+        """Return whether a record is of no other driver; a lock keeps others out while its file exists."""
         try:
-            return DriverRecord.model_validate_json(content).identity == self.record.identity
+            record = DriverRecord.model_validate_json(content)
         except ValidationError:
-            return False
+            return not self._store.heartbeat_only
+        if record.identity == self.record.identity:
+            return True
+        return not self._store.heartbeat_only and (record.ended or record.is_gone())
 
     def _wait_for_silence(self, last: DriverRecord, version: str) -> tuple[DriverRecord, str]:
         """Wait until the record of a driver has not changed for long enough; raises InputError if it does."""

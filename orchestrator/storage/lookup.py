@@ -113,7 +113,7 @@ def driver_state(store: Store, name: str, driver: DriverRecord) -> DriverState:
     if driver.is_gone():
         return "died"
     locked = store.is_locked(name)
-    if locked is False:
+    if locked is False and not driver.is_alive():  # the file of the lock may have been deleted
         return "died"
     if -lease.HEARTBEAT_SECONDS < time.time() - driver.renewed < SILENT_SECONDS:
         return "running"

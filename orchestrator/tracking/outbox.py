@@ -273,7 +273,9 @@ def describe_error(error: Exception, limit: int = 200) -> str:
 
     Connection errors are wrapped many levels deep by requests 2 and urllib3 2, whose texts are matched here.
     """
-    text = one_line(error, limit)
+    text = one_line(error, 10 * limit)
+    if of_database := re.search(r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?: \[SQL:|$)", text):
+        return one_line(of_database[1], limit)  # without what SQLAlchemy 2 adds
     for sign, meaning in (
         ("Connection refused", "connection refused"),
         ("Name or service not known", "host name not known"),
@@ -287,4 +289,4 @@ def describe_error(error: Exception, limit: int = 200) -> str:
     ):
         if sign in str(error):
             return meaning
-    return text
+    return one_line(text, limit)

@@ -70,8 +70,10 @@ def quiet_mlflow() -> None:
     """Silence what MLflow and Alembic log at each start about migrations and monitors; warnings stay."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # The monitor of system metrics warns when the server does not answer; the outbox reports that already.
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    # The monitor of system metrics, and an error of the database with its traceback: the outbox reports that
+    # nothing is recorded.
+    for name in ("mlflow.system_metrics", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -22,6 +22,10 @@ HARMLESS = (
     "much output",
     "closed output",
     "many metrics",
+    "alarm",
+    "timeout of sockets",
+    "no working folder",
+    "no log",
 )
 """Acts after which the trial is complete."""
 

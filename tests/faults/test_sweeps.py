@@ -184,7 +184,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of a few megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("a small file system cannot be mounted here: that takes root and its capabilities")
     yield folder
@@ -197,8 +197,7 @@ def test_sweep_on_full_disk_stops_and_resumes_later(file: Path, tmp_path: Path, 
     with command_line.start("sweep", file, *options) as (process, output):
         lines = read_until(output, epochs=2)
         filler = small_disk / "filler"
-        with contextlib.suppress(OSError):  # it fills what is left
-            filler.write_bytes(bytes(4 << 20))
+        fill(filler)
         lines.append(output.read())
     text = "".join(lines)
     assert process.returncode == 1, text
@@ -208,6 +207,44 @@ def test_sweep_on_full_disk_stops_and_resumes_later(file: Path, tmp_path: Path, 
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [len(trial.intermediate_values) for trial in study(small_disk).trials] == [12, 12]
+
+
+def test_sweep_goes_on_while_the_disk_of_mlflow_is_full(file: Path, tmp_path: Path, small_disk: Path) -> None:
+    settings = [f"tracking.uri=sqlite:///{small_disk}/mlflow.db", "config.seconds=1", "config.epochs=8"]
+    options = options_for(tmp_path, *settings, "scheduler=none", "budget.trials=2")
+    filler = small_disk / "filler"
+    with command_line.start("sweep", file, *options) as (process, output):
+        lines = read_until(output, epochs=2)
+        fill(filler)
+        lines += read_until(output, epochs=5)
+        shown = command_line.run("status", tmp_path / "parabola", "--json")
+        assert "database or disk is full" in json.loads(shown.stdout)["undelivered"]
+        lines.append(output.read())
+    text = "".join(lines)
+    assert process.returncode == 1, text
+    assert "Traceback" not in text
+    assert text.count("database or disk is full; it is kept") == 1, text
+    assert "rerun the command" in text.splitlines()[-1]
+    assert [trial.state.name for trial in study(tmp_path).trials] == ["COMPLETE"] * 2
+    filler.unlink()
+    done = command_line.run("sweep", file, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(f"sqlite:///{small_disk}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
+    trials = [run for run in runs if "trial.number" in run.data.tags]
+    assert len(trials) == 2
+    for run in trials:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/score")]
+        assert steps == list(range(1, 9))
+
+
+def fill(filler: Path) -> None:
+    """Take what is left of a file system, to the last byte."""
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
 
 
 def test_sweeps_on_one_cluster_leave_nothing(file: Path, tmp_path: Path) -> None:

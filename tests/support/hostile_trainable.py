@@ -1,7 +1,11 @@
 """A trainable that does what a trainable must not do, as its config asks for."""
 
+import logging
 import os
+import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +78,11 @@ def _fork() -> None:
         os._exit(0)
 
 
+def _remove_working_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+
+
 ACTS: dict[str, Callable[[], None]] = {
     "nothing": lambda: None,
     "NUL in a message": lambda: _raise(ValueError("a\0b")),
@@ -93,6 +102,11 @@ ACTS: dict[str, Callable[[], None]] = {
     "fork": _fork,
     "much output": _print_much,
     "closed output": lambda: sys.stdout.close(),
+    "alarm": lambda: signal.setitimer(signal.ITIMER_REAL, 20) and None,
+    "timeout of sockets": lambda: socket.setdefaulttimeout(0.001),
+    "no working folder": _remove_working_folder,
+    "no log": lambda: logging.disable(),
+    "ignored signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN) and None,
 }
 """Acts after the first epoch, by name."""
 

@@ -1,9 +1,14 @@
 """What a trial may not leave behind in the process of a worker."""
 
 import _thread
+import gc
+import math
 import multiprocessing
 import os
 import random
+import resource
+import signal
+import socket
 import sys
 import threading
 import time
@@ -44,6 +49,8 @@ def state() -> dict[str, Any]:
         "anomaly": torch.is_anomaly_enabled(),
         "benchmark": torch.backends.cudnn.benchmark,
         "onednn": torch.backends.mkldnn.enabled,
+        **isolation._process_settings(),
+        "timer": math.ceil(signal.getitimer(signal.ITIMER_REAL)[0] / 10_000),  # pytest has one, of an hour
     }
 
 
@@ -67,6 +74,13 @@ def change_everything(folder: Path) -> None:
     torch.autograd.set_detect_anomaly(True)
     torch.backends.cudnn.benchmark = True
     torch.backends.mkldnn.enabled = False
+    signal.alarm(1_000_000)
+    os.umask(0o777)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    sys.setrecursionlimit(500)
+    socket.setdefaulttimeout(0.001)
+    gc.disable()
 
 
 def test_isolated_restores_what_a_trial_changed(tmp_path: Path) -> None:

@@ -210,6 +210,38 @@ def test_lease_restores_a_record_that_was_deleted(tmp_path: Path, interrupt: Int
     assert not interrupt.requested
 
 
+def test_lease_whose_lock_file_was_deleted_refuses_others(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    (tmp_path / ".job.lock").unlink()
+    for attempt in (hold(tmp_path).__enter__, lambda: check_driver(LocalStore(tmp_path), "job", "sweep job")):
+        with pytest.raises(InputError, match=f"^sweep job is driven by process {other.pid} on "):
+            attempt()
+
+
+def test_lease_that_another_driver_wrote_is_lost(tmp_path: Path, interrupt: Interrupt) -> None:
+    driver = DriverRecord(host="elsewhere", pid=7, started="2026", identity="elsewhere:1:2:3")
+    held = hold(tmp_path, interrupt)
+    with pytest.raises(KeyboardInterrupt), held:
+        LocalStore(tmp_path).write(lease.record_name("job"), driver.to_json())
+        time.sleep(60)
+    assert held.lost and "process 7 on elsewhere" in interrupt.reason
+    current = read_driver_record(LocalStore(tmp_path), "job")
+    assert current is not None and current[0] == driver
+
+
+@pytest.mark.parametrize("changes", [{"ended": True}, {"pid": 2**22 + 1}])
+def test_lease_replaces_the_record_of_a_driver_that_ended(
+    tmp_path: Path, interrupt: Interrupt, changes: dict[str, object]
+) -> None:
+    record = own_record().model_copy(update={"identity": own_record().identity[:-1] + "x", **changes})
+    with hold(tmp_path, interrupt) as held:
+        LocalStore(tmp_path).write(lease.record_name("job"), record.to_json())
+        time.sleep(0.5)
+        current = read_driver_record(LocalStore(tmp_path), "job")
+    assert not held.lost and current is not None and current[0].identity == held.record.identity
+
+
 def test_lease_records_activity_at_each_heartbeat(tmp_path: Path, interrupt: Interrupt) -> None:
     seconds: list[float] = []
 
@@ -232,6 +264,13 @@ def own_record() -> DriverRecord:
 
 def test_driver_record_of_a_live_process_is_not_gone() -> None:
     assert not own_record().is_gone()
+    assert not own_record().is_alive()  # it is this process, and no other
+
+
+def test_driver_record_of_another_live_process_is_alive() -> None:
+    parent = os.getppid()
+    record = DriverRecord(host="h", pid=parent, started="", identity=process_identity(parent))
+    assert record.is_alive() and not record.is_gone()
 
 
 def test_driver_record_of_a_reused_pid_is_gone() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,9 +22,10 @@ import requests
 from botocore.exceptions import EndpointConnectionError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.errors import InputError, LeaseLostError, TrackingError
-from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.outbox import Outbox, describe_error
 from orchestrator.tracking.preflight import check, ui_command
 from orchestrator.tracking.tracker import Tracker
 
@@ -177,6 +179,14 @@ def test_trial_without_a_run_is_one_line(sqlite_uri: str) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "unknown")
     with tracker, pytest.raises(TrackingError, match="no run of trial 9"):
         tracker.run_id(9)
+
+
+def test_error_of_a_database_is_told_in_its_own_words() -> None:
+    cause = sqlite3.OperationalError("database or disk is full")
+    error = OperationalError("INSERT INTO metrics", {"key": "x" * 5000}, cause)
+    error.add_detail("raised as a result of Query-invoked autoflush")
+    assert describe_error(MlflowException(error)) == "database or disk is full"
+    assert describe_error(error) == "database or disk is full"
 
 
 def test_outbox_after_an_error_delivers_what_follows() -> None:
