@@ -99,7 +99,8 @@ def read_status(store: Store, name: str) -> Status:
     if outcome is not None and final and status.state not in lookup.DRIVEN and "running" not in status.trials:
         status.state, status.report = "finished", outcome.report
         if model := outcome.model:
-            status.model = f"{model.name} version {model.version}, alias {model.alias}"
+            taken = "alias" if model.promoted else "without the alias"
+            status.model = f"{model.name} version {model.version}, {taken} {model.alias}"
         if not outcome.delivered:
             status.undelivered = "some records or files; rerun the command to deliver them"
     return status

@@ -242,7 +242,8 @@ def _decide(
         client.log_dict(run_id, content, f"registry/{version.name}-v{number}.json")
 
     by = who(sweep=tracker.sweep_name)
-    promote(client, version, Alias(client, version.name, alias), judge.decide, by=by, keep=keep)
+    owned = Alias(client, version.name, alias, owner=f"{tracker.sweep_id} {number}")
+    promote(client, version, owned, judge.decide, by=by, keep=keep)
 
 
 def _page(
