@@ -80,6 +80,7 @@ class RecordedModel(_Strict):
     name: str
     version: int = Field(strict=False)
     alias: str
+    promoted: bool = True
 
 
 class RecordedOutcome(_Strict):

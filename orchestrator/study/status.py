@@ -116,7 +116,8 @@ def read_status(store: Store, name: str) -> Status:
     if outcome is not None and final and status.state not in lookup.DRIVEN and "running" not in status.trials:
         status.state, status.report = "finished", outcome.report
         if model := outcome.model:
-            status.model = f"{model.name} version {model.version}, alias {model.alias}"
+            taken = "alias" if model.promoted else "without the alias"
+            status.model = f"{model.name} version {model.version}, {taken} {model.alias}"
         if not outcome.delivered:
             status.undelivered = "some records or files; rerun the command to deliver them"
     if kind == "sweep" and status.state == "stopped" and _has_failed(status):

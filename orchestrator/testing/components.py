@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.trainable import (
     ERROR,
+    Comparable,
     Illustrating,
+    QueryResults,
     Trainable,
     contract_violation,
     metrics_of,
@@ -62,7 +64,10 @@ def check_trainable(trainable: Trainable, config: Mapping[str, Any]) -> None:
 
         export = folder / "export"
         export.mkdir()
-        _check_export(trainable.export(validated, resumed.checkpoints[-1], export))
+        arguments = trainable.export(validated, resumed.checkpoints[-1], export)
+        _check_export(arguments)
+        if isinstance(trainable, Comparable):
+            _check_comparable(trainable, validated, resumed.checkpoints[-1], arguments, folder / "model")
 
 
 def check_sampler(factory: "Callable[[], optuna.samplers.BaseSampler]", *, continuous: bool = True) -> None:
@@ -186,6 +191,36 @@ def _check_export(arguments: Mapping[str, Any]) -> None:
     assert signature.inputs is not None and signature.outputs is not None, (
         "the signature of export lacks the inputs or the outputs"
     )
+
+
+def _check_comparable(
+    trainable: Comparable, config: Any, checkpoint: Path, arguments: Mapping[str, Any], folder: Path
+) -> None:
+    """Check that an exported model has the results of its checkpoint, and was not trained on its targets."""
+    import mlflow
+
+    results = trainable.query_results(config, checkpoint)
+    metrics = {target: set(each.metrics) for target, each in results.items()}
+    told = {target: set(names) for target, names in trainable.target_metrics(config).items()}
+    assert metrics == told, f"target_metrics tells {told}, and the results have {metrics}"
+    for target, each in results.items():
+        assert len(set(each.queries)) == len(each.queries) > 0, f"{target}: queries need names of their own"
+        for name, values in each.metrics.items():
+            assert len(values) == len(each.queries), f"{target}: {name} has not one value per query"
+    mlflow.pyfunc.save_model(folder, **arguments)
+    again = trainable.score_model(config, folder)
+    assert {name: _subject(each) for name, each in again.items()} == {
+        name: _subject(each) for name, each in results.items()
+    }, "score_model scores the exported model on other targets, queries or data than evaluate"
+    tested, trained = trainable.tested_on(config), trainable.trained_on(config)
+    for target in results:
+        for numbering, names in tested[target].items():
+            both = sorted(set(names) & set(trained.get(numbering, ())))
+            assert not both, f"the config trains on {both[0]!r} of its target {target!r}"
+
+
+def _subject(results: QueryResults) -> tuple[Any, ...]:
+    return results.data, results.protocol, results.version, tuple(results.queries)
 
 
 def _objective(trial: "optuna.Trial", continuous: bool) -> float:

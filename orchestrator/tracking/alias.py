@@ -148,7 +148,8 @@ class Alias:
     patience: float = PATIENCE_SECONDS
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Who changes the alias. A lease of an earlier process of the same owner is taken over at once."""
 
     def read(self) -> State:
         """Return the state of the alias; raises MlflowException."""
@@ -232,6 +233,9 @@ class Alias:
             number = self.read().closed + 1
             if self._create_lease(number):
                 return number
+            if seen < 0 and self._is_mine(self._lease_name(number)):
+                self._tag(f"closed.{number}", {"taken over": True})
+                continue
             if number != seen:
                 seen, since, pause = number, self.clock(), 0.05
             elif self.clock() - since > self.patience:
@@ -327,7 +331,7 @@ class Alias:
             nonlocal tried
             repeated, tried = tried, True
             try:
-                self.client.create_registered_model(name, tags={"mark": self._mark})
+                self.client.create_registered_model(name, tags={"owner": self.owner})
             except MlflowException as error:
                 if error.error_code not in _TAKEN:
                     raise
@@ -337,9 +341,9 @@ class Alias:
         return self._ask(create)
 
     def _is_mine(self, name: str) -> bool:
-        """Return whether an attempt that seemed to fail created a lease."""
+        """Return whether a lease is of this owner: an earlier process, or a request that seemed lost."""
         with contextlib.suppress(MlflowException):  # of another login, or deleted
-            return bool(self.client.get_registered_model(name).tags.get("mark") == self._mark)
+            return bool(self.client.get_registered_model(name).tags.get("owner") == self.owner)
         return False
 
     def _delete_leases(self, closed: int) -> None:

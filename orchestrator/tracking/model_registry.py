@@ -247,7 +247,8 @@ def _decide(
         decisions.append(decision)
 
     by = who(sweep=tracker.sweep_name)
-    promote(client, version, Alias(client, version.name, alias), judge.decide, by=by, keep=keep)
+    owned = Alias(client, version.name, alias, owner=f"{tracker.sweep_id} {number}")
+    promote(client, version, owned, judge.decide, by=by, keep=keep)
     return decisions[-1] if decisions else None
 
 

@@ -16,7 +16,7 @@ from orchestrator.config.sweep import Sweep, read_sweep
 from orchestrator.errors import InputError
 from orchestrator.testing import check_sampler, check_scheduler, check_trainable
 from orchestrator.trainable import Illustrating
-from tests.support.example_trainable import ExampleConfig, ExampleTrainable
+from tests.support.example_trainable import ComparableTrainable, ExampleConfig, ExampleTrainable
 from tests.support.examples.my_sampler import MySampler
 from tests.support.examples.my_scheduler import MyPruner
 from tests.support.examples.my_trainable import MyTrainable
@@ -179,7 +179,7 @@ def test_sampler_config_that_accepts_unknown_keys_fails(file: Path) -> None:
         read(file, f"sampler={__name__}:Loose")
 
 
-@pytest.mark.parametrize("name", ["ExampleTrainable", "MyTrainable", "ByConfig"])
+@pytest.mark.parametrize("name", ["ExampleTrainable", "ComparableTrainable", "MyTrainable", "ByConfig"])
 def test_check_trainable_valid_one_passes(name: str) -> None:
     check_trainable(globals()[name](), {"epochs": 3})
 
@@ -272,9 +272,24 @@ class Unsigned(ExampleTrainable):
         return {"python_model": "model.py"}
 
 
+class Untold(ComparableTrainable):
+    def target_metrics(self, config: ExampleConfig) -> dict[str, list[str]]:
+        return {"parabola": ["loss"]}
+
+
+class Contaminated(ComparableTrainable):
+    def trained_on(self, config: ExampleConfig) -> dict[str, list[str]]:
+        return {"points": ["1", "2"]}
+
+    def tested_on(self, config: ExampleConfig) -> dict[str, dict[str, list[str]]]:
+        return {"parabola": {"points": ["2", "3"]}}
+
+
 @pytest.mark.parametrize(
     ("trainable", "expected"),
     [
+        (Untold, "target_metrics tells {'parabola': {'loss'}}, and the results have"),
+        (Contaminated, "the config trains on '2' of its target 'parabola'"),
         (Forgetful, r"fit reports the epochs \[1, 2, 3\]; expected \[2, 3\]"),
         (Undeclared, r"metrics that are not in metrics: \['rate', 'train/loss'\]"),
         (Misnamed, "its 'metrics_for' have the invalid name 'val/%'"),

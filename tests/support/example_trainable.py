@@ -164,6 +164,52 @@ class ExampleTrainable:
         }
 
 
+@dataclass(frozen=True)
+class Results:
+    """The results on the parabola, of points that a model is tried at."""
+
+    data: str
+    protocol: str
+    version: str
+    queries: tuple[str, ...]
+    metrics: dict[str, tuple[float, ...]]
+
+
+class ComparableTrainable(ExampleTrainable):
+    """A trainable whose models are compared at ten points: the nearer to the minimum, the better at each."""
+
+    def target_metrics(self, config: ExampleConfig) -> dict[str, list[str]]:
+        """Return the only metric."""
+        return {"parabola": ["score"]}
+
+    def query_results(self, config: ExampleConfig, checkpoint: Path) -> dict[str, Results]:
+        """Return the results of a checkpoint."""
+        return self._results(checkpoint / "state.json")
+
+    def score_model(self, config: ExampleConfig, model: Path) -> dict[str, Results]:
+        """Return the results of a model."""
+        found = next(model.rglob("state.json"), None)
+        if found is None:
+            raise DataError(f"model: {model} holds no state")
+        return self._results(found)
+
+    def trained_on(self, config: ExampleConfig) -> dict[str, list[str]]:
+        """Return nobody."""
+        return {}
+
+    def tested_on(self, config: ExampleConfig) -> dict[str, dict[str, list[str]]]:
+        """Return nobody."""
+        return {"parabola": {}}
+
+    def _results(self, file: Path) -> dict[str, Results]:
+        state = json.loads(file.read_text())
+        score = -((state["x"] - 1) ** 2) - (state["y"] + 2) ** 2
+        values = tuple(score + (point - 4.5) / 10 for point in range(10))
+        names = tuple(f"point {point}" for point in range(10))
+        version = os.environ.get("PARABOLA_SCORING", "1")
+        return {"parabola": Results("0f1e2d3c", "exact", version, names, {"score": values})}
+
+
 class PlainErrors(ExampleTrainable):
     """Raises the most general error that the contract allows."""
 
