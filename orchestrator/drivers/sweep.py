@@ -258,7 +258,9 @@ class SweepDriver(Driver[SweepOutcome]):
         """Check the gate against the targets, as far as the trainable tells their metrics."""
         sweep = self._sweep
         if sweep.registry is not None and isinstance(sweep.implementation, Comparable):
-            check_rule(self._rule(), sweep.implementation.target_metrics(sweep.trial_config({})))
+            with self.explained_data():
+                metrics = sweep.implementation.target_metrics(sweep.trial_config({}))
+            check_rule(self._rule(), metrics)
 
     def _score_version(
         self, config: BaseModel, version: ModelVersion, uri: str

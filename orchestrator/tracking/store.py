@@ -70,6 +70,8 @@ def quiet_mlflow() -> None:
     """Silence what MLflow and Alembic log at each start about migrations and monitors; warnings stay."""
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs with its traceback what it also raises, such as that the file of SQLite was locked for a moment.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # The monitor of system metrics warns when the server does not answer; the outbox reports that already.
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
 
