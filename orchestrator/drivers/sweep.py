@@ -376,7 +376,9 @@ class SweepDriver(Driver[SweepOutcome]):
         """Check the gate against the targets, as far as the trainable tells their metrics."""
         sweep = self._sweep
         if self._registration is not None and isinstance(sweep.implementation, Comparable):
-            check_rule(self._registration.rule, sweep.implementation.target_metrics(sweep.trial_config({})))
+            with self.explained_data():
+                metrics = sweep.implementation.target_metrics(sweep.trial_config({}))
+            check_rule(self._registration.rule, metrics)
 
     def _illustrate(self, outcome: SweepOutcome, study: SearchStudy, folder: Path) -> str:
         """Let the trainable draw pictures of what was scored; return what failed, or nothing."""
@@ -385,10 +387,7 @@ class SweepDriver(Driver[SweepOutcome]):
         else:
             scored = [self._candidate(study, study.trial(outcome.best.trial))]
         variant = outcome.candidate.partition(" ")[0]
-        runs = [
-            ScoredRun(variant, one.name, one.config.model_dump(mode="json", by_alias=True), one.checkpoint)
-            for one in scored
-        ]
+        runs = [ScoredRun(variant, one.name, one.values, one.checkpoint) for one in scored]
         return illustrate(self._sweep, [variant], runs, folder, self._progress)
 
     def _write_report(

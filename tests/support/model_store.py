@@ -7,7 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import (
+    PERMISSION_DENIED,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+)
 
 
 class Killed(BaseException):
@@ -71,6 +75,9 @@ class Process:
 
     store: ModelStore
     run: Callable[["Process"], None]
+    login: str = ""
+    """Others may neither read nor delete the leases that it creates."""
+
     time: float = 0.0
     error: BaseException | None = None
     ended: bool = False
@@ -110,9 +117,18 @@ class Process:
 
         def send(*arguments: Any, **options: Any) -> Any:
             self._wait()
+            if name in ("get_registered_model", "delete_registered_model"):
+                self._check_owner(arguments[0])
+            if name == "create_registered_model":
+                options["tags"]["login"] = self.login
             return request(*arguments, **options)
 
         return send
+
+    def _check_owner(self, model: str) -> None:
+        found = self.store.models.get(model)
+        if found is not None and found.tags.get("login", self.login) != self.login:
+            raise MlflowException("Permission denied", PERMISSION_DENIED)
 
     def _wait(self) -> None:
         if self._killed:  # also in what it would do at its end

@@ -21,7 +21,7 @@ def store_with(versions: int) -> ModelStore:
     return store
 
 
-def promoter(store: ModelStore, version: int, score: Mapping[int, float]) -> Process:
+def promoter(store: ModelStore, version: int, score: Mapping[int, float], owner: str = "") -> Process:
     """A process that promotes a version if its score is higher than that of the champion."""
 
     def propose(holder: int | None) -> Callable[[int], Change]:
@@ -36,7 +36,8 @@ def promoter(store: ModelStore, version: int, score: Mapping[int, float]) -> Pro
         return change
 
     def run(process: Process) -> None:
-        alias = Alias(process, MODEL, "champion", PATIENCE, process.clock, process.sleep)
+        name = owner or f"promoter {id(process)}"
+        alias = Alias(process, MODEL, "champion", PATIENCE, process.clock, process.sleep, name)
         alias.change(propose, lambda tags: DONE in tags, version)
 
     return Process(store, run)
@@ -143,6 +144,32 @@ def test_late_move_is_undone_by_the_next_reader() -> None:
     settle(store)
     assert store.models[MODEL].aliases["champion"] == "2"
     check(store, score, [2])
+
+
+def test_dead_holder_of_another_login_is_taken_over() -> None:
+    """Its lease can neither be read nor deleted, and is in nobody's way."""
+    store, score = store_with(3), {1: 0.4, 2: 0.5, 3: 0.6}
+    first = promoter(store, 1, score)
+    first.login = "other"
+    while not any(".intent." in key for key in store.models[MODEL].tags):
+        first.step()
+    first.kill()
+    finish(promoter(store, 2, score))
+    finish(promoter(store, 3, score))
+    assert store.models[MODEL].aliases["champion"] == "3"
+    assert [len(found) for found in records(store).values()] == [0, 1, 1]
+    assert [name for name in store.models if is_lease(name)] == [f"{MODEL}.lease.champion.1"]
+
+
+def test_lease_of_the_same_owner_is_taken_over_at_once() -> None:
+    store, score = store_with(1), {1: 0.4}
+    first, again = promoter(store, 1, score, owner="sweep 1"), promoter(store, 1, score, owner="sweep 1")
+    while not any(map(is_lease, store.models)):
+        first.step()
+    first.kill()
+    finish(again)
+    assert again.time == 0
+    check(store, score, [1])
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
