@@ -86,7 +86,8 @@ def test_sweep_of_several_objectives_shows_its_pareto_set(tmp_path: Path) -> Non
     )
     store = tmp_path / "store"
     options = ("--storage", str(store))
-    impossible = sweep(file, *options, "--set", "constraints.0.at_most=0", "--set", "name=impossible")
+    bound = "constraints={metric: train/loss, at_most: 0}"
+    impossible = sweep(file, *options, "--set", bound, "--set", "name=impossible")
     assert impossible.returncode == 1, impossible.stdout + impossible.stderr
     assert "none of 2 complete trials satisfies the constraints; of the last one, train/loss is" in (
         impossible.stdout

@@ -204,3 +204,10 @@ def test_grid_study_trial_without_a_cell_is_skipped(open_study: OpenStudy, train
     resumed = open_study()
     assert resumed.trials[1].state == TrialState.RUNNING
     assert run(resumed, trained, scored(0.1))["number"] == 2
+
+
+def test_grid_study_keeps_standard_errors_of_the_last_epoch(open_study: OpenStudy, trained: Trained) -> None:
+    study = open_study()
+    metrics = {"val/score": 3.0, "val/score/error": 0.2, "unknown": 1.0, "unknown/error": 1.0}
+    run(study, EPOCH, EpochEnded(2, metrics), trained, scored(0.5))
+    assert study.trials[0].user_attrs["last"] == {"val/score": 3.0, "val/score/error": 0.2}
