@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ class LocalStore(Store):
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Read a file."""
         try:
+            self._check_kind(self._folder / name)
             content = (self._folder / name).read_bytes()
         except FileNotFoundError:
             return None
@@ -119,7 +121,7 @@ class LocalStore(Store):
     def is_locked(self, name: str) -> bool | None:
         """Try to share the lock, which needs no permission to write."""
         try:
-            with (self._folder / f".{name}.lock").open("rb") as file:
+            with open(self._folder / f".{name}.lock", "rb", opener=_open_at_once) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
         except FileNotFoundError:
@@ -163,11 +165,29 @@ class LocalStore(Store):
         return optuna.storages.RDBStorage(sqlite_address(self.study_file(job)))
 
     def study_file(self, job: str) -> Path:
-        """Return the database in the folder of the job."""
-        return self._folder / job / "study.db"
+        """Return the database in the folder of the job; raises StorageError where it is no file."""
+        file = self._folder / job / "study.db"
+        try:
+            self._check_kind(file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._error(error) from error
+        return file
+
+    def _check_kind(self, file: Path) -> None:
+        """Raise StorageError for a pipe or a device, which could be read for ever; else OSError."""
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise StorageError(f"storage: {file} is not a regular file")
 
     def _error(self, error: OSError) -> StorageError:
         return StorageError(f"storage: {error.filename or self.uri}: {error.strerror}", full=is_full(error))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting, as the other end of a pipe may never come."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _version(content: bytes) -> str:

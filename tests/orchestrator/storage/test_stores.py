@@ -114,6 +114,18 @@ def test_local_store_that_cannot_be_written_names_the_file(tmp_path: Path) -> No
         LocalStore(tmp_path / "file").write("name", b"")
 
 
+def test_local_store_reads_no_pipe(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    (tmp_path / "job").mkdir()
+    for name in ("file", "job/study.db", ".job.lock"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(StorageError, match=r"file is not a regular file$"):
+        store.read("file")
+    with pytest.raises(StorageError, match=r"study.db is not a regular file$"):
+        store.study_storage("job")
+    assert store.is_locked("job") is False
+
+
 def test_local_store_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     LocalStore(tmp_path).write("job/file", b"content")
     assert os.listdir(tmp_path / "job") == ["file"]
