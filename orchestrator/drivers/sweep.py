@@ -21,7 +21,7 @@ from orchestrator.console.progress import Progress
 from orchestrator.console.tables import format_number, pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.plan import sweep_plan
-from orchestrator.errors import SweepError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.execution.cluster import Cluster
 from orchestrator.execution.failures import explain
 from orchestrator.execution.tasks import evaluate, score_version, trainable_task
@@ -273,6 +273,8 @@ class SweepDriver(Driver[SweepOutcome]):
                 results: Mapping[str, TargetResults] = ray.get(
                     task.remote(sweep.trainable, config.model_dump(mode="json"), uri, version)
                 )
+            except (InputError, sweep.implementation.InputError) as error:  # which Ray raises as they are
+                raise InputError(f"{name} could not be scored: {explain(error)}") from error
             except ray.exceptions.RayError as error:
                 raise SweepError(f"{name} could not be scored: {explain(error)}") from error
         return results
