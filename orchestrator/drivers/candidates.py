@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from orchestrator.config.job import Job
 from orchestrator.config.sections import Registry
 from orchestrator.console.progress import Progress
-from orchestrator.errors import SweepError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.execution.failures import explain
 from orchestrator.execution.tasks import evaluate, score_version, trainable_task
 from orchestrator.tracking.evidence import gather
@@ -125,6 +125,8 @@ def _score_version(
             results: Mapping[str, TargetResults] = ray.get(
                 task.remote(job.trainable, candidate.values, uri, version)
             )
+        except (InputError, job.implementation.InputError) as error:  # which Ray raises as they are
+            raise InputError(f"{name} could not be scored: {explain(error)}") from error
         except ray.exceptions.RayError as error:
             raise SweepError(f"{name} could not be scored: {explain(error)}") from error
     return results

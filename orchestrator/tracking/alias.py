@@ -265,8 +265,10 @@ class Alias:
         """Put the alias back after a late move, or give up a change that is closed."""
         if state is None:
             self._delete_lease(number)
-        elif state.recorded is not None:
+        elif state.recorded is not None and self._exists(state.recorded):
             self._apply(number, Change(state.recorded, {self.name: state.recorded}, {}))
+        else:  # what had the alias by right was deleted
+            self._close(number, state.named, state)
 
     def _apply(self, number: int, change: Change) -> bool:
         """Make a change; return False if somebody closed it meanwhile, so that it may be void."""
@@ -322,6 +324,12 @@ class Alias:
     def _tags(self, version: int) -> Mapping[str, str]:
         found = self._ask(functools.partial(self.client.get_model_version, self.model, str(version)))
         return dict(found.tags)
+
+    def _exists(self, version: int) -> bool:
+        with _unless_gone():
+            self._tags(version)
+            return True
+        return False
 
     def _create_lease(self, number: int) -> bool:
         """Return whether this process created the lease of a change."""

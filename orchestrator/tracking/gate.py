@@ -77,6 +77,8 @@ class Entrant(_Frozen):
     """Identities by numbering; None where they are not known."""
     tested_on: dict[str, dict[str, list[str]]] = {}
     """Identities of each target, by numbering."""
+    problem: str = ""
+    """Why it could not be scored anew."""
 
     def seen(self, target: str, tested_on: Mapping[str, Mapping[str, Collection[str]]]) -> int:
         """Return how many identities of a target this version was trained on."""
@@ -246,7 +248,8 @@ def _compare(rule: Rule, gate: Gate, candidate: Entrant, champion: Entrant) -> d
         elif seen := champion.seen(target, candidate.tested_on):
             left_out[target] = f"{champion.name} was trained on {seen} of its identities"
         elif (other := _counterpart(results, target, champion)) is None or rule.metric not in other.metrics:
-            left_out[target] = f"{champion.name} was not scored on the same data by the same protocol"
+            unlike = f"{champion.name} was not scored on the same data by the same protocol"
+            left_out[target] = champion.problem or unlike
         else:
             values = np.array([results.metrics[rule.metric], other.metrics[rule.metric]], np.float64)
             pairs[target] = values[:, ~np.isnan(values).any(axis=0)]

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -117,8 +117,13 @@ class Judge:
         entrant = other.entrant(f"version {champion}")
         anew = targets_to_score(self.rule, candidate, entrant)
         if anew and self.score_model is not None:
-            results = self.score_model(existing_version(self.client, self.model, champion))
-            entrant = entrant.model_copy(update={"results": {**(entrant.results or {}), **results}})
+            update: dict[str, Any] = {}
+            try:
+                results = self.score_model(existing_version(self.client, self.model, champion))
+                update["results"] = {**(entrant.results or {}), **results}
+            except InputError as error:  # of its files, or of the data
+                update = {"problem": str(error), "results": entrant.results or {}}
+            entrant = entrant.model_copy(update=update)
         return decide(self.rule, candidate, entrant)
 
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 
 from orchestrator import trainable
+from orchestrator.config import sections
 from orchestrator.config.sections import Gate, sqlite_address
 from orchestrator.errors import InputError, TrackingError, UnreachableError, nearest
 from orchestrator.tracking import evidence as evidences
@@ -119,6 +121,7 @@ class Registry:
         self, reference: Reference, alias: str, *, metric: str = "", gate: bool = True, reason: str = ""
     ) -> Record:
         """Move an alias to a version if it passes the gate, or ``gate`` is false."""
+        _check_alias(alias)
         with self._explained():
             version = self.find(reference)
             moved = Alias(self.client, version.name, alias)
@@ -308,6 +311,14 @@ class Registry:
             raise (UnreachableError if is_unreachable(error) else TrackingError)(line) from error
         except OSError as error:
             raise InputError(f"{error.filename or self.uri}: {error.strerror or error}") from error
+
+
+def _check_alias(alias: str) -> None:
+    """Check the name of an alias as a sweep file does; raises InputError."""
+    try:
+        sections.Registry(model="any", alias=alias)
+    except ValidationError as error:
+        raise InputError(f"--alias: {error.errors()[0]['ctx']['error']}") from error
 
 
 def _time(milliseconds: int) -> str:

@@ -158,6 +158,12 @@ def test_champion_scored_otherwise_has_to_be_scored_anew(field: str) -> None:
     assert not decision.promoted and "not scored on the same data" in decision.not_compared["a"]
 
 
+def test_champion_that_cannot_be_scored_stays_and_says_why() -> None:
+    champion = entrant("version 1", {"a": results(noise(0), data="other")}, problem="its files are damaged")
+    decision = decide(rule(), entrant("version 2", {"a": noise(0, 0.9)}), champion)
+    assert not decision.promoted and decision.reason.endswith("a: its files are damaged")
+
+
 def test_same_data_under_another_name_is_compared() -> None:
     candidate = entrant("version 2", {"new": shifted(noise(0), 0.1)})
     champion = entrant("version 1", {"old": noise(0)})

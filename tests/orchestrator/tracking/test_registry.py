@@ -129,6 +129,7 @@ def test_pull_of_other_files_is_refused(capsys: pytest.CaptureFixture[str], uri:
         (["show", f"{NAME}/9"], "has no version 9; it has 1, 2, 3"),
         (["show", "a/b/c"], "names no model; expected NAME, NAME@ALIAS or NAME/VERSION"),
         (["promote", f"{NAME}@champion"], "version 2 of reid-command has the alias champion already"),
+        (["promote", f"{NAME}/1", "--alias", "v3"], "--alias: MLflow reserves the alias 'v3'"),
         (["promote", NAME], "name a version, as reid-command@champion or reid-command/1"),
         (["rollback", NAME, "--alias", "none"], "no version has the alias none"),
         (["rollback", f"{NAME}@champion"], "give the name alone"),
