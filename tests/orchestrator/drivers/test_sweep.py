@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.candidates import Candidate
 from orchestrator.drivers.sweep import SweepDriver, SweepOutcome
 from orchestrator.interrupt import Interrupt
 from orchestrator.study.trial_report import EpochEnded
@@ -16,10 +17,13 @@ from tests.support.sweep_files import load_sweep
 
 
 class Concluding(SweepDriver):
-    """A driver that scores without Ray."""
+    """A driver that scores without Ray, and draws no pictures."""
 
-    def _score(self, study: Any, best: Any) -> dict[str, float]:
+    def _score(self, candidate: Candidate) -> dict[str, float]:
         return {"test/parabola/score": -1.0}
+
+    def _illustrate(self, outcome: SweepOutcome, study: Any, folder: Path) -> str:
+        return ""
 
 
 def conclude(folder: Path, *trials: dict[str, float], **changes: Any) -> tuple[SweepDriver, SweepOutcome]:
