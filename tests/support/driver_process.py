@@ -22,6 +22,7 @@ from sqlalchemy.engine import Engine
 
 from orchestrator.config.sweep import read_sweep
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.candidates import Candidate
 from orchestrator.drivers.sweep import SweepDriver
 from orchestrator.errors import InputError
 from orchestrator.execution import cluster, runner
@@ -121,8 +122,16 @@ def _changes(count: Callable[[tuple[str, ...]], None]) -> Iterator[contextlib.Ab
     yield patch("orchestrator.drivers.base.ResourceReaper", lambda *_: contextlib.nullcontext())
     yield patch("orchestrator.drivers.base.OutcomeMetric")
     yield patch("orchestrator.execution.monitor.SweepMetrics")
-    yield patch.object(SweepDriver, "_score", lambda self, study, best: {"test/parabola/score": best.value})
+    yield patch.object(
+        SweepDriver, "_score", lambda self, candidate: {"test/parabola/score": _score(candidate)}
+    )
+    yield patch.object(SweepDriver, "_illustrate", lambda self, outcome, study, folder: "")
     yield patch.object(runner, "_run_tune", _run_trials)
+
+
+def _score(candidate: Candidate) -> float:
+    """Return a score that the parameters of a candidate determine."""
+    return -sum(float(value) ** 2 for value in candidate.parameters.values())
 
 
 class _Trial:
