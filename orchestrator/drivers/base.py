@@ -364,7 +364,7 @@ class Driver(ABC, Generic[OutcomeType]):
         """Raise errors of the study's database as errors of this package."""
         try:
             yield
-        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+        except (OSError, KeyError, SQLAlchemyError, StorageInternalError) as error:
             problem = database_problem(error)
             if problem is None:
                 raise

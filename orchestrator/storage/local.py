@@ -21,6 +21,10 @@ _LOCK_FILE = re.compile(r"\..*\.(lock|swap)")
 """Files that carry the locks of `LocalStore.lock` and `LocalStore.compare_and_swap`."""
 
 
+_LOCKED_SECONDS = 20
+"""Time for which another program, such as a backup, may lock the study; meanwhile Ctrl-C waits, too."""
+
+
 class LocalStore(Store):
     """A folder; a version is the hash of the content."""
 
@@ -162,7 +166,8 @@ class LocalStore(Store):
 
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the SQLite database in the folder of the job."""
-        return optuna.storages.RDBStorage(sqlite_address(self.study_file(job)))
+        options = {"connect_args": {"timeout": _LOCKED_SECONDS}}
+        return optuna.storages.RDBStorage(sqlite_address(self.study_file(job)), engine_kwargs=options)
 
     def study_file(self, job: str) -> Path:
         """Return the database in the folder of the job; raises StorageError where it is no file."""

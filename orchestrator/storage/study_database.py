@@ -207,6 +207,9 @@ class DatabaseProblem(NamedTuple):
 _FULL_TEXTS = ("disk is full", "No space left")
 """Texts of SQLite 3 and PostgreSQL 18 for a full disk; SQLAlchemy passes on no error code for it."""
 
+_MISSING_TEXT = "Record does not exist"
+"""Text of Optuna 5 for a trial that its database had before."""
+
 _DAMAGED_TEXTS = ("malformed", "not a database", "no such table", "no such column", "disk I/O error")
 """Texts of SQLite 3 for damage that has no separate class of error."""
 
@@ -218,6 +221,8 @@ def database_problem(error: BaseException | None) -> DatabaseProblem | None:
     """Return the problem of a database that an error or one of its causes reports; None if there is none."""
     while error is not None:
         message = one_line(getattr(error, "orig", error), 200)
+        if isinstance(error, KeyError) and _MISSING_TEXT in str(error):
+            return DatabaseProblem(Problem.UNREACHABLE, "a recorded trial is gone; was its file replaced?")
         if is_full(error) or any(text in str(error) for text in _FULL_TEXTS):
             return DatabaseProblem(Problem.FULL, message)
         if isinstance(error, DatabaseError):

@@ -85,6 +85,8 @@ def _check_sqlite(file: Path) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+            return  # a driver died while it wrote; who opens the file next rolls that back
         raise InputError(f"tracking.uri: {file} is not a usable SQLite database: {error}") from None
 
 

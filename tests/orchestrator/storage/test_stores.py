@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import optuna
 import pytest
 
 from orchestrator.errors import InputError, StorageError, UnreachableError
@@ -124,6 +125,16 @@ def test_local_store_reads_no_pipe(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"study.db is not a regular file$"):
         store.study_storage("job")
     assert store.is_locked("job") is False
+
+
+def test_local_store_waits_for_a_study_that_is_locked(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    store = LocalStore(tmp_path)
+    storage = store.study_storage("job")
+    assert isinstance(storage, optuna.storages.RDBStorage)
+    with storage.engine.connect() as connection:
+        (milliseconds,) = connection.exec_driver_sql("PRAGMA busy_timeout").one()
+    assert milliseconds == 20_000
 
 
 def test_local_store_write_leaves_no_temporary_file(tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_problem_behind_an_error_of_optuna_is_seen() -> None:
     assert database_problem(error) == DatabaseProblem(Problem.DAMAGED, "invalid page")
 
 
+def test_problem_of_a_replaced_database_is_told() -> None:
+    storage = optuna.storages.RDBStorage("sqlite://")
+    with pytest.raises(KeyError) as raised:
+        storage.set_trial_user_attr(7, "key", 1)
+    problem = database_problem(raised.value)
+    assert problem is not None and problem.message == "a recorded trial is gone; was its file replaced?"
+    assert database_problem(KeyError("key")) is None
+
+
 def test_problem_message_is_one_line() -> None:
     problem = database_problem(sqlite(exc.OperationalError, "no such table: a\n  more\n" + "x" * 400))
     assert problem is not None

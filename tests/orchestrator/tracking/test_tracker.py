@@ -349,6 +349,23 @@ def test_experiment_that_was_deleted_is_refused(sqlite_uri: str) -> None:
         Tracker(sqlite_uri, "gone", "x", "x")
 
 
+def test_store_of_a_driver_that_died_while_it_wrote_passes(tmp_path: Path) -> None:
+    program = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("CREATE TABLE kept (text)")
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN IMMEDIATE")
+for number in range(300):
+    database.execute("INSERT INTO kept VALUES (?)", ("x" * 3000,))
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "mlflow.db")], check=True)
+    before = (tmp_path / "mlflow.db-journal").read_bytes()
+    check(f"sqlite:///{tmp_path}/mlflow.db")
+    assert before and (tmp_path / "mlflow.db-journal").read_bytes() == before
+
+
 def test_ui_command_quotes_a_path_for_the_shell() -> None:
     expected = "mlflow ui --backend-store-uri 'sqlite:////my sweeps/mlflow.db'"
     assert ui_command("sqlite:////my sweeps/mlflow.db") == expected
