@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import boto3
 import pytest
 from botocore.stub import ANY, Stubber
 
@@ -19,6 +20,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> S3Store:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the keys for the whole process
     monkeypatch.setattr(s3, "wait_random_exponential", lambda **_: lambda state: 0.0)
     store = S3Store("s3://bucket/sweeps")
     store._retries = True  # as after its check
