@@ -36,7 +36,7 @@ SWEEP: dict[str, Any] = {
 
 KEYS = {
     *("name", "kind", "uri", "state", "driver", "stop_requested", "trials", "budget", "best", "activity"),
-    *("failures", "undelivered", "model", "report", "problem"),
+    *("failures", "undelivered", "model", "report", "problem", "pareto_set", "infeasible"),
 }
 DRIVER_KEYS = {"host", "pid", "started", "seconds_since_heartbeat"}
 
