@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ def _launch(
     interrupt = Interrupt()
     try:
         interrupt.install()
+        _check_working_directory()
         with progress.logging() as handler:
             with progress.activity(f"reading {parsed.file}"):
                 from orchestrator.config.document import Override  # YAML is not needed for --help
@@ -88,6 +90,14 @@ def _launch(
             "interrupted" if parsed.dry_run else f"interrupted; rerun the command to resume the {kind}"
         )
         return ExitCode.INTERRUPTED
+
+
+def _check_working_directory() -> None:
+    """Raise InputError if there is none any more: Ray and MLflow need one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working directory: {error.strerror}; change to another one") from error
 
 
 def _waiting(seconds: float, progress: Progress) -> Retrying:

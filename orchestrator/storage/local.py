@@ -1,6 +1,7 @@
 """A store in a local folder, or in one that several hosts share."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -94,6 +95,8 @@ class LocalStore(Store):
         folder, _, start = prefix.rpartition("/")
         root = self._folder / folder
         try:
+            if root.exists() and not root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(root))
             names = [
                 file.relative_to(self._folder).as_posix()
                 for top in (root.iterdir() if root.is_dir() else ())

@@ -44,7 +44,7 @@ def find_job(
         StorageError: the storage does not answer.
     """
     overrides = [Override.parse(text) for text in settings]
-    if sweep.endswith((".yaml", ".yml")) or Path(sweep).is_file():
+    if sweep.endswith((".yaml", ".yml")) or _is_file(sweep):
         if storage is not None:
             overrides.append(Override("storage", storage, f"--storage {storage}"))
         parent, name = job_of_file(sweep, overrides)
@@ -149,6 +149,13 @@ def job_of_file(file: str, overrides: Sequence[Override]) -> tuple[str, str]:
             raise FieldError(Fault(("storage",), str(error))) from error
     except FieldError as error:
         raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # such as of a name that is too long
+        return False
 
 
 def _address(storage: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,17 @@ def test_launch_returns_the_code_of_the_driver(code: int) -> None:
 def test_launch_with_bad_input_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert start(refuse)[0] == 2
     assert capsys.readouterr().err == "error: a.yaml:3: budget.trails: not a valid key\n"
+
+
+def test_launch_in_a_folder_that_was_removed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert start(lambda: 0)[0] == 2
+    line = "error: the working directory: No such file or directory; change to another one\n"
+    assert capsys.readouterr().err == line
 
 
 def away() -> int:

@@ -137,6 +137,12 @@ def test_local_store_waits_for_a_study_that_is_locked(tmp_path: Path) -> None:
     assert milliseconds == 20_000
 
 
+def test_local_store_whose_folder_is_a_file_lists_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file: Not a directory$"):
+        LocalStore(tmp_path / "file").list_files("")
+
+
 def test_local_store_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     LocalStore(tmp_path).write("job/file", b"content")
     assert os.listdir(tmp_path / "job") == ["file"]

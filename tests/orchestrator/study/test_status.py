@@ -102,6 +102,14 @@ def test_command_on_an_unknown_sweep_names_the_nearest(
 
 
 @pytest.mark.parametrize("command", [status, stop])
+def test_command_on_a_name_that_is_too_long_is_one_line(
+    command: Any, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = ask(command, capsys, "a" * 300, "--storage", str(store))
+    assert code == 2 and err.endswith(": File name too long\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [status, stop])
 def test_command_on_an_unknown_kind_of_storage_is_one_line(
     command: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
