@@ -163,9 +163,16 @@ def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | Non
 def check_driver(store: Store, job: str, label: str) -> None:
     """Raise InputError if a driver holds the lock of a job; writes nothing."""
     current = read_driver_record(store, job)
-    is_alive = current is not None and not current[0].ended and current[0].is_alive()
-    if is_alive or store.is_locked(job):  # the file of the lock may have been deleted
+    if (current is not None and _is_driven(store, current[0])) or store.is_locked(job):
         raise _taken(store, job, label)
+
+
+def _is_driven(store: Store, driver: DriverRecord) -> bool:
+    """Return whether a driver of this machine runs whose lock file may have been deleted.
+
+    In a bucket only heartbeats count, so that another driver can replace one that is suspended.
+    """
+    return not store.heartbeat_only and not driver.ended and driver.is_alive()
 
 
 def _taken(store: Store, job: str, label: str, other: DriverRecord | None = None) -> InputError:
@@ -225,7 +232,7 @@ class Lease:
             except LockedError:
                 raise _taken(self._store, self._job, self._label) from None
             before = read_driver_record(self._store, self._job)
-            if before is not None and not before[0].ended and before[0].is_alive():
+            if before is not None and _is_driven(self._store, before[0]):
                 raise _taken(self._store, self._job, self._label, before[0])
             if (
                 before is not None
