@@ -366,6 +366,8 @@ class Driver(ABC, Generic[OutcomeType]):
             yield
         except (OSError, KeyError, SQLAlchemyError, StorageInternalError) as error:
             problem = database_problem(error)
+            if problem is None and isinstance(error, OSError) and error.filename is not None:
+                raise SweepError(f"{error.filename}: {error.strerror}") from error  # such as the report
             if problem is None:
                 raise
             if problem.kind is Problem.DAMAGED:

@@ -1,0 +1,38 @@
+"""How a driver tells what the machine and the database of its study refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.console.progress import Progress
+from orchestrator.drivers.sweep import SweepDriver
+from orchestrator.errors import SweepError
+from orchestrator.interrupt import Interrupt
+from tests.support.sweep_files import load_sweep
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> SweepDriver:
+    return SweepDriver(load_sweep(tmp_path), Progress(), Interrupt())
+
+
+def test_file_that_cannot_be_written_is_named(driver: SweepDriver, tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=rf"^{tmp_path}: Is a directory$"), driver._explained_errors():
+        tmp_path.write_text("a report")
+
+
+def test_full_disk_is_told(driver: SweepDriver) -> None:
+    with pytest.raises(SweepError, match=r"^no space is left: "), driver._explained_errors():
+        Path("/dev/full").write_text("a report")
+
+
+def test_trial_that_its_study_has_lost_is_told(driver: SweepDriver) -> None:
+    with pytest.raises(SweepError, match=r"a recorded trial is gone"), driver._explained_errors():
+        raise KeyError("Record does not exist.")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), OSError("no file is named")])
+def test_error_of_the_program_is_raised_as_it_is(driver: SweepDriver, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, driver._explained_errors():
+        raise error
+    assert raised.value is error
