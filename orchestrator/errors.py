@@ -130,8 +130,13 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Return whether an error of a file system says that it does not permit the request."""
-    return isinstance(error, PermissionError) or "AWS Error ACCESS_DENIED" in str(error)  # PyArrow 25
+    """Return whether an error of a file system says that it does not permit the request.
+
+    An answer of S3 without a body says only 403, which may mean expired credentials.
+    """
+    text = str(error)  # of PyArrow 25
+    denied = "AWS Error ACCESS_DENIED" in text and "No response body" not in text
+    return denied or isinstance(error, PermissionError)
 
 
 def plain_text(value: object) -> str:

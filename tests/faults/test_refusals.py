@@ -58,8 +58,8 @@ def test_checkpoints_that_are_refused_cost_their_trial(
     assert "Traceback" not in result.stdout + result.stderr
     shown = json.loads(status(environment, "--json"))
     assert shown["trials"] == {"complete": 2, "failed": 1}
-    reason = status(environment, "--trial", "1")
-    assert "ACCESS_DENIED" in reason and "2 times without progress" in reason
+    reason = json.loads(status(environment, "--trial", "1", "--json"))["reason"]
+    assert "ACCESS_DENIED" in reason and reason.endswith("2 times without progress")
 
 
 def test_report_that_is_refused_is_written_by_the_next_run(

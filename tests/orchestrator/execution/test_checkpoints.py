@@ -9,7 +9,7 @@ import fsspec
 import pyarrow.fs
 import pytest
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import StorageError, is_refused
 from orchestrator.execution.checkpoints import TrialFolder, storage_errors
 
 
@@ -124,6 +124,20 @@ class Undeletable(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
 
     def delete_file(self, path: str) -> None:
         raise PermissionError(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (OSError("AWS Error ACCESS_DENIED during PutObject operation: Access Denied."), True),
+        (PermissionError("/folder"), True),
+        (OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), False),
+        (OSError("AWS Error UNKNOWN (HTTP status 400) during PutObject operation: ExpiredToken"), False),
+        (OSError("AWS Error NETWORK_CONNECTION during PutObject operation"), False),
+    ],
+)
+def test_refusal_is_an_answer_that_says_so(error: OSError, refused: bool) -> None:
+    assert is_refused(error) is refused
 
 
 def test_probe_of_a_storage_that_deletes_nothing_has_one_name(folder: TrialFolder) -> None:
