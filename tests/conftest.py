@@ -6,8 +6,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.support.command_line import enable_signals
+
+settings.register_profile("seeded", derandomize=True)
+settings.register_profile("random")
+settings.load_profile("seeded")
 
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")
 BEFORE = {name: os.environ.get(name) for name in VARIABLES}

@@ -1,23 +1,25 @@
 """An alias of a registered model that many processes change, one after the other, by MLflow's API alone.
 
-MLflow moves an alias without a condition, but creates a registered model of a given name only once. So:
+MLflow moves an alias without a condition, but creates a registered model of a given name only once, tags
+included. So:
 
-- Changes are numbered. Who creates the registered model ``<model>.lease.<alias>.<n>`` makes change n. The tag
-  ``<alias>.closed.<n>`` of the model closes it; change n + 1 can then begin, and only then is the lease of
-  change n deleted. A lease that is created after its change was closed is void, so its holder looks again
-  before it does anything. The highest closed number never falls, whoever writes late.
-- A holder that is dead or suspended is recognised by one's own clock: its change stays open for too long. To
-  take over is to close its change, which anyone may do, and to begin the next one, which one process can.
-- Before a holder moves an alias, it writes its intent, ``<alias>.intent.<n>``, and looks whether its change
-  is still open; after the move it looks again. The next holder settles intents that remain: if the alias has
-  moved, the change is completed in the name of its holder, otherwise it is void, and the tag
-  ``<alias>.void.<version>`` says so.
-- A suspended holder may still move the alias once, late. It then sees that its change was closed, and begins
-  again. If it dies before, the alias names a void version. Everyone who reads the alias through this module
-  then gets the version that ``<alias>.closed.<n>`` names, and puts the alias back.
+- Changes are numbered. The process that creates the registered model ``<model>.lease.<alias>.<n>`` makes
+  change n. It writes its intent, the tag ``<alias>.intent.<n>`` of the model, looks whether its change is
+  still open, moves the alias, and closes its change.
+- To close change n is to create ``<model>.lease.<alias>.<n>.end`` with the outcome: which version has the
+  alias, and which record it gets. The first outcome counts; all others read it. Then the record is written,
+  the tag ``<alias>.closed.<n>`` publishes the outcome, change n + 1 can begin, and both registered models are
+  deleted. One that is created after its change was published is void, so its process looks again. The highest
+  published number never falls, however late a tag is written.
+- A process that is dead or suspended is recognised by one's own clock: its change stays open for too long.
+  Any process may then close it: as done if the alias has moved, otherwise as not done.
+- A suspended process may still move the alias once, late. The next change finds its intent and writes
+  ``<alias>.late.<version>``. If the alias names such a version, the last published outcome counts, and the
+  next process that changes or settles the alias puts it back. A version without this tag was chosen by hand.
 
-Nobody deletes or reads what another login owns, except the model itself: a lease that a dead process of
-another login left is void, and may stay. A store with read replicas must not delay reads.
+Each login deletes and reads only what it owns, except the model itself: a lease that a dead process of
+another login left is void, and may stay. A login that may not read an outcome assumes its own proposal.
+A store with read replicas must not delay reads.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from mlflow.entities.model_registry import ModelVersion
@@ -52,7 +54,8 @@ _COLLISIONS = (
     "were matched",
 )
 """Parts of the messages of databases about requests that met; they may be sent again."""
-_LEASE = ".lease."
+_LEASE, _END = ".lease.", ".end"
+_DENIED = "PERMISSION_DENIED"
 
 _log = logging.getLogger(__name__)
 
@@ -102,30 +105,52 @@ class Change:
 
 
 @dataclass(frozen=True)
+class _Outcome:
+    """How a change ended."""
+
+    holder: int | None
+    """The version that has the alias from now on."""
+    version: int | None = None
+    """The version that the change was about; None if it was not made."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    own: bool = True
+    """Whether the process of the change said so itself, and therefore moves nothing late."""
+
+
+@dataclass(frozen=True)
 class State:
     """An alias as one request shows it."""
 
-    closed: int
-    """Number of the last closed change."""
     named: int | None
     """Version that the alias names in MLflow."""
-    recorded: int | None
-    """Version that had the alias when the last change with a known outcome was closed."""
-    outcomes: Mapping[int, int | None]
+    outcomes: Mapping[int, Mapping[str, Any]]
+    """Number → outcome of the last closed changes."""
     intents: Mapping[int, Mapping[str, Any]]
-    void: frozenset[int]
-    """Versions whose move was not completed."""
+    late: frozenset[int]
+    """Versions that a suspended process may still move the alias to, by their tags and by left intents."""
+
+    @property
+    def closed(self) -> int:
+        """Number of the last closed change."""
+        return max(self.outcomes, default=0)
 
     @property
     def holder(self) -> int | None:
-        """The version that has the alias by right: a late move of a void version does not count."""
-        late = self.named in self.void and self.recorded is not None
-        return self.recorded if late else self.named
+        """The version that has the alias by right."""
+        if self.named not in self.late or not self.outcomes:
+            return self.named
+        recorded: int | None = self.outcomes[self.closed]["holder"]
+        return recorded
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the alias has moved late, and has to be put back."""
+        return self.holder is not None and self.holder != self.named
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing is left of a process that died or was suspended."""
-        return self.holder == self.named and not any(number <= self.closed for number in self.intents)
+        return not self.is_late and not any(number <= self.closed for number in self.intents)
 
 
 def is_lease(name: str) -> bool:
@@ -154,27 +179,29 @@ class Alias:
     def read(self) -> State:
         """Return the state of the alias; raises MlflowException."""
         model = self._ask(functools.partial(self.client.get_registered_model, self.model))
-        outcomes: dict[int, int | None] = {}
-        intents: dict[int, Mapping[str, Any]] = {}
-        void: set[int] = set()
+        found: dict[str, dict[int, Any]] = {"closed": {}, "intent": {}, "late": {}}
         for key, value in model.tags.items():
             kind, number = self._kind(key)
-            if kind == "closed":
-                outcomes[number] = json.loads(value).get("holder")
-            elif kind == "intent":
-                intents[number] = json.loads(value)
-            elif kind == "void":
-                void.add(number)
-        known = [number for number, holder in outcomes.items() if holder is not None]
+            if kind in found:
+                found[kind][number] = json.loads(value)
         named = model.aliases.get(self.name)
-        return State(
-            closed=max(outcomes, default=0),
+        state = State(
             named=None if named is None else int(named),
-            recorded=outcomes[max(known)] if known else None,
-            outcomes=outcomes,
-            intents=intents,
-            void=frozenset(void),
+            outcomes=found["closed"],
+            intents=found["intent"],
+            late=frozenset(found["late"]),
         )
+        return replace(state, late=state.late.union(self._left_moves(state).values()))
+
+    def _left_moves(self, state: State) -> dict[int, int]:
+        """Return the intents of closed changes whose process may still move the alias: number → version."""
+        return {
+            number: intent["moves"][self.name]
+            for number, intent in state.intents.items()
+            if number <= state.closed
+            and self.name in intent["moves"]
+            and not state.outcomes.get(number, {}).get("own", False)
+        }
 
     def change(
         self,
@@ -182,12 +209,12 @@ class Alias:
         is_done: Callable[[Mapping[str, str]], bool],
         version: int,
     ) -> None:
-        """Change the alias once, as if nobody else did meanwhile.
+        """Change the alias once, as if no other process did meanwhile.
 
         Args:
             propose: gets the version that has the alias, and returns what makes the change of a given number.
-                It is called again whenever another version has the alias by then, and may take long: nobody
-                waits for it.
+                It is called again whenever another version has the alias by then, and may take long: no
+                other process waits for it.
             is_done: whether tags of the version complete the change, made by this or an earlier process.
             version: the version that the change is about.
 
@@ -198,16 +225,21 @@ class Alias:
             holder = self.read().holder
             proposal = propose(holder)
             number = self._begin()
-            with self._abandoned_on_error(number):
+            with self._closed_on_error(number):
                 state = self._settle(number)
-                if state is None or state.holder != state.named:
+                if state is None:
+                    continue
+                if state.is_late:
                     self._restore(number, state)
-                elif is_done(self._tags(version)):
-                    self._close(number, state.named, state)
-                    return
-                elif state.named != holder:  # decide again, without anyone waiting for it
-                    self._close(number, state.named, state)
-                elif self._apply(number, proposal(number)):
+                    continue
+                done = is_done(self._tags(version))
+                if done or state.holder != holder:  # decide again, while no other process waits for it
+                    self._close(number, _Outcome(state.holder))
+                else:
+                    done = self._make(number, proposal(number), state)
+                if done:
+                    if version in state.late:
+                        self._untag(f"late.{version}")
                     return
 
     def settle(self) -> State:
@@ -218,12 +250,14 @@ class Alias:
         """
         while not (state := self.read()).is_settled:
             number = self._begin()
-            with self._abandoned_on_error(number):
+            with self._closed_on_error(number):
                 after = self._settle(number)
-                if after is None or after.holder != after.named:
+                if after is None:
+                    continue
+                if after.is_late:
                     self._restore(number, after)
                 else:
-                    self._close(number, after.named, after)
+                    self._close(number, _Outcome(after.holder))
         return state
 
     def _begin(self) -> int:
@@ -231,47 +265,45 @@ class Alias:
         seen, since, pause = -1, self.clock(), 0.05
         while True:
             number = self.read().closed + 1
-            if self._create_lease(number):
+            lease = self._lease(number)
+            if self._create(lease):
                 return number
-            if seen < 0 and self._is_mine(self._lease_name(number)):
-                self._tag(f"closed.{number}", {"taken over": True})
+            if seen < 0 and self._is_mine(lease):
+                self._take_over(number)
                 continue
             if number != seen:
                 seen, since, pause = number, self.clock(), 0.05
             elif self.clock() - since > self.patience:
-                _log.warning("%s does not go on; taking over", self._lease_name(number))
-                self._tag(f"closed.{number}", {"taken over": True})
+                _log.warning("%s does not go on; taking over", lease)
+                self._take_over(number)
                 continue
             self.sleep(random.uniform(0.5, 1) * pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _settle(self, number: int) -> State | None:
-        """Complete or void the intents of changes that are closed; None if this change is closed, too."""
+        """Look after the intents of closed changes; return None if this change is closed, too."""
         state = self.read()
-        for earlier, intent in state.intents.items():
-            if earlier >= number:
-                continue
-            version, moves = int(intent["version"]), intent["moves"]
-            moved = self.name not in moves or state.named == moves[self.name]
-            if moved or state.outcomes.get(earlier) == moves[self.name]:
-                self._complete(version, intent["tags"])
-            else:
-                self._tag(f"void.{moves[self.name]}", earlier)
-            self._untag(f"intent.{earlier}")
+        left = self._left_moves(state)
+        for earlier in state.intents:
+            if earlier <= state.closed:
+                if earlier in left:
+                    self._tag(f"late.{left[earlier]}", earlier)
+                self._untag(f"intent.{earlier}")
         state = self.read() if state.intents else state
-        return state if state.closed < number else None
+        if state.closed < number:
+            return state
+        self._delete(self._lease(number))
+        return None
 
-    def _restore(self, number: int, state: State | None) -> None:
-        """Put the alias back after a late move, or give up a change that is closed."""
-        if state is None:
-            self._delete_lease(number)
-        elif state.recorded is not None and self._exists(state.recorded):
-            self._apply(number, Change(state.recorded, {self.name: state.recorded}, {}))
+    def _restore(self, number: int, state: State) -> None:
+        """Put the alias back after a late move."""
+        if state.holder is not None and self._exists(state.holder):
+            self._make(number, Change(state.holder, {self.name: state.holder}, {}), state)
         else:  # what had the alias by right was deleted
-            self._close(number, state.named, state)
+            self._close(number, _Outcome(None))
 
-    def _apply(self, number: int, change: Change) -> bool:
-        """Make a change; return False if somebody closed it meanwhile, so that it may be void."""
+    def _make(self, number: int, change: Change, state: State) -> bool:
+        """Make a change; return False if another process closed it meanwhile, so that it may not count."""
         intent = {"version": change.version, "moves": dict(change.moves), "tags": dict(change.tags)}
         self._tag(f"intent.{number}", intent)
         if self.read().closed >= number:
@@ -280,13 +312,61 @@ class Alias:
             self._ask(
                 functools.partial(self.client.set_registered_model_alias, self.model, alias, str(version))
             )
-        state = self.read()
-        if state.closed >= number:
+        holder = change.moves.get(self.name, state.holder)
+        agreed = self._close(number, _Outcome(holder, change.version, dict(change.tags)))
+        if agreed is None or agreed.version is None:
             return False
-        self._complete(change.version, change.tags)
-        self._close(number, change.moves.get(self.name, state.named), state)
         self._untag(f"intent.{number}")
         return True
+
+    def _take_over(self, number: int) -> None:
+        """Close the change of a process that does not go on."""
+        state = self.read()
+        if state.closed >= number:
+            return
+        outcome = _Outcome(state.holder, own=False)
+        if intent := state.intents.get(number):
+            moves = intent["moves"]
+            if moves.get(self.name, state.named) == state.named:
+                holder = moves.get(self.name, state.holder)
+                outcome = _Outcome(holder, int(intent["version"]), intent["tags"], own=False)
+        self._close(number, outcome, or_assume=True)
+
+    def _close(self, number: int, outcome: _Outcome, *, or_assume: bool = False) -> _Outcome | None:
+        """Agree on the outcome of a change with all other processes, and publish it.
+
+        Returns:
+            The outcome that counts; None if it was published before, or if this login may not read it and
+            ``or_assume`` is not set.
+        """
+        agreed = self._agree(number, outcome) or (outcome if or_assume else None)
+        if agreed is None:
+            return None
+        state = self.read()
+        if state.closed >= number:  # so what this process created, if it did, is void
+            self._delete(self._lease(number))
+            self._delete(self._end(number))
+            return None
+        if agreed.version is not None:
+            self._complete(agreed.version, agreed.tags)
+        self._tag(f"closed.{number}", {"holder": agreed.holder, "own": agreed.own})
+        for earlier in state.outcomes.keys() - state.intents.keys():
+            self._untag(f"closed.{earlier}")
+        self._delete_closed(number)
+        return agreed
+
+    def _agree(self, number: int, outcome: _Outcome) -> _Outcome | None:
+        """Return the first outcome that a process proposes; None if this login may not read it."""
+        end = self._end(number)
+        if self._create(end, outcome=json.dumps(asdict(outcome))):
+            return outcome
+        try:
+            found = self._ask(functools.partial(self.client.get_registered_model, end))
+        except MlflowException as error:
+            if error.error_code not in (*_GONE, _DENIED):
+                raise
+            return None
+        return _Outcome(**json.loads(found.tags["outcome"]))
 
     def _complete(self, version: int, tags: Mapping[str, str]) -> None:
         """Set the tags of a version; one that was deleted needs none."""
@@ -296,29 +376,14 @@ class Alias:
                     functools.partial(self.client.set_model_version_tag, self.model, str(version), key, value)
                 )
 
-    def _close(self, number: int, holder: int | None, state: State) -> None:
-        """Record the outcome of a change, and remove what is not needed any more.
-
-        ``state`` was read while the change was open, after its moves. If it was closed since, its outcome is
-        the same: whoever closed it has found the moves.
-        """
-        self._tag(f"closed.{number}", {"holder": holder})
-        for earlier in state.outcomes:
-            if holder is not None:
-                self._untag(f"closed.{earlier}")
-        if holder in state.void:
-            self._untag(f"void.{holder}")
-        self._delete_leases(number)
-
     @contextlib.contextmanager
-    def _abandoned_on_error(self, number: int) -> Iterator[None]:
-        """Close the change of a process that cannot go on, so that nobody has to wait for it."""
+    def _closed_on_error(self, number: int) -> Iterator[None]:
+        """Close the change of a process that cannot go on, so that no other one has to wait for it."""
         try:
             yield
         except BaseException:
             with contextlib.suppress(Exception):
-                self._tag(f"closed.{number}", {"abandoned": True})
-                self._delete_lease(number)
+                self._take_over(number)
             raise
 
     def _tags(self, version: int) -> Mapping[str, str]:
@@ -331,15 +396,15 @@ class Alias:
             return True
         return False
 
-    def _create_lease(self, number: int) -> bool:
-        """Return whether this process created the lease of a change."""
-        name, tried = self._lease_name(number), False
+    def _create(self, name: str, **tags: str) -> bool:
+        """Return whether this process created a registered model."""
+        tried = False
 
         def create() -> bool:
             nonlocal tried
             repeated, tried = tried, True
             try:
-                self.client.create_registered_model(name, tags={"owner": self.owner})
+                self.client.create_registered_model(name, tags={"owner": self.owner, **tags})
             except MlflowException as error:
                 if error.error_code not in _TAKEN:
                     raise
@@ -354,26 +419,28 @@ class Alias:
             return bool(self.client.get_registered_model(name).tags.get("owner") == self.owner)
         return False
 
-    def _delete_leases(self, closed: int) -> None:
-        """Delete the leases of changes that are closed, as far as this login may."""
-        prefix = f"{self.model}{_LEASE}{self.name}."
+    def _delete_closed(self, closed: int) -> None:
+        """Delete the leases and outcomes of changes that are closed, as far as this login may."""
+        prefix = self._lease("")
         found = self._ask(functools.partial(self.client.search_registered_models, f"name LIKE '{prefix}%'"))
         for name in [model.name for model in found]:
-            number = name.removeprefix(prefix)
+            number = name.removeprefix(prefix).removesuffix(_END)
             if number.isdecimal() and int(number) <= closed:
-                self._delete_lease(int(number))
+                self._delete(name)
 
-    def _delete_lease(self, number: int) -> None:
-        name = self._lease_name(number)
+    def _delete(self, name: str) -> None:
         try:
             with _unless_gone():
                 self._ask(functools.partial(self.client.delete_registered_model, name))
         except MlflowException as error:
-            if error.error_code != "PERMISSION_DENIED":  # of another login; it is void
+            if error.error_code != _DENIED:  # of another login; it is void
                 raise
 
-    def _lease_name(self, number: int) -> str:
+    def _lease(self, number: int | str) -> str:
         return f"{self.model}{_LEASE}{self.name}.{number}"
+
+    def _end(self, number: int) -> str:
+        return f"{self._lease(number)}{_END}"
 
     def _tag(self, key: str, value: Any) -> None:
         text = json.dumps(value, separators=(",", ":"))

@@ -20,9 +20,9 @@ import numpy as np
 import requests
 import torch
 
-from tests.benchmarks.step import one_thread
 from tests.benchmarks.table import Row, alternate
 from tests.support.servers import free_ports
+from trainables.evaluation.cost import one_thread
 from trainables.export.export import example_sequence, export
 from trainables.network import images
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder

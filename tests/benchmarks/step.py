@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
@@ -32,6 +31,7 @@ from trainables.data.batch import Batch
 from trainables.data.loading import as_tensor
 from trainables.data.packing import Pack
 from trainables.data.parts import Part
+from trainables.evaluation.cost import one_thread
 from trainables.evaluation.embedding import _FRAMES_AT_ONCE, embed
 from trainables.methods import Method, build_method
 from trainables.network.embedder import SequenceEmbedder
@@ -60,17 +60,6 @@ def rows(quick: bool) -> list[Row]:
             *training_and_embedding_rows(repetitions),
             import_row(repetitions),
         ]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch on one thread inside the context."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def real_config(**changes: Any) -> AlignmentConfig:

@@ -87,7 +87,9 @@ class Process:
     _thread: threading.Thread | None = None
 
     def step(self) -> None:
-        """Send one request, or sleep once."""
+        """Send one request, or sleep once; raises RuntimeError when it has ended."""
+        if self.ended:
+            raise RuntimeError("a process that has ended was asked to go on") from self.error
         if self._thread is None:
             self._thread = threading.Thread(target=self._live, daemon=True)
             self._thread.start()

@@ -32,7 +32,7 @@ def milliseconds(embedder: SequenceEmbedder, frames: int) -> float:
     config = subject.config
     sequence = torch.full((1, frames, config.channels, config.height, config.width), 0.5)
     durations = []
-    with _one_thread():
+    with one_thread():
         for _ in range(_WARM_UP + _REPEATS):
             start = time.thread_time()
             subject(sequence)
@@ -41,8 +41,8 @@ def milliseconds(embedder: SequenceEmbedder, frames: int) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread, and restore the number of threads afterwards."""
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread, and restore the number of threads afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

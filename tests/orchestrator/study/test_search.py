@@ -644,8 +644,21 @@ def test_search_without_a_feasible_trial_has_no_outcome(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsgaii", "nsgaiii", "random", "qmc"])
-def test_rehearsal_with_constraints_passes(tmp_path: Path, sampler: str) -> None:
+def test_rehearsal_with_constraints_gives_the_sampler_their_values(
+    tmp_path: Path, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies: list[optuna.Study] = []
+    create = optuna.create_study
+
+    def remembered(**options: Any) -> optuna.Study:
+        studies.append(create(**options))
+        return studies[-1]
+
+    monkeypatch.setattr(optuna, "create_study", remembered)
     rehearse_sampler(constrained(tmp_path, sampler=sampler, budget={"trials": 13}))
+    trials = studies[0].trials
+    assert len(trials) == 12
+    assert all(trial.constraints.keys() == {"rate at most 5", "rate at least 1"} for trial in trials)
 
 
 def test_transferred_trials_have_their_constraints(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def records(store: ModelStore) -> dict[int, list[dict[str, str]]]:
 
 
 def check(store: ModelStore, score: Mapping[int, float], ended: list[int]) -> None:
-    """Check what has to hold once everybody has ended, and a reader has looked."""
+    """Check what has to hold once all have ended, and a reader has looked."""
     found, champion = records(store), store.models[MODEL].aliases.get("champion")
     assert all(len(each) <= 1 for each in found.values()), "a version has one record"
     assert all(len(found[version]) == 1 for version in ended), "who went on to the end has a record"
@@ -84,7 +84,7 @@ def check(store: ModelStore, score: Mapping[int, float], ended: list[int]) -> No
         assert found[int(champion)][0]["verdict"] == "promoted"
         assert score[int(champion)] == max(score[version] for version in decided), "the best one is champion"
     assert [name for name in store.models if is_lease(name)] == []
-    tags = [key for key in store.models[MODEL].tags if ".closed." not in key and ".void." not in key]
+    tags = [key for key in store.models[MODEL].tags if ".closed." not in key and ".late." not in key]
     assert tags == [] and sum(".closed." in key for key in store.models[MODEL].tags) <= 2
 
 
@@ -146,8 +146,28 @@ def test_late_move_is_undone_by_the_next_reader() -> None:
     check(store, score, [2])
 
 
+@pytest.mark.parametrize("takeovers", [1, 2])
+def test_first_move_of_all_that_comes_late_does_not_count(takeovers: int) -> None:
+    """Promoter 1 stops right before its move, and goes on after others have taken its change over."""
+    store, score = store_with(3), {1: 0.6, 2: 0.5, 3: 0.4}
+    first = promoter(store, 1, score)
+    while not any(".intent." in key for key in store.models[MODEL].tags):
+        first.step()
+    first.step()  # it has seen that its change is open
+    others = []
+    for number in range(2, takeovers + 2):
+        others.append(promoter(store, number, score))
+        while not any(name.endswith(f".{number}") for name in store.models if is_lease(name)):
+            others[-1].step()
+    first.step()
+    assert store.models[MODEL].aliases["champion"] == "1"
+    finish(*others, first)
+    settle(store)
+    check(store, score, list(range(1, takeovers + 2)))
+
+
 def test_dead_holder_of_another_login_is_taken_over() -> None:
-    """Its lease can neither be read nor deleted, and is in nobody's way."""
+    """Its lease can neither be read nor deleted, and does not block the others."""
     store, score = store_with(3), {1: 0.4, 2: 0.5, 3: 0.6}
     first = promoter(store, 1, score)
     first.login = "other"
@@ -182,7 +202,7 @@ def test_any_interleaving_leaves_the_best_as_champion(data: st.DataObject) -> No
     processes = {version: promoter(store, version, score) for version in score}
     dead: set[int] = set()
     for version, steps, kills in data.draw(
-        st.lists(st.tuples(st.integers(1, count), st.integers(1, 14), st.integers(0, 9)), max_size=25)
+        st.lists(st.tuples(st.integers(1, count), st.integers(1, 20), st.integers(0, 9)), max_size=25)
     ):
         for _ in range(steps):
             if not processes[version].ended:
