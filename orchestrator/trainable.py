@@ -223,13 +223,17 @@ class QueryResults(Protocol):
         """Names of the queries, each once."""
 
     @property
+    def identities(self) -> Sequence[str]:
+        """Identity of each query: those of one identity are alike, so that they count as one observation."""
+
+    @property
     def metrics(self) -> Mapping[str, Sequence[float | None]]:
         """One value per query for each metric; None where the query does not count."""
 
 
 @runtime_checkable
 class Comparable(Protocol):
-    """A trainable whose models can be compared query by query, so that a better one can be told from chance.
+    """A trainable whose models can be compared query by query, to distinguish a difference from chance.
 
     A sweep calls `query_results` after `Trainable.evaluate`, and `score_model` for the champion if its
     stored results are of other data, another protocol or another scoring version.

@@ -205,6 +205,7 @@ def _check_comparable(
     assert metrics == told, f"target_metrics tells {told}, and the results have {metrics}"
     for target, each in results.items():
         assert len(set(each.queries)) == len(each.queries) > 0, f"{target}: queries need names of their own"
+        assert len(each.identities) == len(each.queries), f"{target}: each query needs its identity"
         for name, values in each.metrics.items():
             assert len(values) == len(each.queries), f"{target}: {name} has not one value per query"
     mlflow.pyfunc.save_model(folder, **arguments)
@@ -220,7 +221,7 @@ def _check_comparable(
 
 
 def _subject(results: QueryResults) -> tuple[Any, ...]:
-    return results.data, results.protocol, results.version, tuple(results.queries)
+    return results.data, results.protocol, results.version, tuple(results.queries), tuple(results.identities)
 
 
 def _objective(trial: "optuna.Trial", continuous: bool) -> float:

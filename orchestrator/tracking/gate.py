@@ -1,13 +1,15 @@
 """The gate: whether a candidate is better than the version that holds an alias, and why, in one sentence.
 
-A candidate passes if the interval of its gain, by a paired bootstrap over queries, lies on the better side of
-0, it loses on no target more than the tolerance, and keeps the floors. Queries are resampled within each
-target (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile interval). This
-module needs neither MLflow nor Ray.
+A candidate passes if the interval of its gain, by a paired bootstrap over identities, lies on the better
+side of 0, it loses on no target more than the tolerance, and keeps the floors. Identities are resampled
+within each target, each with all of its queries, because queries of one identity are alike (percentile
+interval: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). This module needs neither
+MLflow nor Ray.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,9 @@ from orchestrator.trainable import QueryResults
 
 RESAMPLES = 10_000
 SEED = 0
+
+MIN_IDENTITIES = 10
+"""Fewer give no interval: a model that is no better gains on all of 3 identities in one of 8 cases."""
 
 _CHUNK_ELEMENTS = 1 << 22
 """Resampled values held at a time, which bounds memory for any number of queries."""
@@ -43,6 +48,7 @@ class TargetResults(_Frozen):
     protocol: str
     version: str
     queries: tuple[str, ...]
+    identities: tuple[str, ...]
     metrics: dict[str, tuple[float | None, ...]]
 
     @classmethod
@@ -53,6 +59,7 @@ class TargetResults(_Frozen):
             protocol=results.protocol,
             version=results.version,
             queries=tuple(results.queries),
+            identities=tuple(results.identities),
             metrics={name: tuple(values) for name, values in results.metrics.items()},
         )
 
@@ -95,6 +102,7 @@ class Difference(_Frozen):
     interval: tuple[float, float] | None = None
     """At the gate's confidence; None where only scores are compared."""
     queries: int | None = None
+    identities: int | None = None
 
 
 class Floor(_Frozen):
@@ -110,7 +118,7 @@ class Decision(_Frozen):
 
     verdict: Verdict
     reason: str
-    method: Literal["first version", "paired bootstrap over queries", "scores alone", "no gate"]
+    method: Literal["first version", "paired bootstrap over identities", "scores alone", "no gate"]
     metric: str = ""
     aggregate: Literal["mean", "worst"] | dict[str, float] = "mean"
     confidence: float | None = None
@@ -240,7 +248,7 @@ def _compare(rule: Rule, gate: Gate, candidate: Entrant, champion: Entrant) -> d
     """Return the fields of a decision that compare two versions."""
     if candidate.results is None or champion.results is None:
         return _compare_scores(rule, gate, candidate, champion)
-    pairs: dict[str, NDArray[np.float64]] = {}
+    pairs: dict[str, _Pairs] = {}
     left_out: dict[str, str] = {}
     for target, results in candidate.results.items():
         if rule.metric not in results.metrics:
@@ -251,31 +259,28 @@ def _compare(rule: Rule, gate: Gate, candidate: Entrant, champion: Entrant) -> d
             unlike = f"{champion.name} was not scored on the same data by the same protocol"
             left_out[target] = champion.problem or unlike
         else:
-            values = np.array([results.metrics[rule.metric], other.metrics[rule.metric]], np.float64)
-            pairs[target] = values[:, ~np.isnan(values).any(axis=0)]
-            if pairs[target].shape[1] < 2:
-                left_out[target] = "fewer than two of its queries count"
-                del pairs[target]
+            found = _pairs(results, other, rule.metric)
+            if found.identities < MIN_IDENTITIES:
+                left_out[target] = f"{found.identities} of its identities count, fewer than {MIN_IDENTITIES}"
+            else:
+                pairs[target] = found
     notes = _notes(candidate, champion)
-    common = {"method": "paired bootstrap over queries", "not_compared": left_out, "notes": notes}
-    if not pairs:
+    common = {"method": "paired bootstrap over identities", "not_compared": left_out, "notes": notes}
+    if not any(_weight(gate, target) for target in pairs):
         return common
-    resampled = {
-        target: _resampled_means(values, index) for index, (target, values) in enumerate(pairs.items())
-    }
+    resampled = {target: each.resampled_means(index) for index, (target, each) in enumerate(pairs.items())}
     edges = 100 * np.array([1 - gate.confidence, 1 + gate.confidence]) / 2
     targets = {
-        target: _difference(values.mean(axis=1), resampled[target], edges, values.shape[1])
-        for target, values in pairs.items()
+        target: _difference(each.means, resampled[target], edges, [each]) for target, each in pairs.items()
     }
     aggregated = _aggregate(rule, gate, resampled)
-    means = _aggregate(rule, gate, {target: values.mean(axis=1)[None] for target, values in pairs.items()})[0]
+    means = _aggregate(rule, gate, {target: each.means[None] for target, each in pairs.items()})[0]
     gains = aggregated[:, 0] - aggregated[:, 1]
     margin = max(float(np.ptp(gains)) / _BINS, _NEGLIGIBLE)  # all gains may be equal
     counts, bins = np.histogram(gains, _BINS, (gains.min() - margin, gains.max() + margin))
     return common | {
         "targets": targets,
-        "overall": _difference(means, aggregated, edges, sum(values.shape[1] for values in pairs.values())),
+        "overall": _difference(means, aggregated, edges, list(pairs.values())),
         "histogram": {"edges": bins.tolist(), "counts": counts.tolist()},
     }
 
@@ -297,7 +302,7 @@ def _compare_scores(rule: Rule, gate: Gate, candidate: Entrant, champion: Entran
             targets[target] = Difference(candidate=value, champion=other, difference=value - other)
     note = "compared by the scores alone, because there are no results of single queries for both"
     found: dict[str, Any] = {"method": "scores alone", "not_compared": left_out, "notes": (note,)}
-    if targets:
+    if any(_weight(gate, target) for target in targets):
         values = {name: np.array([[each.candidate, each.champion]]) for name, each in targets.items()}
         mine, other = _aggregate(rule, gate, values)[0].tolist()
         overall = Difference(candidate=mine, champion=other, difference=mine - other)
@@ -305,11 +310,17 @@ def _compare_scores(rule: Rule, gate: Gate, candidate: Entrant, champion: Entran
     return found
 
 
+def _weight(gate: Gate, target: str) -> float:
+    """Return what a target counts in the aggregate."""
+    return 1.0 if isinstance(gate.aggregate, str) else gate.aggregate.get(target, 0.0)
+
+
 def _objection(rule: Rule, gate: Gate, champion: Entrant, found: Mapping[str, Any]) -> str:
     """Return why the candidate must not take the alias; empty if it may."""
     sign, overall = rule.sign(rule.metric), found.get("overall")
     if overall is None:
-        reasons = "; ".join(f"{target}: {why}" for target, why in found["not_compared"].items())
+        left_out = found["not_compared"].items()
+        reasons = "; ".join(f"{target}: {why}" for target, why in left_out if _weight(gate, target))
         why = reasons or f"no target reports {rule.metric}"
         return f"no target can be compared with {champion.name}: {why}"
     for target, each in found["targets"].items():
@@ -351,15 +362,50 @@ def _counterpart(results: TargetResults, target: str, champion: Entrant) -> Targ
     return next((other for other in candidates if results.is_like(other)), None)
 
 
-def _resampled_means(values: NDArray[np.float64], stream: int) -> NDArray[np.float64]:
-    """Return the means of resampled queries, ``[resample, 2]``, of values ``[2, query]`` in pairs."""
-    generator, count = np.random.default_rng([SEED, stream]), values.shape[1]
-    size = max(1, _CHUNK_ELEMENTS // count)
-    parts = []
-    for start in range(0, RESAMPLES, size):
-        chosen = generator.integers(0, count, (min(size, RESAMPLES - start), count))
-        parts.append(values[:, chosen].mean(axis=2).T)
-    return np.concatenate(parts)
+@dataclass(frozen=True)
+class _Pairs:
+    """Values of candidate and champion on one target."""
+
+    sums: NDArray[np.float64]
+    """Sums over the queries of each identity, ``[2, identity]``."""
+
+    counts: NDArray[Any]
+    """Number of these queries, ``[identity]``."""
+
+    @property
+    def identities(self) -> int:
+        """How many identities count."""
+        return len(self.counts)
+
+    @property
+    def queries(self) -> int:
+        """How many queries count."""
+        return int(self.counts.sum())
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """The means over all queries, ``[2]``."""
+        return np.asarray(self.sums.sum(axis=1) / self.queries)
+
+    def resampled_means(self, stream: int) -> NDArray[np.float64]:
+        """Return the means over the queries of resampled identities, ``[resample, 2]``."""
+        generator, count = np.random.default_rng([SEED, stream]), self.identities
+        size = max(1, _CHUNK_ELEMENTS // count)
+        parts = []
+        for start in range(0, RESAMPLES, size):
+            chosen = generator.integers(0, count, (min(size, RESAMPLES - start), count))
+            queries = self.counts[chosen].sum(axis=1)
+            parts.append((self.sums[:, chosen].sum(axis=2) / queries).T)
+        return np.concatenate(parts)
+
+
+def _pairs(mine: TargetResults, other: TargetResults, metric: str) -> _Pairs:
+    """Return the values of the queries that count for both."""
+    values = np.array([mine.metrics[metric], other.metrics[metric]], np.float64)
+    counted = ~np.isnan(values).any(axis=0)
+    names, index = np.unique(np.array(mine.identities, str)[counted], return_inverse=True)
+    sums = np.array([np.bincount(index, row[counted], len(names)) for row in values], np.float64)
+    return _Pairs(sums, np.bincount(index, minlength=len(names)))
 
 
 def _aggregate(rule: Rule, gate: Gate, values: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -368,20 +414,25 @@ def _aggregate(rule: Rule, gate: Gate, values: Mapping[str, NDArray[np.float64]]
     if gate.aggregate == "worst":
         sign = rule.sign(rule.metric)
         return np.asarray(sign * (sign * stacked).min(axis=0))
-    weights = np.ones(len(values))
-    if not isinstance(gate.aggregate, str):
-        weights = np.array([gate.aggregate.get(target, 0.0) for target in values])
-        weights = weights if weights.any() else np.ones(len(values))
+    weights = np.array([_weight(gate, target) for target in values])
     return np.asarray(np.average(stacked, axis=0, weights=weights))
 
 
 def _difference(
-    means: NDArray[np.float64], resampled: NDArray[np.float64], edges: NDArray[np.float64], queries: int
+    means: NDArray[np.float64],
+    resampled: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    pairs: Sequence[_Pairs],
 ) -> Difference:
     low, high = np.percentile(resampled[:, 0] - resampled[:, 1], edges).tolist()
     mine, other = means.tolist()
     return Difference(
-        candidate=mine, champion=other, difference=mine - other, interval=(low, high), queries=queries
+        candidate=mine,
+        champion=other,
+        difference=mine - other,
+        interval=(low, high),
+        queries=sum(each.queries for each in pairs),
+        identities=sum(each.identities for each in pairs),
     )
 
 

@@ -45,7 +45,7 @@ def test_worse_sweep_leaves_the_champion_and_says_why(
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "challenger": 2}
     version = client.get_model_version("parabola", "2")
     (record,) = records_of(version, "champion")
-    assert (record.method, record.champion) == ("paired bootstrap over queries", 1)
+    assert (record.method, record.champion) == ("paired bootstrap over identities", 1)
     assert record.targets["parabola"].queries == 10 and not record.not_compared
     kept = json.loads(
         Path(client.download_artifacts(version.run_id, "registry/parabola-v2.json")).read_text()

@@ -172,6 +172,7 @@ class Results:
     protocol: str
     version: str
     queries: tuple[str, ...]
+    identities: tuple[str, ...]
     metrics: dict[str, tuple[float, ...]]
 
 
@@ -207,7 +208,7 @@ class ComparableTrainable(ExampleTrainable):
         values = tuple(score + (point - 4.5) / 10 for point in range(10))
         names = tuple(f"point {point}" for point in range(10))
         version = os.environ.get("PARABOLA_SCORING", "1")
-        return {"parabola": Results("0f1e2d3c", "exact", version, names, {"score": values})}
+        return {"parabola": Results("0f1e2d3c", "exact", version, names, names, {"score": values})}
 
 
 class PlainErrors(ExampleTrainable):

@@ -36,6 +36,8 @@ class QueryResults:
     """Version of the scoring."""
     queries: tuple[str, ...]
     """Identity, camera and position of each query."""
+    identities: tuple[str, ...]
+    """Identity of each query."""
     metrics: dict[str, tuple[float | None, ...]]
     """One value per query for each score; None where a convention does not count the query."""
 
@@ -58,8 +60,9 @@ def query_results(
         for convention, score in scores.items()
         for name, values in score.per_query().items()
     }
+    identities = tuple(str(query.identities[i]) for i in counted.tolist())
     names = tuple(f"{query.identities[i]}/{query.cameras[i]}/{i}" for i in counted.tolist())
-    return QueryResults(data, _protocol(query, config, crop), SCORING, names, metrics)
+    return QueryResults(data, _protocol(query, config, crop), SCORING, names, identities, metrics)
 
 
 def metric_names(protocol: str) -> list[str]:

@@ -25,6 +25,7 @@ QUERIES = 200
 def results(values: Any, metric: str = "mAP", **fields: Any) -> TargetResults:
     given = {"data": "d1", "protocol": "whole", "version": "1", **fields}
     names = tuple(f"q{number}" for number in range(len(values)))
+    given = {"identities": names, **given}
     return TargetResults(queries=names, metrics={metric: tuple(values)}, **given)
 
 
@@ -219,10 +220,48 @@ def test_no_gate_promotes_and_says_so() -> None:
 
 
 def test_queries_that_do_not_count_for_both_are_left_out() -> None:
-    candidate = entrant("version 2", {"a": results([0.5, None, 0.7, 0.9])})
-    champion = entrant("version 1", {"a": results([0.4, 0.1, None, 0.8])})
+    candidate = entrant("version 2", {"a": results([None, 0.7, *[0.9] * 10])})
+    champion = entrant("version 1", {"a": results([0.1, None, *[0.8] * 10])})
     decision = decide(rule(), candidate, champion)
-    assert decision.targets["a"].queries == 2 and decision.promoted
+    assert decision.targets["a"].queries == 10 and decision.promoted
+
+
+def test_target_with_few_identities_is_not_compared() -> None:
+    """Nine identities, of which one has two queries."""
+    names = tuple("aabcdefghi")
+    base, better = results([0.5] * 10, identities=names), results([0.9] * 10, identities=names)
+    decision = judged({"a": better, "b": noise(0)}, {"a": base, "b": noise(0)})
+    assert decision.not_compared == {"a": "9 of its identities count, fewer than 10"}
+    decision = judged({"a": better}, {"a": base})
+    assert decision.reason.endswith("with version 1: a: 9 of its identities count, fewer than 10")
+
+
+def test_queries_of_one_identity_count_as_one_observation() -> None:
+    """200 comparisons of equal models, 3 alike queries for each of 20 identities: promoted in few of them."""
+    promoted = 0
+    names = tuple(f"{number // 3}" for number in range(60))
+    for seed in range(200):
+        gains = np.repeat(np.random.default_rng(seed).normal(0, 0.1, 20), 3)
+        better, base = results(0.5 + gains, identities=names), results([0.5] * 60, identities=names)
+        promoted += judged({"a": better}, {"a": base}).promoted
+    assert promoted <= 12, "2.5 % are 5; resampling queries gives 34"
+
+
+def test_means_are_over_queries_where_identities_have_different_numbers_of_them() -> None:
+    names = ("a", *"abcdefghij")
+    values = results([1.0, 0.0, *[0.5] * 9], identities=names)
+    decision = judged({"a": values}, {"a": results([0.0] * 11, identities=names)})
+    assert decision.overall and decision.overall.candidate == pytest.approx(5.5 / 11)
+    assert (decision.overall.queries, decision.overall.identities) == (11, 10)
+
+
+def test_targets_without_weight_cannot_decide() -> None:
+    base = {"a": noise(0)}
+    decision = judged(
+        {"a": shifted(base["a"], 0.2), "b": results(noise(1), data="d2")}, base, aggregate={"b": 2}
+    )
+    assert not decision.promoted
+    assert decision.reason.startswith("no target can be compared with version 1: b: version 1 was not scored")
 
 
 def test_default_metric_is_the_last_part_of_the_objective() -> None:

@@ -15,12 +15,14 @@ from orchestrator.tracking.promotion import Judge
 from tests.support.model_store import ModelStore
 
 RULE = Rule(gate=Gate(), metric="mAP")
-LOW, HIGH = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+LOW, HIGH = (0.1, 0.2, 0.3, 0.4, 0.5) * 2, (0.5, 0.6, 0.7, 0.8, 0.9) * 2
 
 
 def evidence(values: tuple[float, ...], data: str = "d1") -> Evidence:
-    names = ("a", "b", "c")
-    results = TargetResults(data=data, protocol="p", version="1", queries=names, metrics={"mAP": values})
+    names = tuple("abcdefghij")
+    results = TargetResults(
+        data=data, protocol="p", version="1", queries=names, identities=names, metrics={"mAP": values}
+    )
     return Evidence(trainable="a:B", config={}, rule=RULE, results={"prid": results}, trained_on={})
 
 
