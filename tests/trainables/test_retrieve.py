@@ -212,7 +212,7 @@ def test_rank_equals_a_brute_force_search(gallery, capsys, monkeypatch):
         (
             0.6,
             "not in the gallery",
-            "farther than 0.500, the threshold at 1.0%; so are 10% of pairs of one identity",
+            "farther than 0.500, the threshold at 1.0%; 10% of pairs of the same identity are also farther",
         ),
     ],
 )

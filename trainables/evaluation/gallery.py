@@ -280,10 +280,10 @@ def _nearest(
 
 
 def _missed(gallery: Gallery, rate: float) -> str:
-    """Return how often one identity is farther than a threshold, as the end of a reason."""
+    """Return how many pairs of the same identity are farther than a threshold, as the end of a reason."""
     for item in gallery.about.calibration["thresholds"]:
         if item["false_match_rate"] == rate and item["missed"] is not None:
-            return f"; so are {item['missed']:.0%} of pairs of one identity"
+            return f"; {item['missed']:.0%} of pairs of the same identity are also farther"
     return ""
 
 
