@@ -1,5 +1,6 @@
 """Tests of the exported model in a process that can import neither this project nor pickles."""
 
+import io
 import json
 import os
 import stat
@@ -157,6 +158,13 @@ def test_model_input_example_is_a_drawn_crop(model):
     assert model.metadata.get_input_schema().input_names() == ["sequences"]
 
 
+def blank_png(height, width):
+    """Return a PNG file of one bit for each pixel, which is small."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
 PICTURE = np.zeros((16, 8, 3), np.uint8)
 REFUSED = {
     "a path": ([["/etc/passwd"]], "sequence 0, frame 0: a text that is not base64"),
@@ -171,8 +179,16 @@ REFUSED = {
     "one text": ("abc", "the input is of type str"),
     "no sequences": ([], "the list of sequences is empty"),
     "no frames": ([[PICTURE], []], "sequence 1 has no frames"),
-    "half a JPEG": ([[example_sequence(2)[0][:300]]], "not a JPEG or PNG image: truncated"),
-    "a GIF": ([[b"GIF89a\x01\x00\x01\x00\x80\x00\x00"]], "not a JPEG or PNG image"),
+    "half a JPEG": ([[example_sequence(2)[0][:300]]], "frame 0: truncated (JPEG without its end marker)"),
+    "a GIF": (
+        [[b"GIF89a\x01\x00\x01\x00\x80\x00\x00"]],
+        "(unknown image format); expected the content of a JPEG or PNG file",
+    ),
+    "a large PNG": (
+        [[blank_png(9000, 9000)]],
+        "frame 0: too large (9,000 x 9,000, more than 67,108,864 pixels); expected",
+    ),
+    "a huge PNG": ([[blank_png(20000, 10000)]], "frame 0: too large (Image size (200000000 pixels) exceeds"),
     "another name": ({"frames": [[PICTURE]]}, "no 'sequences' in the input"),
 }
 
