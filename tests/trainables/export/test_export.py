@@ -7,16 +7,20 @@ import stat
 import subprocess
 import sys
 import tracemalloc
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.nn.functional import normalize
 
 from tests.support.paths import EXAMPLES
 from trainables.data.loading import as_tensor
+from trainables.errors import DataError
+from trainables.evaluation.published import PublishedEmbedder
 from trainables.export.export import CARD, PROGRAM, example_sequence, export
 from trainables.network import images
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -240,6 +244,23 @@ def test_model_damaged_weights_are_refused(embedders, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="the files are damaged"):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+def test_published_embedder_names_the_missing_package(embedders, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    mlflow.pyfunc.save_model(folder, **export(embedders["mclaughlin2016"], tmp_path / "export"))
+    assert PublishedEmbedder.load(folder).dimension == 128
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it was not installed
+    with pytest.raises(DataError, match=r"^model: .*/model cannot be loaded: ModuleNotFoundError: .*cv2"):
+        PublishedEmbedder.load(folder)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another version of torchvision"), yaml.YAMLError("damaged")])
+def test_published_embedder_refuses_what_does_not_load(error, tmp_path, monkeypatch):
+    (tmp_path / "network.json").write_text("{}")
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Mock(side_effect=error))
+    with pytest.raises(DataError, match=f"cannot be loaded: {type(error).__name__}: {error}"):
+        PublishedEmbedder.load(tmp_path)
 
 
 def test_model_tells_its_facts(model, stored):
