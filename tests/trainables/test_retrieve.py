@@ -1,8 +1,10 @@
 """``python -m trainables.retrieve``: files of features, rankings, resuming, and how it refuses."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -10,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import trainables.retrieve as commands
 from tests.support.tiny_sets import FRAMES, PEOPLE
+from trainables.errors import DataError
 from trainables.evaluation.gallery import Gallery, judge
 from trainables.export.export import export
+from trainables.export.stored_model import StoredModel
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 from trainables.retrieve import main
 
@@ -270,6 +275,8 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("rank", "bad.parquet", "x.png"), "expected a file that `embed` wrote"),
         (("rank", "GALLERY", "no.png"), "no.png: no such file; expected an image, a folder of images"),
         (("rank", "GALLERY", "bad.txt"), "bad.txt: not an image"),
+        (("rank", "GALLERY", 300 * "x"), f"{300 * 'x'}: File name too long"),
+        (("rank", 300 * "x", "bad.txt"), f"{300 * 'x'}: File name too long"),
         (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected models:/NAME@ALIAS"),
         (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
         (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
@@ -290,6 +297,43 @@ def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path
     before = sorted(tmp_path.rglob("*"))
     assert line in refused(capsys, *(names.get(argument, argument) for argument in arguments))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_rank_unreadable_folder_is_one_line(gallery, tmp_path, capsys, monkeypatch):
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=denied))
+    assert refused(capsys, "rank", gallery[0], tmp_path) == f"error: {tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("flavors:", "flavors: [", "is damaged: ParserError: while parsing"),
+        (
+            "metadata:",
+            "metadata: 5\nother:",
+            "is damaged: AttributeError: 'int' object has no attribute 'get'",
+        ),
+        ("checksum:", "checksums:", "is damaged: KeyError: 'checksum'"),
+    ],
+)
+def test_model_with_a_damaged_mlmodel_is_one_line(old, new, line, model, tmp_path, capsys):
+    damaged = Path(shutil.copytree(model, tmp_path / "model"))
+    description = damaged / "MLmodel"
+    description.write_text(description.read_text().replace(old, new))
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (8, 16)).save(tmp_path / "crops/1.png")
+    out = tmp_path / "x.parquet"
+    refusal = refused(capsys, "embed", damaged, "crops", tmp_path / "crops", out)
+    assert refusal.startswith(f"error: {damaged}: {line}")
+    assert not list(tmp_path.glob("x.parquet*"))
+
+
+def test_model_with_damaged_weights_is_one_line(model, tmp_path, monkeypatch):
+    damage = SafetensorError("Error while deserializing header: invalid JSON")
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Mock(side_effect=damage))
+    with pytest.raises(DataError, match=r"^m: is damaged: SafetensorError: Error while .* invalid JSON$"):
+        StoredModel(model, "m", "m", None)
 
 
 def test_model_of_a_registry_is_found_by_alias_and_version(gallery, model, tmp_path, capsys):
