@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespace) -> int:
     """Run one command; return the exit code.
 
-    It is 2, with one line on stderr, for bad input or a file that cannot be used, 1 where the output cannot be
-    written, 130 after Ctrl-C.
+    It is 2, with one line on stderr, for bad input or a file that cannot be opened, 1 where the output cannot
+    be written, 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     try:

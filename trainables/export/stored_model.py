@@ -61,9 +61,7 @@ class StoredModel:
             raise
         except (MlflowException, OSError, ImportError, RuntimeError, ValueError) as error:
             raise DataError(f"{uri}: cannot be loaded ({_describe(error)})") from error
-        except (
-            Exception
-        ) as error:  # what parsers of YAML and safetensors, and MLflow, raise for damaged files
+        except Exception as error:  # damaged files make YAML, safetensors and MLflow raise many kinds
             raise DataError(f"{uri}: is damaged: {type(error).__name__}: {_describe(error)}") from error
 
     def embed(self, sequences: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
