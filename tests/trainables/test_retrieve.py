@@ -3,7 +3,9 @@
 import errno
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import mlflow
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 import trainables.retrieve as commands
 from tests.support.tiny_sets import FRAMES, PEOPLE
 from trainables.errors import DataError
-from trainables.evaluation.gallery import Gallery, judge
+from trainables.evaluation.gallery import Gallery, judge, nearest
 from trainables.export.export import export
 from trainables.export.stored_model import StoredModel
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -209,6 +211,41 @@ def test_rank_equals_a_brute_force_search(gallery, capsys, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_nearest_takes_bounded_memory_for_any_top():
+    features = np.random.default_rng(0).random((10_000, 256), np.float32)
+    gallery = SimpleNamespace(features=lambda: iter([features]))
+    tracemalloc.start()
+    try:
+        found = nearest(features[:16], gallery, top=len(features))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [len(matches) for matches in found] == [len(features)] * 16
+    assert [matches[0].number for matches in found] == list(range(16))
+    assert peak < 100e6  # the differences of all pairs would be 328 MB
+
+
+def test_rank_with_a_large_top_takes_few_queries_at_once(gallery, capsys, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(commands, "_MATCHES_AT_ONCE", 9)
+    monkeypatch.setattr(
+        commands, "nearest", lambda queries, *rest: blocks.append(len(queries)) or nearest(queries, *rest)
+    )
+    assert len(rankings(capsys, gallery[0], gallery[0], "--top", "4")) == 2 * PEOPLE
+    assert blocks == [2] * PEOPLE
+
+
+def test_queries_of_a_file_are_read_in_one_pass(gallery, monkeypatch):
+    scan = Mock(side_effect=pq.ParquetFile.iter_batches)
+    monkeypatch.setattr(commands, "_QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **names: scan(*args, **names))
+    queries = list(commands.queries_of(Gallery(gallery[0])))
+    assert scan.call_count == 1
+    rows = pq.read_table(gallery[0]).to_pylist()
+    assert [query.name for query in queries] == [row["path"] for row in rows]
+    np.testing.assert_array_equal([query.feature for query in queries], [row["embedding"] for row in rows])
+
+
 @pytest.mark.parametrize(
     ("distance", "decision", "reason"),
     [
@@ -249,6 +286,17 @@ def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
     with Image.open(sheet) as image:
         assert image.height > 2 * PEOPLE * 128
     assert "not in the gallery" not in capsys.readouterr().out
+
+
+def test_rank_sheet_has_a_bounded_width(gallery, tmp_path, monkeypatch):
+    def width(top):
+        sheet = tmp_path / f"{top}.jpg"
+        assert main(["rank", *map(str, (gallery[0], gallery[0])), "--top", top, "--sheet", str(sheet)]) == 0
+        with Image.open(sheet) as image:
+            return image.width
+
+    monkeypatch.setattr(commands, "_ON_SHEET", 10)
+    assert width("9") < width("10") == width("12")
 
 
 def test_rank_refuses_features_of_another_model(gallery, other_model, tmp_path, capsys):
