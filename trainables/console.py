@@ -33,7 +33,8 @@ Result = TypeVar("Result")
 def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespace) -> int:
     """Run one command; return the exit code.
 
-    It is 2, with one line on stderr, for bad input, 1 where the output cannot be written, 130 after Ctrl-C.
+    It is 2, with one line on stderr, for bad input or a file that cannot be opened, 1 where the output cannot
+    be written, 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     try:
@@ -41,17 +42,22 @@ def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespac
         sys.stdout.flush()
     except OSError as error:
         if error.filename is not None:
-            raise
+            _print_error(f"{error.filename}: {error.strerror}")
+            return FAULT
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again at the exit
         ERR.print(f"error: the output cannot be written: {error.strerror}")
         return LOST_OUTPUT
     except DataError as error:
-        ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _print_error(str(error))
         return FAULT
     except KeyboardInterrupt:
         ERR.print("interrupted")
         return INTERRUPTED
     return 0
+
+
+def _print_error(message: str) -> None:
+    ERR.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 class ConsoleHandler(logging.Handler):

@@ -43,8 +43,10 @@ CROPS = "crops"
 
 _FRAMES_AT_ONCE = 1024
 """Frames of a part of the file, which bounds memory, and the work that a killed command does again."""
-_QUERIES_AT_ONCE = 256
-_ROWS_OF_SHEET = 20
+_QUERIES_AT_ONCE, _MATCHES_AT_ONCE = 256, 1 << 18
+"""Most queries of a block, and most tracklets that are found for it, which bounds memory."""
+_ON_SHEET = 20
+"""Most queries of a sheet, and most tracklets of each."""
 _SHEET_HEIGHT = 128
 
 _log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     query = "an image, a folder of images of one tracklet, or a file that embed wrote"
     rank.add_argument("query", metavar="QUERY", type=Path, help=query)
     rank.add_argument("--top", metavar="N", type=positive, default=10, help="tracklets to show (default: 10)")
-    sheet = f"also draw the first {_ROWS_OF_SHEET} queries and what was found for them (.png, .jpg)"
+    sheet = f"also draw the first {_ON_SHEET} queries, and {_ON_SHEET} tracklets of each (.png, .jpg)"
     rank.add_argument("--sheet", metavar="FILE", type=picture, help=sheet)
     rank.add_argument("--json", action="store_true", help="print one line of JSON for each query")
     rank.add_argument("--model", metavar="MODEL", help="the gallery's model, if it is elsewhere now")
@@ -238,15 +240,16 @@ def rank_command(chosen: argparse.Namespace) -> None:
     """Rank a gallery for every query."""
     gallery = Gallery(chosen.gallery)
     queries = iter(read_queries(chosen, gallery))
+    at_once = min(_QUERIES_AT_ONCE, max(1, _MATCHES_AT_ONCE // min(chosen.top, len(gallery))))
     shown: list[tuple[Query, list[tuple[Match, Row]]]] = []
-    while block := list(itertools.islice(queries, _QUERIES_AT_ONCE)):
+    while block := list(itertools.islice(queries, at_once)):
         found = nearest(np.stack([query.feature for query in block]), gallery, chosen.top)
         rows = gallery.rows([match.number for matches in found for match in matches])
         for query, matches in zip(block, found, strict=True):
             candidates = [(match, rows[match.number]) for match in matches]
             print_ranking(query, candidates, gallery, as_json=chosen.json)
-            if len(shown) < _ROWS_OF_SHEET:
-                shown.append((query, candidates))
+            if len(shown) < _ON_SHEET:
+                shown.append((query, candidates[:_ON_SHEET]))
     if chosen.sheet:
         draw_sheet(shown, gallery, chosen)
 
@@ -268,15 +271,10 @@ def read_queries(chosen: argparse.Namespace, gallery: Gallery) -> Iterator[Query
 
 def queries_of(other: Gallery) -> Iterator[Query]:
     """Yield the tracklets of a file as queries."""
-    first, folder = 0, Path(other.about.folder)
-    for features in other.features():
-        for start in range(0, len(features), _QUERIES_AT_ONCE):
-            block = features[start : start + _QUERIES_AT_ONCE]
-            numbers = range(first + start, first + start + len(block))
-            rows = other.rows(numbers)
-            for number, feature in zip(numbers, block, strict=True):
-                yield Query(rows[number].path, feature, rows[number].frame(folder))
-        first += len(features)
+    folder = Path(other.about.folder)
+    for features, rows in other.tracklets(_QUERIES_AT_ONCE):
+        for feature, row in zip(features, rows, strict=True):
+            yield Query(row.path, feature, row.frame(folder))
 
 
 def one_tracklet(path: Path) -> Tracklet:

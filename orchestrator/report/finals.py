@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.table import Table as TerminalTable
 
 from orchestrator.study.finals import Finalist, MatrixCell
-from orchestrator.study.statistics import CONFIDENCE, NONE, Sample
+from orchestrator.study.statistics import CONFIDENCE, NONE, Column, Sample, _decimals
 
 
 class Table(NamedTuple):
@@ -34,8 +34,13 @@ class Table(NamedTuple):
 
 def finalists_table(finalists: Sequence[Finalist], metric: str) -> Table:
     """Return the validation score of each finalist, the winner first."""
+    column = _column(metric, finalists)
     rows = [
-        (finalist.name, f"{_number(finalist.mean)} ± {_number(finalist.error)}", str(len(finalist.values)))
+        (
+            finalist.name,
+            f"{column.number(finalist.mean)} ± {column.number(finalist.error)}",
+            str(len(finalist.values)),
+        )
         for finalist in finalists
     ]
     return Table("Finals", ("trial", f"{metric}, mean ± standard error", "runs"), 1, rows)
@@ -43,13 +48,17 @@ def finalists_table(finalists: Sequence[Finalist], metric: str) -> Table:
 
 def matrix_table(cells: Sequence[MatrixCell]) -> Table:
     """Return the scores of the winner on each target."""
+    numbers = {
+        metric: _column(metric, [cell for cell in cells if cell.metric == metric])
+        for metric in dict.fromkeys(cell.metric for cell in cells)
+    }
     rows = [
         (
             cell.train,
             cell.target,
             cell.metric,
-            f"{_number(cell.mean)} ± {_number(cell.deviation)}",
-            _interval(cell),
+            f"{numbers[cell.metric].number(cell.mean)} ± {numbers[cell.metric].number(cell.deviation)}",
+            _interval(cell, numbers[cell.metric]),
             str(len(cell.values)),
         )
         for cell in cells
@@ -58,12 +67,14 @@ def matrix_table(cells: Sequence[MatrixCell]) -> Table:
     return Table("Scores of the winner", columns, 3, rows)
 
 
-def _interval(sample: Sample) -> str:
+def _column(metric: str, samples: Sequence[Sample]) -> Column:
+    """Return the column that writes the numbers of one metric."""
+    largest = max((abs(value) for sample in samples for value in sample.values), default=0.0)
+    return Column(metric, _decimals(largest), {})
+
+
+def _interval(sample: Sample, column: Column) -> str:
     if sample.interval is None:
         return NONE
     low, high = sample.interval
-    return f"{_number(low)} to {_number(high)}"
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+    return f"{column.number(low)} to {column.number(high)}"

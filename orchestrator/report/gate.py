@@ -16,7 +16,7 @@ def gate_table(decision: Decision) -> Table:
         how = decision.aggregate if isinstance(decision.aggregate, str) else "weighted mean"
         differences[f"{how} of {len(decision.targets)} targets"] = decision.overall
     rows = [_row(target, difference) for target, difference in differences.items()]
-    interval = "interval" if decision.confidence is None else f"{decision.confidence:.0%} interval"
+    interval = "interval" if decision.confidence is None else f"{100 * decision.confidence:.10g}% interval"
     columns = ("target", f"{decision.metric} of the candidate", "of the champion", "difference", interval)
     return Table("Gate", columns, 1, rows)
 

@@ -1,8 +1,12 @@
 """``python -m trainables.retrieve``: files of features, rankings, resuming, and how it refuses."""
 
+import errno
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -10,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import trainables.retrieve as commands
 from tests.support.tiny_sets import FRAMES, PEOPLE
-from trainables.evaluation.gallery import Gallery, judge
+from trainables.errors import DataError
+from trainables.evaluation.gallery import Gallery, judge, nearest
 from trainables.export.export import export
+from trainables.export.stored_model import StoredModel
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 from trainables.retrieve import main
 
@@ -204,6 +211,41 @@ def test_rank_equals_a_brute_force_search(gallery, capsys, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_nearest_takes_bounded_memory_for_any_top():
+    features = np.random.default_rng(0).random((10_000, 256), np.float32)
+    gallery = SimpleNamespace(features=lambda: iter([features]))
+    tracemalloc.start()
+    try:
+        found = nearest(features[:16], gallery, top=len(features))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [len(matches) for matches in found] == [len(features)] * 16
+    assert [matches[0].number for matches in found] == list(range(16))
+    assert peak < 100e6  # the differences of all pairs would be 328 MB
+
+
+def test_rank_with_a_large_top_takes_few_queries_at_once(gallery, capsys, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(commands, "_MATCHES_AT_ONCE", 9)
+    monkeypatch.setattr(
+        commands, "nearest", lambda queries, *rest: blocks.append(len(queries)) or nearest(queries, *rest)
+    )
+    assert len(rankings(capsys, gallery[0], gallery[0], "--top", "4")) == 2 * PEOPLE
+    assert blocks == [2] * PEOPLE
+
+
+def test_queries_of_a_file_are_read_in_one_pass(gallery, monkeypatch):
+    scan = Mock(side_effect=pq.ParquetFile.iter_batches)
+    monkeypatch.setattr(commands, "_QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **names: scan(*args, **names))
+    queries = list(commands.queries_of(Gallery(gallery[0])))
+    assert scan.call_count == 1
+    rows = pq.read_table(gallery[0]).to_pylist()
+    assert [query.name for query in queries] == [row["path"] for row in rows]
+    np.testing.assert_array_equal([query.feature for query in queries], [row["embedding"] for row in rows])
+
+
 @pytest.mark.parametrize(
     ("distance", "decision", "reason"),
     [
@@ -212,7 +254,7 @@ def test_rank_equals_a_brute_force_search(gallery, capsys, monkeypatch):
         (
             0.6,
             "not in the gallery",
-            "farther than 0.500, the threshold at 1.0%; so are 10% of pairs of one identity",
+            "farther than 0.500, the threshold at 1.0%; 10% of pairs of the same identity are also farther",
         ),
     ],
 )
@@ -246,6 +288,17 @@ def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
     assert "not in the gallery" not in capsys.readouterr().out
 
 
+def test_rank_sheet_has_a_bounded_width(gallery, tmp_path, monkeypatch):
+    def width(top):
+        sheet = tmp_path / f"{top}.jpg"
+        assert main(["rank", *map(str, (gallery[0], gallery[0])), "--top", top, "--sheet", str(sheet)]) == 0
+        with Image.open(sheet) as image:
+            return image.width
+
+    monkeypatch.setattr(commands, "_ON_SHEET", 10)
+    assert width("9") < width("10") == width("12")
+
+
 def test_rank_refuses_features_of_another_model(gallery, other_model, tmp_path, capsys):
     file = tmp_path / "other.parquet"
     assert main(["embed", str(other_model), "prid2011", str(gallery[1]), str(file)]) == 0
@@ -270,6 +323,8 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("rank", "bad.parquet", "x.png"), "expected a file that `embed` wrote"),
         (("rank", "GALLERY", "no.png"), "no.png: no such file; expected an image, a folder of images"),
         (("rank", "GALLERY", "bad.txt"), "bad.txt: not an image"),
+        (("rank", "GALLERY", 300 * "x"), f"{300 * 'x'}: File name too long"),
+        (("rank", 300 * "x", "bad.txt"), f"{300 * 'x'}: File name too long"),
         (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected models:/NAME@ALIAS"),
         (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
         (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
@@ -290,6 +345,43 @@ def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path
     before = sorted(tmp_path.rglob("*"))
     assert line in refused(capsys, *(names.get(argument, argument) for argument in arguments))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_rank_unreadable_folder_is_one_line(gallery, tmp_path, capsys, monkeypatch):
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=denied))
+    assert refused(capsys, "rank", gallery[0], tmp_path) == f"error: {tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("flavors:", "flavors: [", "is damaged: ParserError: while parsing"),
+        (
+            "metadata:",
+            "metadata: 5\nother:",
+            "is damaged: AttributeError: 'int' object has no attribute 'get'",
+        ),
+        ("checksum:", "checksums:", "is damaged: KeyError: 'checksum'"),
+    ],
+)
+def test_model_with_a_damaged_mlmodel_is_one_line(old, new, line, model, tmp_path, capsys):
+    damaged = Path(shutil.copytree(model, tmp_path / "model"))
+    description = damaged / "MLmodel"
+    description.write_text(description.read_text().replace(old, new))
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (8, 16)).save(tmp_path / "crops/1.png")
+    out = tmp_path / "x.parquet"
+    refusal = refused(capsys, "embed", damaged, "crops", tmp_path / "crops", out)
+    assert refusal.startswith(f"error: {damaged}: {line}")
+    assert not list(tmp_path.glob("x.parquet*"))
+
+
+def test_model_with_damaged_weights_is_one_line(model, tmp_path, monkeypatch):
+    damage = SafetensorError("Error while deserializing header: invalid JSON")
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Mock(side_effect=damage))
+    with pytest.raises(DataError, match=r"^m: is damaged: SafetensorError: Error while .* invalid JSON$"):
+        StoredModel(model, "m", "m", None)
 
 
 def test_model_of_a_registry_is_found_by_alias_and_version(gallery, model, tmp_path, capsys):

@@ -58,32 +58,40 @@ def protocol_of(source: SetConfig) -> Protocol:
 
 
 def identities_trained(data: DataParts, images: Iterable[str]) -> Identities:
-    """Return the identities that the training parts of a config contain, by numbering."""
+    """Return the identities that the training parts of a config contain, by numbering.
+
+    An identity that is known by its frames only has a name for each of its tracklets, because the tested set
+    may contain only some of them.
+    """
     names: dict[str, set[str]] = {}
     for name, part in [
         (data.config.sequences, data.train()),
         *((name, data.images(name)) for name in images),
     ]:
-        for numbering, found in _named(name, data.config.sets[name], [part]).items():
-            names.setdefault(numbering, set()).update(found)
+        numbering, identities = _named(name, data.config.sets[name], [part])
+        names.setdefault(numbering, set()).update(*identities)
     return {numbering: sorted(found) for numbering, found in names.items()}
 
 
 def identities_tested(data: DataParts, name: str) -> Identities:
-    """Return the identities of the test part of a target, by numbering."""
-    return _named(name, data.config.sets[name], data.test(name))
+    """Return the identities of the test part of a target, by numbering: one name for each."""
+    numbering, identities = _named(name, data.config.sets[name], data.test(name))
+    return {numbering: sorted({min(names) for names in identities})}
 
 
-def _named(name: str, source: SetConfig, parts: Iterable[Part]) -> Identities:
+def _named(name: str, source: SetConfig, parts: Iterable[Part]) -> tuple[str, list[set[str]]]:
+    """Return the numbering of the identities of ``parts``, and the names of each identity."""
     found = np.unique(np.concatenate([part.identities for part in parts]))
     identities = [str(identity) for identity in found if identity not in (JUNK, DISTRACTOR)]
     numbering = _numbering(source)
     if numbering is not None:
-        return {numbering: identities}
+        return numbering, [{identity} for identity in identities]
     assert source.folder is not None
-    wanted, data_set = set(identities), read_set(name, source, source.folder)
-    first = (tracklet.frames[0] for tracklet in data_set.tracklets if tracklet.identity in wanted)
-    return {"first frames": sorted({_hash([frame_bytes(frame)]) for frame in first})}
+    names: dict[str, set[str]] = {identity: set() for identity in identities}
+    for tracklet in read_set(name, source, source.folder).tracklets:
+        if tracklet.identity in names:
+            names[tracklet.identity].add(_hash([frame_bytes(tracklet.frames[0])]))
+    return "first frames", list(names.values())
 
 
 def _numbering(source: SetConfig) -> str | None:

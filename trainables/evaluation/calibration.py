@@ -117,7 +117,7 @@ class _Impostors:
             return f"needs {needed:,} pairs of different identities; there are {len(self.distances):,}"
         below = np.searchsorted(self.distances, self.distances[accepted], side="left")
         if below == 0:
-            return "more pairs of different identities than that have the smallest distance"
+            return "too many pairs of different identities have equal distances"
         return float(self.distances[below - 1])
 
     def interval(self, distance: float) -> tuple[float, float]:

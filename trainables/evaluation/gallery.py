@@ -25,6 +25,7 @@ SCHEMA = "1"
 """Version of the columns and of the metadata."""
 
 _ROWS_AT_ONCE = 1 << 16
+_DISTANCES_AT_ONCE = 1 << 12
 _CHECKSUM, _DIMENSION, _CALIBRATION = "model_checksum", "embedding_dimension", "calibration"
 _ABOUT = "about.json"
 
@@ -208,8 +209,17 @@ class Gallery:
     def features(self) -> Iterator[NDArray[np.float32]]:
         """Yield all features, ``[tracklet, feature]``, a bounded number at a time."""
         for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=["embedding"]):
-            values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            yield values.reshape(batch.num_rows, self.about.embedding_dimension)
+            yield self._features(batch)
+
+    def tracklets(self, size: int) -> Iterator[tuple[NDArray[np.float32], list[Row]]]:
+        """Yield the features and rows of all tracklets, ``size`` at a time; the file is read once."""
+        names = list(Row.__slots__)
+        for batch in self._file.iter_batches(size, columns=["embedding", *names]):
+            yield self._features(batch), [Row(**row) for row in batch.select(names).to_pylist()]
+
+    def _features(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(batch.num_rows, self.about.embedding_dimension)
 
     def rows(self, numbers: Sequence[int]) -> dict[int, Row]:
         """Return rows by their number."""
@@ -275,15 +285,19 @@ def _nearest(
     products = queries @ features.T
     chosen = np.argpartition(-products, count - 1, axis=1)[:, :count]
     # Exactly, because a product in float32 leaves an error of a few 1e-4 in a distance near 0.
-    differences = features[chosen].astype(np.float64) - queries[:, None].astype(np.float64)
-    return np.linalg.norm(differences, axis=2), chosen
+    distances = np.empty(chosen.shape)
+    for query, near, row in zip(queries.astype(np.float64), chosen, distances, strict=True):
+        for start in range(0, count, _DISTANCES_AT_ONCE):
+            block = slice(start, start + _DISTANCES_AT_ONCE)
+            row[block] = np.linalg.norm(features[near[block]] - query, axis=1)
+    return distances, chosen
 
 
 def _missed(gallery: Gallery, rate: float) -> str:
-    """Return how often one identity is farther than a threshold, as the end of a reason."""
+    """Return how many pairs of the same identity are farther than a threshold, as the end of a reason."""
     for item in gallery.about.calibration["thresholds"]:
         if item["false_match_rate"] == rate and item["missed"] is not None:
-            return f"; so are {item['missed']:.0%} of pairs of one identity"
+            return f"; {item['missed']:.0%} of pairs of the same identity are also farther"
     return ""
 
 

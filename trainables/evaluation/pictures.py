@@ -79,7 +79,7 @@ def draw_rankings(
     rankings: Sequence[tuple[str, NDArray[np.uint8], Sequence[Shown]]],
     path: Path,
 ) -> None:
-    """Draw rankings into a PNG file: a heading, a query and its candidates in each row."""
+    """Draw rankings into a PNG or JPEG file: a heading, a query and its candidates in each row."""
     rows = [
         _Row(heading, _Cell(query), tuple(_Cell(shown.frame, shown.lines) for shown in candidates))
         for heading, query, candidates in rankings
@@ -298,7 +298,7 @@ _MOST_CHARACTERS = 12
 def _draw_rows(
     title: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[_Row], path: Path
 ) -> None:
-    """Draw rows of frames, each under its heading and the names of the columns, into a PNG file.
+    """Draw rows of frames, each under its heading and the names of the columns, into a PNG or JPEG file.
 
     All of it is in one axes whose unit is an inch: axes for every row, with ticks and a layout engine to
     place them, take several times as long.

@@ -8,10 +8,9 @@ from typing import Any, Self
 import mlflow.pyfunc
 import numpy as np
 import torch
-from mlflow.exceptions import MlflowException
 from torch import Tensor
 
-from trainables.errors import DataError
+from trainables.errors import DataError, one_line
 
 
 class PublishedEmbedder:
@@ -31,17 +30,20 @@ class PublishedEmbedder:
         """Load the model in the folder of an MLflow model.
 
         Raises:
-            DataError: it is no model of this project.
+            DataError: it is no model of this project, or needs a package that is not installed. The message
+                is one line.
         """
         _forget_code(folder)
+        described = next(folder.rglob("network.json"), None)
+        if described is None:
+            raise DataError(f"model: {folder} holds no model of this project: no network.json")
         try:
-            described = next(folder.rglob("network.json"))
             network = json.loads(described.read_text(encoding="utf-8"))
             model = mlflow.pyfunc.load_model(str(folder))
             return cls(model.predict, int(network["height"]), int(network["width"]))
-        except (MlflowException, OSError, StopIteration, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200] or "no network.json"
-            raise DataError(f"model: {folder} holds no model of this project: {reason}") from error
+        except Exception as error:  # loading and probing run code of the model, which may raise any error
+            reason = f"{type(error).__name__}: {one_line(error)}"[:300]
+            raise DataError(f"model: {folder} cannot be loaded: {reason}") from error
 
     def eval(self) -> None:
         """Do nothing: an exported model is always in evaluation mode."""

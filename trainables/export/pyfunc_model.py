@@ -249,7 +249,7 @@ def _picture(frame: Any) -> Image.Image:
         try:
             image = images.decode(bytes(frame), _FORMATS, _MOST_PIXELS)
         except ValueError as error:
-            raise ValueError(f"not a JPEG or PNG image: {error}") from None
+            raise ValueError(f"{error}; expected the content of a JPEG or PNG file") from None
     else:
         image = Image.fromarray(_pixels(frame))
     if min(image.size) < _FEWEST_PIXELS:

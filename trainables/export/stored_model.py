@@ -50,17 +50,19 @@ class StoredModel:
             if facts.get("family") != FAMILY and not self._first_release:
                 raise DataError(f"{uri}: not a model of this project; expected one that a sweep registered")
             self._model = mlflow.pyfunc.load_model(str(folder))
-        except (MlflowException, OSError, ImportError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+            if self._first_release:
+                facts = _facts_of_first_release(folder / "artifacts")
+            self.checksum: str = facts["checksum"]
+            self.dimension: int = facts["dimension"]
+            self.height: int = facts["height"]
+            self.width: int = facts["width"]
+            self.calibration: Mapping[str, Any] = facts["calibration"]
+        except DataError:
+            raise
+        except (MlflowException, OSError, ImportError, RuntimeError, ValueError) as error:
             raise DataError(f"{uri}: cannot be loaded ({_describe(error)})") from error
-        if self._first_release:
-            facts = _facts_of_first_release(folder / "artifacts")
-        self.checksum: str = facts["checksum"]
-        self.dimension: int = facts["dimension"]
-        self.height: int = facts["height"]
-        self.width: int = facts["width"]
-        self.calibration: Mapping[str, Any] = facts["calibration"]
+        except Exception as error:  # damaged files make YAML, safetensors and MLflow raise many kinds
+            raise DataError(f"{uri}: is damaged: {type(error).__name__}: {_describe(error)}") from error
 
     def embed(self, sequences: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Map sequences, uint8 RGB ``[time, height, width, 3]`` each, to features ``[batch, dimension]``."""

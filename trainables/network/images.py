@@ -30,13 +30,16 @@ def decode(
         raise ValueError("truncated (JPEG without its end marker)")
     try:
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
-                raise ValueError(f"{image.height:,} x {image.width:,}, more than {most_pixels:,} pixels")
-            return _upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            height, width = image.height, image.width
+            if most_pixels is None or height * width <= most_pixels:
+                return _upright_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:
         # Pillow's message for an unidentified file only gives the address of its buffer.
         reason = "unknown image format" if "cannot identify" in str(error) else error
         raise ValueError(f"damaged or truncated ({reason})") from error
+    raise ValueError(f"too large ({height:,} x {width:,}, more than {most_pixels:,} pixels)")
 
 
 def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.data_configs import data_config, with_set
+from tests.support.data_configs import SETS, data_config, with_set
 from tests.support.tiny_sets import save_image
 from trainables.data import sources
 from trainables.data.contents import content_hash, identities_tested, identities_trained
@@ -92,3 +92,23 @@ def test_copies_of_own_images_share_identities(written, tmp_path: Path) -> None:
         for folder, seed in ((written("sequences"), 0), (copy, 1))
     )
     assert shared(identities_trained(first, []), identities_tested(second, "real"))
+
+
+@pytest.mark.parametrize("removed", ["none", "1.jpg"])
+def test_shared_identities_are_counted_not_their_images(unpacked, tmp_path: Path, removed: str) -> None:
+    folder = unpacked("images")
+    for number, image in enumerate(sorted(folder.rglob("*.jpg"))):
+        save_image(image, 10 * number)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for image in copy.rglob(removed):
+        image.unlink()
+
+    def drawn(place: Path, seed: int) -> DataParts:
+        real = {"layout": "images", "folder": place, "options": {"random_splits": 2, "seed": seed}}
+        return parts(data_config(tmp_path, sets={**SETS, "real": real}, images=["real"], targets=["real"]))
+
+    first, second = drawn(folder, 0), drawn(copy, 1)
+    trained = set(first.images("real").identities)
+    both = {name for part in second.test("real") for name in part.identities if name in trained}
+    assert both
+    assert len(shared(identities_trained(first, ["real"]), identities_tested(second, "real"))) == len(both)

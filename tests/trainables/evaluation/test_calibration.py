@@ -63,7 +63,7 @@ def test_rate_of_collapsed_features_is_not_stated():
     cameras = np.tile(["a", "b"], 60)
     result = calibrate_features(np.ones((120, 1), np.float32), names, cameras, "set")
     assert result.thresholds == ()
-    assert "have the smallest distance" in result.not_stated[0]
+    assert "too many pairs of different identities have equal distances" in result.not_stated[0]
 
 
 def untrained(config):

@@ -1,21 +1,26 @@
 """Tests of the exported model in a process that can import neither this project nor pickles."""
 
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
 import tracemalloc
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.nn.functional import normalize
 
 from tests.support.paths import EXAMPLES
 from trainables.data.loading import as_tensor
+from trainables.errors import DataError
+from trainables.evaluation.published import PublishedEmbedder
 from trainables.export.export import CARD, PROGRAM, example_sequence, export
 from trainables.network import images
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -157,6 +162,13 @@ def test_model_input_example_is_a_drawn_crop(model):
     assert model.metadata.get_input_schema().input_names() == ["sequences"]
 
 
+def blank_png(height, width):
+    """Return a PNG file of one bit for each pixel, which is small."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
 PICTURE = np.zeros((16, 8, 3), np.uint8)
 REFUSED = {
     "a path": ([["/etc/passwd"]], "sequence 0, frame 0: a text that is not base64"),
@@ -171,8 +183,16 @@ REFUSED = {
     "one text": ("abc", "the input is of type str"),
     "no sequences": ([], "the list of sequences is empty"),
     "no frames": ([[PICTURE], []], "sequence 1 has no frames"),
-    "half a JPEG": ([[example_sequence(2)[0][:300]]], "not a JPEG or PNG image: truncated"),
-    "a GIF": ([[b"GIF89a\x01\x00\x01\x00\x80\x00\x00"]], "not a JPEG or PNG image"),
+    "half a JPEG": ([[example_sequence(2)[0][:300]]], "frame 0: truncated (JPEG without its end marker)"),
+    "a GIF": (
+        [[b"GIF89a\x01\x00\x01\x00\x80\x00\x00"]],
+        "(unknown image format); expected the content of a JPEG or PNG file",
+    ),
+    "a large PNG": (
+        [[blank_png(9000, 9000)]],
+        "frame 0: too large (9,000 x 9,000, more than 67,108,864 pixels); expected",
+    ),
+    "a huge PNG": ([[blank_png(20000, 10000)]], "frame 0: too large (Image size (200000000 pixels) exceeds"),
     "another name": ({"frames": [[PICTURE]]}, "no 'sequences' in the input"),
 }
 
@@ -224,6 +244,23 @@ def test_model_damaged_weights_are_refused(embedders, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="the files are damaged"):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+def test_published_embedder_names_the_missing_package(embedders, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    mlflow.pyfunc.save_model(folder, **export(embedders["mclaughlin2016"], tmp_path / "export"))
+    assert PublishedEmbedder.load(folder).dimension == 128
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it was not installed
+    with pytest.raises(DataError, match=r"^model: .*/model cannot be loaded: ModuleNotFoundError: .*cv2"):
+        PublishedEmbedder.load(folder)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another version of torchvision"), yaml.YAMLError("damaged")])
+def test_published_embedder_refuses_what_does_not_load(error, tmp_path, monkeypatch):
+    (tmp_path / "network.json").write_text("{}")
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Mock(side_effect=error))
+    with pytest.raises(DataError, match=f"cannot be loaded: {type(error).__name__}: {error}"):
+        PublishedEmbedder.load(tmp_path)
 
 
 def test_model_tells_its_facts(model, stored):
