@@ -231,6 +231,12 @@ class QueryResults(Protocol):
         """One value per query for each metric; None where the query does not count."""
 
 
+def score_parts(score: str) -> tuple[str, str]:
+    """Return target and metric of a score: ``test/mars/common/mAP`` gives ``mars`` and ``common/mAP``."""
+    parts = score.split("/", 2)
+    return (parts[1], parts[2]) if len(parts) == 3 else ("", score)
+
+
 @runtime_checkable
 class Comparable(Protocol):
     """A trainable whose models can be compared query by query, to distinguish a difference from chance.

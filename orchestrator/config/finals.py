@@ -104,8 +104,12 @@ def check_finals(finals: Finals, runs: FinalRuns, trials: int, searched: Mapping
         if len(paths := list(axis)) > 1:
             reason = f"expected one path and its values, not {len(paths)}: {', '.join(paths)}"
             raise FieldError(Fault(("finals", key, paths[-1]), reason))
-    if SEED in finals.splits:
-        raise FieldError(Fault(("finals", "splits", SEED), "write finals.seeds: [...] instead"))
+    for key, axis in (("splits", finals.splits), ("train", finals.train)):
+        if SEED in axis:
+            raise FieldError(Fault(("finals", key, SEED), "write finals.seeds: [...] instead"))
+    for path in finals.train.keys() & finals.splits.keys():
+        reason = f"{quote(path)} is the path of finals.splits; name the path of a training set"
+        raise FieldError(Fault(("finals", "train", path), reason))
     places: dict[str, Path] = {SEED: ("finals", "seeds")}
     places |= {path: ("finals", "splits", path) for path in finals.splits}
     places |= {path: ("finals", "train", path) for path in finals.train}

@@ -1,7 +1,7 @@
 """What a driver does with a trained trial: score it on the targets, and register its model."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +41,8 @@ class Candidate(NamedTuple):
         return self.config.model_dump(mode="json", by_alias=True)
 
 
-def score(job: Job, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
-    """Return the scores of each candidate on the targets, computed on the cluster; raises SweepError."""
+def score(job: Job, candidates: Sequence[Candidate]) -> Iterator[dict[str, float]]:
+    """Yield the scores of each candidate on the targets, computed on the cluster; raises SweepError."""
     resources = job.resources
     references = [
         trainable_task(evaluate, resources.cpus, resources.gpus, f"score {candidate.name}").remote(
@@ -50,13 +50,11 @@ def score(job: Job, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
         )
         for candidate in candidates
     ]
-    scores: list[dict[str, float]] = []
     for candidate, reference in zip(candidates, references, strict=True):
         try:
-            scores.append(ray.get(reference))
+            yield ray.get(reference)
         except ray.exceptions.RayError as error:
             raise SweepError(f"{candidate.name} could not be scored: {explain(error)}") from error
-    return scores
 
 
 class Registration(NamedTuple):

@@ -72,6 +72,7 @@ class FinalsDriver(Driver[FinalsOutcome]):
     """Trains the finalists over seeds and splits; only the winner's runs are scored on the targets."""
 
     outcome_type = FinalsOutcome
+    after_failure = "rerun the command, which repeats failed runs"
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report.finals import Table, finalists_table, matrix_table
 from orchestrator.report.sweep import write_report
+from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
@@ -97,6 +98,9 @@ class SweepOutcome(Outcome):
     crossed: tuple[dict[str, Any], ...] = ()
     """One row for each run of the winner on another training set; see `orchestrator.study.statistics.Row`."""
 
+    trouble: list[str] = Field(default=[])
+    """What did not work on other training sets, one line each."""
+
     @property
     def matrix(self) -> list[MatrixCell]:
         """The scores of the winner, from each training set on each target."""
@@ -122,13 +126,10 @@ class SweepOutcome(Outcome):
 
     @property
     def failures(self) -> list[str]:
-        """One line for each run of the finals that failed."""
-        rows = [*(self.winner.rows if self.winner else []), *self.crossed]
-        return [
-            f"{run_label(row)} failed: {row.reason}"
-            for row in map(Row.from_json, rows)
-            if row.state == "failed"
-        ]
+        """One line for each run of the finals that failed, and what did not work on other training sets."""
+        rows = map(Row.from_json, self.winner.rows if self.winner else [])
+        failed = [f"{run_label(row)} failed: {row.reason}" for row in rows if row.state == "failed"]
+        return [*failed, *self.trouble]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -148,6 +149,7 @@ class SweepDriver(Driver[SweepOutcome]):
         self._finals: FinalsDriver | None = None
         self._winner: FinalsOutcome | None = None
         self._crossed: list[dict[str, Any]] = []
+        self._trouble: list[str] = []
         self._left_out: list[Cell] = []
 
     def is_final(self, outcome: SweepOutcome) -> bool:
@@ -157,7 +159,12 @@ class SweepDriver(Driver[SweepOutcome]):
         registered = None if outcome.model is None else (outcome.model.name, outcome.model.alias)
         registry = self._sweep.registry
         same_registry = registry is None or registered == (registry.model, registry.alias)
-        return same_budget and same_registry and outcome.finals == self._finals_settings()
+        same_finals = outcome.finals == self._finals_settings()
+        return same_budget and same_registry and same_finals and not outcome.trouble
+
+    def exit_code(self, outcome: SweepOutcome) -> int:
+        """Return FAILED if something did not work on other training sets, which a rerun tries again."""
+        return ExitCode.FAILED if outcome.trouble else ExitCode.DONE
 
     def plan(self, joined: Cluster) -> RenderableType:
         """Return search space, budget and resources."""
@@ -171,6 +178,7 @@ class SweepDriver(Driver[SweepOutcome]):
         """Check the data, and for a new sweep the sampler and the earlier sweeps to learn from."""
         super().check(new)
         self._check_gate()
+        self._check_names()
         self._left_out = self._missing_splits()
         if new:
             with self._progress.activity(f"trying the sampler {self._sweep.sampler.name}"):
@@ -208,8 +216,13 @@ class SweepDriver(Driver[SweepOutcome]):
         _log.info("finals: training the winner on %s", ", ".join(crossed.variants))
         driver = ComparisonDriver(crossed, self._progress, self._interrupt)
         code, outcome = driver.run_within(joined, runs.sweep_id)
+        if code == ExitCode.INTERRUPTED:
+            return code
         self._crossed = outcome.rows if outcome else []
-        return code
+        if code:  # its own log has said why
+            failed = f"{crossed.name} failed; rerun the command to try it again"
+            self._trouble = (outcome and outcome.trouble) or [failed]
+        return ExitCode.DONE
 
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> SweepOutcome:
         """Score and register the best trial, unless the finals did so with theirs, and write the report."""
@@ -238,6 +251,7 @@ class SweepDriver(Driver[SweepOutcome]):
             finals=self._finals_settings(),
             winner=winner,
             crossed=tuple(self._crossed),
+            trouble=self._trouble,
             errors=objective_errors(best, metrics),
             pareto_set=[] if single else [describe_trial(each, metrics) for each in study.pareto_set()],
             infeasible=len(infeasible_trials(study.started_trials)),
@@ -334,8 +348,10 @@ class SweepDriver(Driver[SweepOutcome]):
                 missing.append(cell)
                 faults[cell.variant] = error
         for name, fault in faults.items():
-            if all(cell in missing for cell in runs.cells if cell.variant == name):
+            left_out = [cell for cell in missing if cell.variant == name]
+            if all(cell in left_out for cell in runs.cells if cell.variant == name):
                 raise InputError(f"finals: {name} cannot be trained on: {fault}")
+            _log.info("finals: %d runs on %s are left out: %s", len(left_out), name, fault)
         return missing
 
     def _finals_settings(self) -> dict[str, Any] | None:
@@ -351,7 +367,8 @@ class SweepDriver(Driver[SweepOutcome]):
     def _score(self, candidate: Candidate) -> dict[str, float]:
         """Return the scores of a trial on the targets; raises SweepError."""
         with self._progress.activity(f"scoring {candidate.name} on the targets"):
-            return score(self._sweep, [candidate])[0]
+            (scores,) = score(self._sweep, [candidate])
+            return scores
 
     def _register(
         self, candidate: Candidate, scores: Mapping[str, float], tracker: Tracker
@@ -371,6 +388,13 @@ class SweepDriver(Driver[SweepOutcome]):
             return None
         rule = make_rule(sweep.registry.gate, sweep.objective[0].metric, sweep.trial_metrics)
         return Registration(sweep.registry, rule)
+
+    def _check_names(self) -> None:
+        """Check that the names of the finals are not those of other jobs; raises InputError."""
+        sweep = self._sweep
+        jobs = [sweep.final_runs({"finals": {}}), sweep.crossed_runs({})] if sweep.finals else []
+        for job in filter(None, jobs):
+            JobDirectory(job).check_follow_up()
 
     def _check_gate(self) -> None:
         """Check the gate against the targets, as far as the trainable tells their metrics."""

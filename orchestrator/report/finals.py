@@ -6,7 +6,7 @@ from typing import NamedTuple
 from rich.table import Table as TerminalTable
 
 from orchestrator.study.finals import Finalist, MatrixCell
-from orchestrator.study.statistics import CONFIDENCE, NONE, Column, Sample, _decimals
+from orchestrator.study.statistics import CONFIDENCE, NONE, Column, Sample, decimals
 
 
 class Table(NamedTuple):
@@ -70,7 +70,7 @@ def matrix_table(cells: Sequence[MatrixCell]) -> Table:
 def _column(metric: str, samples: Sequence[Sample]) -> Column:
     """Return the column that writes the numbers of one metric."""
     largest = max((abs(value) for sample in samples for value in sample.values), default=0.0)
-    return Column(metric, _decimals(largest), {})
+    return Column(metric, decimals(largest), {})
 
 
 def _interval(sample: Sample, column: Column) -> str:

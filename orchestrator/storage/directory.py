@@ -104,6 +104,17 @@ class JobDirectory:
                 f"{'; '.join(changed)}; {remedy}"
             )
 
+    def check_follow_up(self) -> None:
+        """Check that no job but one that followed from a sweep has this name; raises InputError."""
+        for kind in RECORDED:
+            with contextlib.suppress(DamagedError):
+                record = read_job_record(self.store, self._job.name, kind)
+                if record is not None and "sweep" not in record["resolved"]:
+                    raise InputError(
+                        f"finals: their name is {self._job.name}, and {self.uri} holds a {kind} of that name;"
+                        " change 'name' in the file"
+                    )
+
     def check_driver(self) -> None:
         """Raise InputError if a driver is known to run the job; writes nothing."""
         check_driver(self.store, self._job.name, self._label)

@@ -1,6 +1,8 @@
 """The study of the finals of a sweep, the choice of the winner, and the scores of its runs."""
 
 import csv
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +10,12 @@ from typing import ClassVar, Literal
 
 from optuna.trial import FrozenTrial
 
+from orchestrator.config.comparison import SEED
 from orchestrator.study import attributes
 from orchestrator.study.grid import GridStudy
 from orchestrator.study.statistics import Row, Sample
 from orchestrator.study.trial_report import Trained, TrialReport
+from orchestrator.trainable import score_parts
 
 SCORE_PREFIX = "test/"
 
@@ -33,9 +37,12 @@ class FinalsStudy(GridStudy):
         """Record a trained run as complete, or return what it lacks."""
         if not isinstance(last, Trained):
             return "it did not train to its end"
-        missing = set(self._comparison.metrics) - self.results(self.trial(number)).keys()
-        if missing:
-            return f"{missing.pop()} is missing in the last epoch"
+        results = self.results(self.trial(number))
+        for metric in self._comparison.metrics:
+            if metric not in results:
+                return f"{metric} is missing in the last epoch"
+            if not math.isfinite(results[metric]):
+                return f"{metric} is {results[metric]} in the last epoch"
         self._tell(number, values=0.0)  # Optuna requires a value; the study has no objective
         return None
 
@@ -48,6 +55,9 @@ class Finalist(Sample):
     runs: tuple[int, ...]
     """Numbers of the runs in the study of the finals, in the order of ``values``."""
 
+    splits: tuple[str, ...]
+    """The split of each run, JSON."""
+
     mode: Literal["max", "min"]
 
     @property
@@ -58,8 +68,16 @@ class Finalist(Sample):
 
     @property
     def best_run(self) -> int:
-        """Number of the run with the best validation score, the first one of equal runs."""
-        signed = [(self._sign * value, -run) for value, run in zip(self.values, self.runs, strict=True)]
+        """Number of the run with the best validation score on the first split, the first one of equal runs.
+
+        Scores on different splits are of different identities. Candidates of one split can be compared with
+        one another at the gate; on another split, they were trained on test identities of the first one.
+        """
+        signed = [
+            (self._sign * value, -run)
+            for value, run, split in zip(self.values, self.runs, self.splits, strict=True)
+            if split == self.splits[0]
+        ]
         return -max(signed)[1]
 
     @property
@@ -73,20 +91,16 @@ def finalists(rows: Sequence[Row], metric: str, mode: Literal["max", "min"]) -> 
     The winner has the best mean of the validation score minus its standard error, among those with the most
     complete runs: a mean over fewer runs would be over easier splits, or have no error.
     """
-    runs: dict[str, list[tuple[float, int]]] = {}
+    runs: dict[str, list[tuple[float, int, str]]] = {}
     for row in rows:
         value = row.score(metric)
         if value is not None and row.number is not None:
-            runs.setdefault(row.variant, []).append((value, row.number))
-    found = [
-        Finalist(
-            values=tuple(value for value, _ in of_variant),
-            name=name,
-            runs=tuple(number for _, number in of_variant),
-            mode=mode,
-        )
-        for name, of_variant in runs.items()
-    ]
+            split = json.dumps({path: at for path, at in row.grid_point.items() if path != SEED})
+            runs.setdefault(row.variant, []).append((value, row.number, split))
+    found = []
+    for name, of_variant in runs.items():
+        values, numbers, splits = zip(*of_variant, strict=True)
+        found.append(Finalist(values=values, name=name, runs=numbers, splits=splits, mode=mode))
     return sorted(found, key=lambda finalist: (-len(finalist.values), -finalist.bound))
 
 
@@ -107,12 +121,12 @@ class MatrixCell(Sample):
 
 
 def score_matrix(train: str, scores: Sequence[Mapping[str, float]]) -> list[MatrixCell]:
-    """Return a cell for each score, from the scores of each run, named ``test/<target>/<metric>``."""
+    """Return a cell for each score, from the finite scores of each run, ``test/<target>/<metric>``."""
     names = dict.fromkeys(name for of_run in scores for name in of_run)
     cells = []
     for name in names:
-        target, _, metric = name.removeprefix(SCORE_PREFIX).rpartition("/")
-        values = tuple(of_run[name] for of_run in scores if name in of_run)
+        target, metric = score_parts(name)
+        values = tuple(of_run[name] for of_run in scores if math.isfinite(of_run.get(name, math.nan)))
         cells.append(MatrixCell(values=values, train=train, target=target, metric=metric))
     return cells
 

@@ -161,10 +161,10 @@ def _column(
         for name, values in scores.items()
     }
     largest = max((abs(value) for values in scores.values() for value in values.values()), default=0.0)
-    return Column(metric, _decimals(largest), summaries)
+    return Column(metric, decimals(largest), summaries)
 
 
-def _decimals(largest: float) -> int:
+def decimals(largest: float) -> int:
     """Return the decimals that show three digits of the largest value."""
     return min(9, max(0, 2 - math.floor(math.log10(largest)))) if largest else 3
 

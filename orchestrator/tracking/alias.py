@@ -309,9 +309,7 @@ class Alias:
         if self.read().closed >= number:
             return False
         for alias, version in change.moves.items():
-            self._ask(
-                functools.partial(self.client.set_registered_model_alias, self.model, alias, str(version))
-            )
+            self._move(alias, version)
         holder = change.moves.get(self.name, state.holder)
         agreed = self._close(number, _Outcome(holder, change.version, dict(change.tags)))
         if agreed is None or agreed.version is None:
@@ -328,6 +326,8 @@ class Alias:
         if intent := state.intents.get(number):
             moves = intent["moves"]
             if moves.get(self.name, state.named) == state.named:
+                for alias in moves.keys() - {self.name}:
+                    self._move(alias, moves[alias])
                 holder = moves.get(self.name, state.holder)
                 outcome = _Outcome(holder, int(intent["version"]), intent["tags"], own=False)
         self._close(number, outcome, or_assume=True)
@@ -441,6 +441,9 @@ class Alias:
 
     def _end(self, number: int) -> str:
         return f"{self._lease(number)}{_END}"
+
+    def _move(self, alias: str, version: int) -> None:
+        self._ask(functools.partial(self.client.set_registered_model_alias, self.model, alias, str(version)))
 
     def _tag(self, key: str, value: Any) -> None:
         text = json.dumps(value, separators=(",", ":"))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.config.sections import Gate
 from orchestrator.errors import InputError, nearest
-from orchestrator.trainable import QueryResults
+from orchestrator.trainable import QueryResults, score_parts
 
 RESAMPLES = 10_000
 SEED = 0
@@ -290,7 +290,7 @@ def _compare_scores(rule: Rule, gate: Gate, candidate: Entrant, champion: Entran
     targets: dict[str, Difference] = {}
     left_out: dict[str, str] = {}
     for name, value in candidate.scores.items():
-        target, metric = _parts(name)
+        target, metric = score_parts(name)
         if metric != rule.metric:
             continue
         if name not in champion.scores:
@@ -439,7 +439,7 @@ def _difference(
 def _floors(rule: Rule, gate: Gate, candidate: Entrant) -> dict[str, Floor]:
     floors: dict[str, Floor] = {}
     for name, floor in gate.floors.items():
-        value, sign = candidate.scores.get(name), rule.sign(_parts(name)[1])
+        value, sign = candidate.scores.get(name), rule.sign(score_parts(name)[1])
         kept = value is not None and not math.isnan(value) and sign * (value - floor) >= 0
         floors[name] = Floor(floor=floor, value=value, kept=kept)
     return floors
@@ -450,9 +450,3 @@ def _below_floor(name: str, floors: Mapping[str, Floor]) -> str:
     if floor.value is None:
         return f"{name} was not scored, and its floor is {floor.floor:g}"
     return f"{name} is {floor.value:.4g}, and its floor is {floor.floor:g}"
-
-
-def _parts(score: str) -> tuple[str, str]:
-    """Return target and metric of a score: ``test/mars/common/mAP`` gives ``mars`` and ``common/mAP``."""
-    parts: Sequence[str] = score.split("/", 2)
-    return (parts[1], parts[2]) if len(parts) == 3 else ("", score)

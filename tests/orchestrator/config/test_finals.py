@@ -44,6 +44,16 @@ def test_final_runs_are_each_finalist_on_each_split_and_seed(tmp_path: Path) -> 
             "finals.splits.x: 'x' is searched; remove it here",
         ),
         ({"top": 1, "seeds": [0], "splits": {"seed": [0]}}, {}, "write finals.seeds: [...] instead"),
+        (
+            {"top": 1, "seeds": [0], "train": {"seed": [0]}},
+            {},
+            "finals.train.seed: write finals.seeds: [...]",
+        ),
+        (
+            {"top": 1, "seeds": [0], "splits": {"y": [0]}, "train": {"y": [0, 1]}},
+            {},
+            "finals.train.y: 'y' is the path of finals.splits",
+        ),
         ({"topp": 1, "seeds": [0]}, {}, "finals.topp: unknown key; did you mean 'top'?"),
         ({"top": 1, "seeds": [0]}, {"search": {"seed": {"int": [0, 9]}}}, "finals.seeds: 'seed' is searched"),
         ({"top": 1, "seeds": [0]}, {"name": "x" * 60}, "name: with finals, the name may have 55 characters"),

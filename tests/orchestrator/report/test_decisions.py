@@ -33,7 +33,7 @@ def test_gate_shows_its_confidence(confidence: float | None, column: str) -> Non
     ],
 )
 def test_finals_show_three_digits(values: tuple[float, ...], shown: str) -> None:
-    finalist = Finalist(values=values, name="trial-0001", runs=(0, 1), mode="min")
+    finalist = Finalist(values=values, name="trial-0001", runs=(0, 1), splits=("", ""), mode="min")
     assert finalists_table([finalist], "val/loss").rows == [("trial-0001", shown, str(len(values)))]
 
 

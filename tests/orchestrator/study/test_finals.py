@@ -47,6 +47,22 @@ def test_candidate_is_the_best_run_of_the_winner(mode: str, best: int) -> None:
     assert winner.best_run == best
 
 
+def test_candidate_is_of_the_first_split() -> None:
+    values = {(0, 0): 0.5, (0, 1): 0.6, (1, 0): 0.9, (1, 1): 0.8}
+    rows = [
+        Row("only", {"data.split": split, "seed": seed}, "complete", number, scores={METRIC: value})
+        for number, ((split, seed), value) in enumerate(values.items())
+    ]
+    (winner,) = finalists(rows, METRIC, "max")
+    assert winner.best_run == 1
+
+
+def test_matrix_leaves_out_scores_that_are_not_finite() -> None:
+    scores = [{"test/mars/mAP": value} for value in (0.2, float("nan"), 0.4, float("inf"))]
+    (cell,) = score_matrix("walkers", scores)
+    assert cell.values == (0.2, 0.4) and cell.interval is not None
+
+
 def test_matrix_has_mean_deviation_and_interval(tmp_path: Path) -> None:
     scores = [{"test/mars/common/mAP": 0.2}, {"test/mars/common/mAP": 0.4, "test/prid/rank1": 0.5}]
     write_matrix(score_matrix("walkers", scores), tmp_path / "matrix.csv")
@@ -54,8 +70,8 @@ def test_matrix_has_mean_deviation_and_interval(tmp_path: Path) -> None:
         mars, prid = csv.DictReader(table)
     assert (mars["train"], mars["target"], mars["metric"], mars["runs"]) == (
         "walkers",
-        "mars/common",
-        "mAP",
+        "mars",
+        "common/mAP",
         "2",
     )
     assert float(mars["mean"]) == pytest.approx(0.3) and float(mars["deviation"]) == pytest.approx(
@@ -90,6 +106,12 @@ def test_finals_study_trained_run_is_complete_without_scores(study: FinalsStudy)
     run(study, 0.5)
     assert study.count()["complete"] == 1
     assert study.rows()[0].scores == {METRIC: 0.5}
+
+
+def test_finals_study_run_without_a_finite_objective_fails(study: FinalsStudy) -> None:
+    run(study, float("nan"))
+    assert study.rows()[0].state == "failed"
+    assert study.rows()[0].reason == f"{METRIC} is nan in the last epoch"
 
 
 def test_finals_study_alternates_between_finalists(study: FinalsStudy) -> None:

@@ -146,6 +146,18 @@ def test_late_move_is_undone_by_the_next_reader() -> None:
     check(store, score, [2])
 
 
+def test_decision_that_a_dead_promoter_left_is_completed_with_its_challenger() -> None:
+    store, score = store_with(2), {1: 0.5, 2: 0.4}
+    finish(promoter(store, 1, score))
+    second = promoter(store, 2, score)
+    while not any(".intent." in key for key in store.models[MODEL].tags):
+        second.step()
+    second.kill()
+    finish(promoter(store, 2, score))
+    assert store.models[MODEL].aliases == {"champion": "1", "challenger": "2"}
+    assert [len(found) for found in records(store).values()] == [1, 1]
+
+
 @pytest.mark.parametrize("takeovers", [1, 2])
 def test_first_move_of_all_that_comes_late_does_not_count(takeovers: int) -> None:
     """Promoter 1 stops right before its move, and goes on after others have taken its change over."""
