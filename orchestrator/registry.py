@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.console.arguments import Parser, report_error
+from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
 from orchestrator.errors import ExitCode, InputError, TrackingError
 
@@ -37,7 +38,7 @@ examples:
   python -m orchestrator.registry history multi-shot-reid
   python -m orchestrator.registry pull multi-shot-reid@champion champion
 
-exit codes: 0 done, 1 not done or declined by the gate, 2 bad input, 3 MLflow does not answer
+exit codes: 0 done, 1 not done or declined by the gate, 2 bad input, 3 MLflow does not answer, 130 interrupted
 """
 
 Action = Callable[["Registry", Namespace, Progress], ExitCode]
@@ -54,16 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             registry = Registry(
                 parsed.tracking or default_address(), f"orchestrator.registry {parsed.action}"
             )
-            run: Action = parsed.run
-            return run(registry, parsed, progress)
+            action: Action = parsed.run
+            return action(registry, parsed, progress)
     except InputError as error:
         return report_error(error)
     except TrackingError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.FAILED
-    except KeyboardInterrupt:
-        progress.print("interrupted")
-        return ExitCode.INTERRUPTED
 
 
 def _parser() -> Parser:
@@ -175,6 +173,8 @@ def _promote(registry: "Registry", parsed: Namespace, progress: Progress) -> Exi
 
     if parsed.reason and not parsed.no_gate:
         raise InputError("--reason: the gate gives the reason; remove it, or add --no-gate")
+    if parsed.metric and parsed.no_gate:
+        raise InputError("--metric: nothing is compared without the gate; remove it, or --no-gate")
     reference = Reference.parse(parsed.model)
     with _activity(progress, parsed, "promoting"):
         record = registry.promote(
@@ -282,4 +282,4 @@ def _by(by: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

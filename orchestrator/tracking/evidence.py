@@ -43,6 +43,12 @@ class Evidence(BaseModel):
     trained_on: dict[str, list[str]] | None = None
     tested_on: dict[str, dict[str, list[str]]] = {}
 
+    @property
+    def metrics(self) -> set[str]:
+        """The metrics of the targets, by which versions can be compared."""
+        of_scores = {name.split("/", 2)[2] for name in self.scores if name.count("/") >= 2}
+        return of_scores.union(*(each.metrics for each in (self.results or {}).values()))
+
     def entrant(self, name: str) -> Entrant:
         """Return what the gate compares, under the name that sentences use."""
         return Entrant(

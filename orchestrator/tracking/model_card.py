@@ -6,6 +6,14 @@ from typing import Any
 from orchestrator.tracking.promotion import Record
 from orchestrator.trainable import DataSetRecord
 
+PAGE_CHARACTERS = 5000
+"""The longest page: MLflow's column has so many characters, and PostgreSQL enforces that."""
+
+_REST = (
+    "\n\nThis page is cut, because MLflow takes no longer one: the rest is in `registry/` of the run, and in"
+    " the model card among the files of the version."
+)
+
 _SHORT_DIGEST = 12
 """Characters of a digest in a table."""
 
@@ -32,7 +40,7 @@ def of_version(
     records: Sequence[Record],
     text: str = "",
 ) -> str:
-    """Return the page of a version.
+    """Return the page of a version, of at most `PAGE_CHARACTERS`.
 
     Args:
         job: the sweep that registered it.
@@ -56,7 +64,18 @@ def of_version(
             digest = used.digest[:_SHORT_DIGEST]
             lines += [f"| {used.name} | {used.role} | {counts} | {used.source} | `{digest}` |"]
     lines += ["", text] if text else []
-    return "\n".join(lines)
+    return _cut("\n".join(lines))
+
+
+def _cut(page: str) -> str:
+    """Return a page that is not too long, cut at the end of a line and not within a block of code."""
+    if len(page) <= PAGE_CHARACTERS:
+        return page
+    start = page[: PAGE_CHARACTERS - len(_REST)]
+    kept = start.rpartition("\n")[0].rstrip() or start
+    if kept.count("```") % 2:
+        kept = kept[: kept.rindex("```")].rstrip()
+    return kept + _REST
 
 
 def _decision(record: Record) -> list[str]:

@@ -31,6 +31,8 @@ from orchestrator.tracking.promotion import (
     Judge,
     ScoreModel,
     check_family,
+    decision_of_gate,
+    is_of_first_release,
     now,
     promote,
     records_of,
@@ -85,7 +87,7 @@ def register(
     """Log the model of trial `number` to its run, make it a version of `model`, and promote it to `alias`.
 
     The version takes the alias if it passes the gate; otherwise it becomes the `challenger`. Registering the
-    same trial of the same sweep again finds its version and its decision.
+    same trial of the same sweep again finds its version, and its decision if it was for the same alias.
 
     Args:
         tracker: the tracker of a job, with the trial in it.
@@ -120,7 +122,7 @@ def register(
         tracker.check()
         if version is None:
             version = _create_version(tracker, run_id, export, model, identity, known, record, data_sets)
-        if DECISION_TAG not in version.tags:
+        if not is_of_first_release(version.tags) and decision_of_gate(version.tags, alias) is None:
             decision = _decide(tracker, run_id, version, alias, known, record, score_model)
             version = tracker.client.get_model_version(model, version.version)
         if not version.description:
@@ -128,15 +130,15 @@ def register(
             tracker.client.update_model_version(model, version.version, description=text)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"registry: {model} at {tracker.uri}: {describe_error(error)}") from error
-    records = records_of(version, alias)
+    decided = decision_of_gate(version.tags, alias)
     return RegisteredModel(
         name=model,
         version=int(version.version),
         alias=alias,
         uri=f"models:/{model}/{version.version}",
         created=created,
-        promoted=version.tags[DECISION_TAG] == "promoted",
-        reason=one_line(records[0].reason, _REASON_CHARACTERS) if records else "",
+        promoted=(version.tags[DECISION_TAG] if decided is None else decided.verdict) == "promoted",
+        reason="" if decided is None else one_line(decided.reason, _REASON_CHARACTERS),
         decision=decision,
     )
 
@@ -159,7 +161,7 @@ def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str
     client = tracker.client
     try:
         try:
-            client.create_registered_model(model)
+            client.create_registered_model(model, description=model_card.of_model(model))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -279,9 +281,12 @@ def _page(
 
 def _own_card(export: Mapping[str, Any]) -> str:
     """Return the model card that a trainable has exported, if there is one."""
-    for path in export.get("artifacts", {}).values():
-        if Path(path).name.casefold() in ("model_card.md", "readme.md") and Path(path).is_file():
-            return Path(path).read_text(encoding="utf-8")
+    files = [Path(path) for path in export.get("artifacts", {}).values()]
+    if "data_path" in export:
+        files += sorted(Path(export["data_path"]).glob("*"))
+    for file in files:
+        if file.name.casefold() in ("model_card.md", "readme.md") and file.is_file():
+            return file.read_text(encoding="utf-8", errors="replace")
     return ""
 
 

@@ -1,11 +1,12 @@
 """Promotion: whether a version takes an alias, the move, and the record of every decision on its version.
 
-A record is the tag ``<alias>.change.<n>`` of a version, JSON; the numbers order the records of an alias. The
-file ``registry/<model>-v<version>.json`` of the run has the whole decision, with the histogram of the
-bootstrap.
+A record is the tag ``<alias>.change.<n>`` of a version, JSON; the numbers order the records of an alias. A
+long one is shortened. When a sweep registers a version, the file ``registry/<model>-v<version>.json`` of its
+run gets the whole decision, with the histogram of the bootstrap.
 """
 
 import getpass
+import json
 import os
 import platform
 import time
@@ -16,10 +17,10 @@ from typing import Any, Literal
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.config.sections import CHALLENGER
-from orchestrator.errors import InputError, TrackingError
+from orchestrator.errors import InputError, TrackingError, one_line
 from orchestrator.tracking import evidence as evidences
 from orchestrator.tracking.alias import Alias, Change, record_tag
 from orchestrator.tracking.evidence import TRAINABLE_TAG, Evidence
@@ -28,7 +29,6 @@ from orchestrator.tracking.gate import (
     Difference,
     Rule,
     TargetResults,
-    Verdict,
     decide,
     targets_to_score,
 )
@@ -40,7 +40,19 @@ SCHEMA = 3
 """Since 3, scores are in a file of the run; before, each was a tag."""
 
 DECISION_TAG = "decision"
-"""Tag of a version, written after its alias has moved: the registration is complete."""
+"""Tag of a version with the verdict of its last record, for readers; release 0.1.0 wrote no records."""
+
+_RECORD_CHARACTERS = 3000
+"""The longest record as text within JSON. While an alias changes, it is part of a tag of the registered
+model, and MLflow's column for these has 5000 characters, which PostgreSQL enforces."""
+
+_SHORTER = (400, 200, 100, 50, 25, 12)
+"""Characters of each text of a record that is too long; the first that suffices is taken."""
+
+_CHARACTERS_PER_TARGET = 20
+"""Such a record has one target for so many of these characters."""
+
+_SHORTENED = "shortened: the whole decision does not fit into a record"
 
 ScoreModel = Callable[[ModelVersion], Mapping[str, TargetResults]]
 """Scores a version on the targets of the candidate."""
@@ -53,13 +65,14 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = SCHEMA
     alias: str
     number: int
     """Of the change of the alias; later ones have higher numbers."""
     version: int
-    action: Action
-    verdict: Verdict
+    action: str
+    """An `Action`, or one of a later release."""
+    verdict: str
+    """A `orchestrator.tracking.gate.Verdict`, or one of a later release."""
     reason: str
     """One sentence."""
     champion: int | None
@@ -164,6 +177,7 @@ def promote(
     by: Mapping[str, str],
     keep: Callable[[Decision, int | None], None] = lambda decision, champion: None,
     action: Action = "gate",
+    once: bool = True,
 ) -> Record:
     """Move an alias to a version if it is judged better than the one that has it, and record the decision.
 
@@ -174,7 +188,9 @@ def promote(
         judge: decides against the version that has the alias.
         by: who decides; see `who`.
         keep: keeps a decision as a file, before the alias moves.
-        action: how the decision came about. A version passes the gate once: repeating it finds its record.
+        action: how the decision comes about.
+        once: whether an earlier decision of the gate about this version and alias counts, so that repeating
+            it finds its record.
 
     Raises:
         MlflowException: the store did not accept something.
@@ -194,20 +210,16 @@ def promote(
             key = record_tag(alias.name, change_number)
             made.add(key)
             record = _record(alias.name, change_number, number, action, decision, champion, by)
-            tags = {key: record.model_dump_json(exclude_defaults=True, exclude={"schema_version"})}
             moved = alias.name if decision.promoted else CHALLENGER
-            return Change(number, {moved: number}, {**tags, DECISION_TAG: decision.verdict})
+            return Change(number, {moved: number}, {key: _text(record), DECISION_TAG: decision.verdict})
 
         return change
 
     def is_done(tags: Mapping[str, str]) -> bool:
-        return DECISION_TAG in tags if action == "gate" else bool(made & tags.keys())
+        return bool(made & tags.keys()) or (once and decision_of_gate(tags, alias.name) is not None)
 
     alias.change(propose, is_done, number)
-    records = records_of(client.get_model_version(version.name, str(number)), alias.name)
-    if not records:  # decided by an earlier version of this project
-        raise TrackingError(f"registry: version {number} of {version.name} has no record of its decision")
-    return records[-1]
+    return records_of(client.get_model_version(version.name, str(number)), alias.name)[-1]
 
 
 def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mapping[str, str]) -> Record:
@@ -217,7 +229,7 @@ def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mappi
         InputError: no earlier version is recorded, or it was deleted.
         MlflowException: the store did not accept something.
     """
-    present = alias.settle().named
+    present = alias.read().holder
     if present is None:
         raise InputError(f"{model}: no version has the alias {alias.name}")
     versions = all_versions(client, model)
@@ -234,7 +246,7 @@ def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mappi
         return Decision(verdict="promoted", reason=f"rolled back from version {present}", method="no gate")
 
     version = client.get_model_version(model, str(target))
-    return promote(client, version, alias, judge, by=by, action="rolled back")
+    return promote(client, version, alias, judge, by=by, action="rolled back", once=False)
 
 
 def who(**where: str) -> dict[str, str]:
@@ -248,10 +260,32 @@ def who(**where: str) -> dict[str, str]:
 
 
 def records_of(version: ModelVersion, alias: str) -> list[Record]:
-    """Return the records of a version about an alias, in their order."""
+    """Return the records of a version about an alias, in their order; raises TrackingError."""
+    return _records(version.tags, alias)
+
+
+def decision_of_gate(tags: Mapping[str, str], alias: str) -> Record | None:
+    """Return the record of the last decision of the gate about an alias, by the tags of a version."""
+    decided = [record for record in _records(tags, alias) if record.action == "gate"]
+    return decided[-1] if decided else None
+
+
+def is_of_first_release(tags: Mapping[str, str]) -> bool:
+    """Return whether release 0.1.0 decided about a version, by its tags; it wrote no records."""
+    return DECISION_TAG in tags and SCHEMA_TAG not in tags
+
+
+def _records(tags: Mapping[str, str], alias: str) -> list[Record]:
     prefix = record_tag(alias, 0).removesuffix("0")
-    texts = [text for key, text in version.tags.items() if key.startswith(prefix)]
-    return sorted(map(Record.model_validate_json, texts), key=lambda record: record.number)
+    found = []
+    for key in (key for key in tags if key.startswith(prefix)):
+        try:
+            found.append(Record.model_validate_json(tags[key]))
+        except ValidationError as error:
+            raise TrackingError(
+                f"registry: the tag {key} of a version is damaged, or of a later release: {tags[key][:80]!r}"
+            ) from error
+    return sorted(found, key=lambda record: record.number)
 
 
 def history(versions: Sequence[ModelVersion], alias: str) -> list[Record]:
@@ -269,14 +303,18 @@ def champion_before(records: Sequence[Record], present: int, versions: set[int])
     for record in records:
         if record.verdict != "promoted":
             continue
-        if record.champion is not None and not holders:
-            holders.append(record.champion)  # from before the first record
+        if record.champion is not None:  # without a record of its own if MLflow alone was told
+            holders = _with_last(holders, record.champion)
         if record.action == "rolled back" and record.version in holders:
             del holders[holders.index(record.version) + 1 :]
         else:
-            holders = [*(version for version in holders if version != record.version), record.version]
+            holders = _with_last(holders, record.version)
     earlier = holders[: holders.index(present)] if present in holders else holders
     return next((version for version in reversed(earlier) if version in versions), None)
+
+
+def _with_last(holders: Sequence[int], version: int) -> list[int]:
+    return [*(holder for holder in holders if holder != version), version]
 
 
 def all_versions(client: mlflow.MlflowClient, model: str) -> list[ModelVersion]:
@@ -315,6 +353,36 @@ def _record(
         targets=decision.targets,
         not_compared=decision.not_compared,
         notes=decision.notes,
+    )
+
+
+def _text(record: Record) -> str:
+    """Return a record as the text of its tag, shortened until it fits."""
+    text = _json(record)
+    for characters in _SHORTER:
+        if len(json.dumps(text)) <= _RECORD_CHARACTERS:
+            break
+        text = _json(_shortened(record, characters))
+    return text
+
+
+def _json(record: Record) -> str:
+    return record.model_dump_json(exclude_defaults=True)
+
+
+def _shortened(record: Record, characters: int) -> Record:
+    """Return a record with texts of at most so many characters, and few targets."""
+    targets = characters // _CHARACTERS_PER_TARGET
+    left_out = list(record.not_compared.items())[:targets]
+    return record.model_copy(
+        update={
+            "reason": one_line(record.reason, characters),
+            "by": {key: one_line(text, characters) for key, text in record.by.items()},
+            "metric": one_line(record.metric, characters),
+            "targets": dict(list(record.targets.items())[:targets]),
+            "not_compared": {target: one_line(why, characters) for target, why in left_out},
+            "notes": (*(one_line(note, characters) for note in record.notes[:targets]), _SHORTENED),
+        }
     )
 
 

@@ -15,9 +15,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
-from orchestrator import trainable
+from orchestrator import components, trainable
 from orchestrator.config import sections
 from orchestrator.config.sections import Gate, sqlite_address
+from orchestrator.config.validation import first_fault
 from orchestrator.errors import InputError, TrackingError, UnreachableError, nearest
 from orchestrator.tracking import evidence as evidences
 from orchestrator.tracking import preflight
@@ -28,6 +29,7 @@ from orchestrator.tracking.model_files import DIGEST_TAG, client_of, download
 from orchestrator.tracking.outbox import describe_error, is_unreachable
 from orchestrator.tracking.promotion import (
     DECISION_TAG,
+    Action,
     Judge,
     Record,
     all_versions,
@@ -125,12 +127,13 @@ class Registry:
         with self._explained():
             version = self.find(reference)
             moved = Alias(self.client, version.name, alias)
-            if moved.settle().named == int(version.version):
+            state = moved.read()
+            if state.holder == int(version.version) and not state.is_late:
                 raise InputError(f"version {version.version} of {version.name} has the alias {alias} already")
             judge = self._judge(version, metric).decide if gate else self._by_hand(version, reason)
-            return promote(
-                self.client, version, moved, judge, by=who(command=self.command), action="promoted by hand"
-            )
+            action: Action = "gate" if gate else "promoted by hand"
+            by = who(command=self.command)
+            return promote(self.client, version, moved, judge, by=by, action=action, once=False)
 
     def rollback(self, name: str, alias: str) -> Record:
         """Move an alias back to the version that had it before."""
@@ -160,9 +163,9 @@ class Registry:
 
     def pull(self, reference: Reference, folder: Path) -> dict[str, Any]:
         """Download the files of a version into a new folder, and compare them with their checksum."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists; name a new folder")
         with self._explained():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise InputError(f"{folder} exists; name a new folder")
             version = self.find(reference)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
@@ -184,7 +187,7 @@ class Registry:
             if reference.alias not in aliases:
                 hint = nearest(reference.alias, aliases)
                 raise InputError(f"{reference.name} has no alias {reference.alias!r}{hint}")
-            number = self._holder(reference.name, reference.alias)
+            number = Alias(self.client, reference.name, reference.alias).read().holder
         if number is None:
             raise InputError(
                 f"{reference.name}: name a version, as {reference.name}@champion or {reference.name}/1"
@@ -198,19 +201,12 @@ class Registry:
             hint = f"; it has {', '.join(map(str, numbers))}" if numbers else ", nor any other"
             raise InputError(f"{reference.name} has no version {number}{hint}") from error
 
-    def _holder(self, name: str, alias: str) -> int | None:
-        """Return the version that has an alias by right, and put a late move right if this login may."""
-        found = Alias(self.client, name, alias)
-        try:
-            return found.settle().holder
-        except MlflowException as error:
-            if error.error_code != "PERMISSION_DENIED":
-                raise
-            return found.read().holder
-
     def _judge(self, version: ModelVersion, metric: str) -> Judge:
         known = evidences.read(self.client, version)
-        rule = known.rule
+        rule, names = known.rule, known.metrics
+        if metric and metric not in names:
+            where = f"version {version.version} of {version.name}"
+            raise InputError(f"--metric: {where} has no score {metric!r}{nearest(metric, names)}")
         if metric or rule is None or rule.gate == "none":
             metric = metric or (rule.metric if rule else "")
             if not metric:
@@ -229,18 +225,29 @@ class Registry:
         )
 
     def _score(self, known: Evidence, champion: ModelVersion) -> Mapping[str, TargetResults]:
-        """Score a version on the targets of another one, in this process."""
+        """Score a version on the targets of another one, in this process.
+
+        Raises:
+            InputError: it cannot be scored.
+            MlflowException: the store does not answer.
+        """
         subject = trainable.load(known.trainable)
         if not isinstance(subject, Comparable):
             return {}
-        config = subject.Config.model_validate(known.config)
         with tempfile.TemporaryDirectory() as folder:
             model = download(self.uri, champion, Path(folder))
             try:
+                config = subject.Config.model_validate(known.config)
                 subject.prepare(config)
                 return copied(subject.score_model(config, model))
-            except subject.InputError as error:
-                raise InputError(f"version {champion.version} cannot be scored anew: {error}") from error
+            except Exception as error:  # whatever the trainable raises
+                if isinstance(error, ValidationError):
+                    reason = f"config.{first_fault(error, subject.Config, known.config)}"
+                elif isinstance(error, subject.InputError):
+                    reason = str(error)
+                else:
+                    reason = components.describe_raised(error)
+                raise InputError(f"version {champion.version} cannot be scored anew: {reason}") from error
 
     def _by_hand(self, version: ModelVersion, reason: str) -> Any:
         trainable_of = version.tags.get(evidences.TRAINABLE_TAG, "")

@@ -66,7 +66,9 @@ class Walkers:
     counts: dict[str, int] = field(default_factory=lambda: {"identities": 8})
 
 
-def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> RegisteredModel:
+def register_best(
+    tracker: Tracker, export: dict[str, Any], rank1: float, alias: str = "champion"
+) -> RegisteredModel:
     scores, data = {"test/walkers/rank1": rank1}, {"walkers": "d1"}
     rule = Rule(gate=Gate(metric="rank1"), metric="rank1")
     return register(
@@ -74,7 +76,7 @@ def register_best(tracker: Tracker, export: dict[str, Any], rank1: float) -> Reg
         0,
         export,
         model=f"reid-{tracker.sweep_id.split('-')[0]}",
-        alias="champion",
+        alias=alias,
         evaluation=scores,
         record={"data": data, "parameters": {"rnn.cell": "gru"}},
         evidence=Evidence(trainable="a:B", config={}, rule=rule, scores=scores, data=data),

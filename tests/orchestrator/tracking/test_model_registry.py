@@ -15,8 +15,10 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.alias import is_lease
+from orchestrator.tracking.model_card import of_version
 from orchestrator.tracking.model_registry import RegisteredModel, check_registry
 from orchestrator.tracking.promotion import Record, records_of
+from orchestrator.tracking.registry import Reference, Registry
 from orchestrator.tracking.tracker import Tracker
 from tests.support.registered_models import exported, finish_sweep, register_best
 from tests.support.servers import MlflowServer
@@ -190,6 +192,80 @@ def test_registration_that_was_interrupted_is_completed(
         assert int(tracker.client.get_model_version_by_alias(registered.name, "champion").version) == 1
 
 
+def test_changed_alias_is_decided_about_and_taken(sqlite_uri: str, export: dict[str, Any]) -> None:
+    with finish_sweep(sqlite_uri, "alias") as tracker:
+        for alias in ("champion", "staging"):
+            registered = register_best(tracker, export, 0.6, alias)
+            assert registered.promoted and f"version 1, alias {alias}: first version" in str(registered)
+        aliases = tracker.client.get_registered_model(registered.name).aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "staging": 1}
+
+
+def test_rerun_says_what_the_gate_said_also_after_a_promotion_by_hand(
+    sqlite_uri: str, export: dict[str, Any]
+) -> None:
+    with finish_sweep(sqlite_uri, "hand-a") as tracker:
+        register_best(tracker, export, 0.6)
+    with finish_sweep(sqlite_uri, "hand-b") as tracker:
+        worse = register_best(tracker, export, 0.5)
+        Registry(sqlite_uri, "test").promote(Reference(worse.name, None, 2), "champion", gate=False)
+        again = register_best(tracker, export, 0.5)
+    assert not again.promoted and str(again) == str(worse)
+
+
+def test_version_of_the_first_release_keeps_its_decision(sqlite_uri: str, export: dict[str, Any]) -> None:
+    with finish_sweep(sqlite_uri, "first") as tracker:
+        client, name = tracker.client, "reid-first"
+        tags = {"sweep.id": "first", "trial.number": "0", "decision": "promoted"}
+        client.create_registered_model(name)
+        client.create_model_version(name, "s3://nowhere/model", tags=tags)
+        registered = register_best(tracker, export, 0.6)
+        assert str(registered) == "reid-first version 1, alias champion"
+        assert client.get_registered_model(name).aliases == {}
+
+
+@pytest.mark.parametrize("place", ["artifacts", "data_path"])
+def test_card_of_the_trainable_is_on_the_page(sqlite_uri: str, tmp_path: Path, place: str) -> None:
+    (tmp_path / "README.md").write_text("# Made for tests\n" + "A long line of it.\n" * 500)
+    (tmp_path / "model.py").write_text("def _load_pyfunc(path):\n    return print\n")
+    export = {"loader_module": "model", "code_paths": [str(tmp_path / "model.py")], "pip_requirements": []}
+    if place == "artifacts":
+        export = exported(tmp_path)
+        export["artifacts"]["card"] = str(tmp_path / "README.md")
+    else:
+        export["data_path"] = str(tmp_path)
+    with finish_sweep(sqlite_uri, f"card{place}") as tracker:
+        name = register_best(tracker, export, 0.6).name
+        page = tracker.client.get_model_version(name, "1").description
+    assert "# Made for tests\nA long line of it.\n" in page
+    assert len(page) <= 5000 and "This page is cut, because MLflow takes no longer one" in page
+
+
+@pytest.mark.parametrize(
+    ("card", "last"),
+    [
+        ("a word\n" * 900, "a word"),
+        ("x" * 9000, "its run"),
+        ("text\n```python\n" + "line\n" * 1200 + "```\n", "text"),
+    ],
+    ids=["lines", "one line", "code"],
+)
+def test_page_is_cut_at_the_end_of_a_line_outside_of_code(card: str, last: str) -> None:
+    page = page_with(card)
+    kept, _, rest = page.partition("\n\nThis page is cut")
+    assert len(page) <= 5000 and rest.endswith("the files of the version.")
+    assert last in kept.splitlines()[-1] and "```" not in kept
+
+
+def test_page_that_fits_is_complete() -> None:
+    assert page_with("end").endswith("\nend")
+
+
+def page_with(card: str) -> str:
+    empty: dict[str, Any] = {"scores": {}, "parameters": {}, "data_sets": [], "records": []}
+    return of_version(job="sweep", trial="0", run="", job_run="", text=card, **empty)
+
+
 def test_upload_that_was_not_registered_is_found_again(
     uri: str, export: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +296,7 @@ def test_check_registry_leaves_a_model_without_tags(uri: str) -> None:
         for _ in range(2):
             check_registry(tracker, "checked-reid")
         model = tracker.client.get_registered_model("checked-reid")
+        assert "Versions of **checked-reid**" in model.description
         assert model.tags == {} and tracker.client.search_model_versions("name = 'checked-reid'") == []
 
 

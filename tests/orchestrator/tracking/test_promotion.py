@@ -1,5 +1,6 @@
 """The judge: stored results, a champion that is scored anew, and versions that cannot be compared."""
 
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 from orchestrator.config.sections import Gate
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking import evidence as evidences
+from orchestrator.tracking.alias import Alias
 from orchestrator.tracking.evidence import Evidence
-from orchestrator.tracking.gate import Rule, TargetResults
-from orchestrator.tracking.promotion import Judge
+from orchestrator.tracking.gate import Decision, Difference, Rule, TargetResults
+from orchestrator.tracking.promotion import Judge, Record, champion_before, promote, records_of
 from tests.support.model_store import ModelStore
 
 RULE = Rule(gate=Gate(), metric="mAP")
@@ -106,6 +108,86 @@ def test_results_of_an_early_version_are_its_tags() -> None:
     version = SimpleNamespace(run_id="", name="reid", version="1", tags=tags)
     found = evidences.read(SimpleNamespace(), version)
     assert (found.scores, found.data, found.results) == ({"test/prid/mAP": 0.5}, {"prid": "d1"}, None)
+
+
+DIFFERENCE = Difference(
+    candidate=1 / 3, champion=2 / 7, difference=1 / 3 - 2 / 7, interval=(-1 / 7, 1 / 9), queries=12345
+)
+LONG = {
+    "problems": {"not_compared": {f"target-{number}": '"no such file" ' * 60 for number in range(100)}},
+    "targets": {"targets": {f"target-{number}": DIFFERENCE for number in range(100)}},
+    "reason": {"reason": "\N{GRINNING FACE}" * 10_000},
+    "notes": {"notes": tuple("zu lang, ä " * 50 for _ in range(100))},
+    "metric": {"metric": "m" * 10_000},
+}
+
+
+@pytest.mark.parametrize("long", LONG.values(), ids=LONG)
+def test_record_of_a_long_decision_fits_into_the_tags_of_mlflow(
+    store: ModelStore, long: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    keep = store.set_registered_model_tag
+
+    def measure(name: str, key: str, value: str) -> None:
+        lengths.append(len(value))
+        keep(name, key, value)
+
+    monkeypatch.setattr(store, "set_registered_model_tag", measure)
+    decision = Decision(verdict="declined", reason="worse", method="scores alone").model_copy(update=long)
+    version = store.get_model_version("reid", "2")
+    record = promote(store, version, Alias(store, "reid", "champion"), lambda _: decision, by={"user": "u"})
+    assert max(lengths) < 4000
+    assert (record.verdict, record.by) == ("declined", {"user": "u"})
+    assert record.notes[-1] == "shortened: the whole decision does not fit into a record"
+    if "targets" in long:
+        assert 5 <= len(record.targets) < 100 and record.targets["target-0"] == DIFFERENCE
+
+
+def test_record_of_a_decision_that_fits_is_complete(store: ModelStore) -> None:
+    targets = {f"target-{number}": DIFFERENCE for number in range(8)}
+    decision = Decision(verdict="promoted", reason="better", method="scores alone", targets=targets)
+    version = store.get_model_version("reid", "2")
+    record = promote(store, version, Alias(store, "reid", "champion"), lambda _: decision, by={})
+    assert record.targets == targets and record.notes == ()
+
+
+def test_gate_decides_once_for_each_alias(store: ModelStore) -> None:
+    version = store.get_model_version("reid", "2")
+    decision = Decision(verdict="promoted", reason="better", method="scores alone")
+    for alias in ("champion", "staging", "champion"):
+        promote(store, version, Alias(store, "reid", alias), lambda _: decision, by={})
+    found = store.get_model_version("reid", "2")
+    assert [len(records_of(found, alias)) for alias in ("champion", "staging")] == [1, 1]
+    assert store.get_registered_model("reid").aliases == {"champion": "2", "staging": "2"}
+
+
+def test_record_of_a_later_release_is_read(store: ModelStore) -> None:
+    content = record(2, 1).model_dump() | {"action": "moved by a vote", "verdict": "postponed", "votes": 3}
+    store.set_model_version_tag("reid", "2", "champion.change.2", json.dumps(content))
+    (found,) = records_of(store.get_model_version("reid", "2"), "champion")
+    assert (found.action, found.verdict) == ("moved by a vote", "postponed")
+    assert champion_before([record(1, None), found], 1, {1, 2}) is None
+
+
+def test_damaged_record_is_one_line(store: ModelStore) -> None:
+    store.set_model_version_tag("reid", "2", "champion.change.2", '{"alias": "champion"}')
+    with pytest.raises(TrackingError, match=r"^registry: the tag champion\.change\.2 .* is damaged.*$"):
+        records_of(store.get_model_version("reid", "2"), "champion")
+
+
+def record(version: int, champion: int | None) -> Record:
+    return Record(
+        alias="champion",
+        number=version,
+        version=version,
+        action="gate",
+        verdict="promoted",
+        reason="",
+        champion=champion,
+        at="",
+        by={},
+    )
 
 
 def _write(file: str, text: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,16 @@ import mlflow
 import pytest
 
 from orchestrator import registry
+from orchestrator.tracking import evidence as evidences
+from orchestrator.tracking.evidence import Evidence
+from orchestrator.tracking.gate import TargetResults
 from orchestrator.tracking.promotion import Record, champion_before
+from tests.support import command_line
+from tests.support.example_trainable import ComparableTrainable
 from tests.support.registered_models import exported, finish_sweep, register_best
 
 NAME = "reid-command"
+TRAINABLE = "tests.support.example_trainable:ComparableTrainable"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,13 @@ def test_promotion_that_the_gate_declines_exits_with_1(capsys: pytest.CaptureFix
     assert aliases(uri)["champion"] == 2
 
 
+def test_promotion_through_the_gate_is_recorded_as_such(capsys: pytest.CaptureFixture[str], uri: str) -> None:
+    run(capsys, uri, "promote", f"{NAME}/1", "--no-gate")
+    code, found = run(capsys, uri, "promote", f"{NAME}/3")
+    assert (code, found["action"], found["verdict"]) == (0, "gate", "promoted")
+    assert found["by"]["command"] == "orchestrator.registry promote" and aliases(uri)["champion"] == 3
+
+
 def test_promotion_without_the_gate_says_who_and_why(capsys: pytest.CaptureFixture[str], uri: str) -> None:
     code, found = run(capsys, uri, "promote", f"{NAME}/1", "--no-gate", "--reason", "the others leak")
     assert (code, found["action"]) == (0, "promoted by hand")
@@ -134,17 +149,101 @@ def test_pull_of_other_files_is_refused(capsys: pytest.CaptureFixture[str], uri:
         (["rollback", NAME, "--alias", "none"], "no version has the alias none"),
         (["rollback", f"{NAME}@champion"], "give the name alone"),
         (["promote", f"{NAME}/1", "--reason", "x"], "--reason: the gate gives the reason"),
+        (["promote", f"{NAME}/1", "--no-gate", "--metric", "rank1"], "--metric: nothing is compared"),
+        (["promote", f"{NAME}/1", "--metric", "rnak1"], "has no score 'rnak1'; did you mean 'rank1'?"),
+        (["compare", f"{NAME}/3", f"{NAME}/1", "--metric", "x"], "--metric: .*no score 'x'; valid: rank1"),
         (["pull", f"{NAME}@champion", "/"], "/ exists; name a new folder"),
+        (["pull", f"{NAME}@champion", "x" * 300], "File name too long"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(
     arguments: list[str], line: str, capsys: pytest.CaptureFixture[str], uri: str
 ) -> None:
-    before = aliases(uri)
+    before = contents(uri)
     code, error = run(capsys, uri, *arguments)
     assert code == 2 and error.count("\n") == 1
     assert all(part in error for part in line.split(".*"))
-    assert aliases(uri) == before
+    assert contents(uri) == before
+
+
+def contents(uri: str) -> list[str]:
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        return list(database.iterdump())
+
+
+@pytest.mark.parametrize("action", ["list", "show", "compare", "history", "pull"])
+def test_what_a_suspended_process_left_is_only_read(
+    action: str, capsys: pytest.CaptureFixture[str], uri: str, tmp_path: Path
+) -> None:
+    """It moved the alias to version 3 late, so that version 2 has it by right."""
+    client = mlflow.MlflowClient(uri, registry_uri=uri)
+    intent = {"version": 3, "moves": {"champion": 3}, "tags": {}}
+    client.set_registered_model_tag(NAME, "champion.closed.9", json.dumps({"holder": 2, "own": False}))
+    client.set_registered_model_tag(NAME, "champion.intent.9", json.dumps(intent))
+    client.set_registered_model_alias(NAME, "champion", "3")
+    before, champion = contents(uri), f"{NAME}@champion"
+    arguments = {
+        "list": [],
+        "show": [champion],
+        "compare": [f"{NAME}/3", champion],
+        "history": [NAME],
+        "pull": [champion, str(tmp_path / "model")],
+    }
+    code, found = run(capsys, uri, action, *arguments[action])
+    assert code == 0 and contents(uri) == before
+    assert found.get("version", 2) == 2
+
+
+BROKEN = {
+    "config": ({"epochs": "many"}, None, "config.epochs: "),
+    "import": ({}, ImportError("no module named 'x'"), "ImportError: no module named 'x'"),
+    "runtime": ({}, RuntimeError("two\nlines"), "RuntimeError: two lines"),
+    "numbers": ({}, FloatingPointError("overflow"), "FloatingPointError: overflow"),
+}
+
+
+@pytest.mark.parametrize(("config", "raised", "reason"), BROKEN.values(), ids=BROKEN)
+def test_champion_that_cannot_be_scored_anew_is_one_line(
+    config: dict[str, Any],
+    raised: Exception | None,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def results(data: str) -> dict[str, TargetResults]:
+        metrics = {"score": (0.1, 0.2)}
+        return {"t": TargetResults(data=data, protocol="p", version="1", queries=("a", "b"), metrics=metrics)}
+
+    def read(_: Any, version: Any) -> Evidence:
+        return Evidence(trainable=TRAINABLE, config=config, results=results(str(version.version)))
+
+    def score_model(*_: Any) -> Any:
+        raise raised or AssertionError("the config is valid")
+
+    monkeypatch.setattr(evidences, "read", read)
+    monkeypatch.setattr(ComparableTrainable, "score_model", score_model)
+    monkeypatch.setattr("orchestrator.tracking.promotion.check_family", lambda *_: None)
+    code, found = run(capsys, uri, "compare", f"{NAME}/3", f"{NAME}/1", "--metric", "score")
+    assert (code, found["verdict"]) == (0, "declined")
+    assert found["not_compared"]["t"].startswith(f"version 1 cannot be scored anew: {reason}")
+    assert "\n" not in found["not_compared"]["t"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_output_on_a_full_disk_is_one_line(uri: str, options: list[str]) -> None:
+    command = [sys.executable, "-m", "orchestrator.registry", "list", "--tracking", uri, *options]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            env=command_line.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    line = "error: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_missing_database_is_not_created(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -176,8 +275,10 @@ def holder(version: int, action: str, champion: int | None) -> Record:
         ([(2, "gate", 1)], 1),
         ([(1, "gate", None), (2, "gate", 1), (3, "gate", 2), (2, "rolled back", 3)], 1),
         ([(1, "gate", None), (2, "gate", 1), (1, "promoted by hand", 2)], 2),
+        ([(1, "gate", None), (3, "gate", 2)], 2),
+        ([(1, "gate", None), (2, "gate", 1), (3, "gate", 1)], 1),
     ],
-    ids=["first", "second", "unrecorded", "after a rollback", "by hand"],
+    ids=["first", "second", "unrecorded", "after a rollback", "by hand", "in MLflow", "back in MLflow"],
 )
 def test_champion_before_is_that_of_the_records(
     changes: list[tuple[int, str, int | None]], before: int | None
