@@ -71,7 +71,7 @@ def test_sweep_whose_finals_would_take_the_name_of_another_job_is_refused(tmp_pa
 @pytest.mark.faults
 @pytest.mark.sweep
 def test_sweep_interrupted_in_its_finals_resumes_them(tmp_path: Path) -> None:
-    file = write_sweep(tmp_path, finals=FINALS, budget={"trials": 2}, config={"seconds": 0.5})
+    file = write_sweep(tmp_path, finals=FINALS, budget={"trials": 2}, config={"seconds": 2.0})
     options = ["--storage", str(tmp_path / "store")]
     command_line.interrupt("sweep", file, *options, epochs=12)  # those of the search are 8
     second = sweep(file, *options)

@@ -212,8 +212,16 @@ def test_champion_that_cannot_be_scored_anew_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def results(data: str) -> dict[str, TargetResults]:
-        metrics = {"score": (0.1, 0.2)}
-        return {"t": TargetResults(data=data, protocol="p", version="1", queries=("a", "b"), metrics=metrics)}
+        names = ("a", "b")
+        found = TargetResults(
+            data=data,
+            protocol="p",
+            version="1",
+            queries=names,
+            identities=names,
+            metrics={"score": (0.1, 0.2)},
+        )
+        return {"t": found}
 
     def read(_: Any, version: Any) -> Evidence:
         return Evidence(trainable=TRAINABLE, config=config, results=results(str(version.version)))
