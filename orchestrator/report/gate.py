@@ -17,7 +17,7 @@ def gate_table(decision: Decision) -> Table:
         differences[f"{how} of {len(decision.targets)} targets"] = decision.overall
     rows = [_row(target, difference) for target, difference in differences.items()]
     interval = "interval" if decision.confidence is None else f"{100 * decision.confidence:.10g}% interval"
-    columns = ("target", f"{decision.metric} of the candidate", "of the champion", "difference", interval)
+    columns = ("target", f"{decision.metric}, candidate", "champion", "difference", interval)
     return Table("Gate", columns, 1, rows)
 
 
@@ -28,7 +28,7 @@ def gate_lines(decision: Decision) -> list[str]:
 
 
 def draw_gains(decision: Decision) -> Picture | None:
-    """Draw the gains over the champion that resampled queries give; None where nothing was resampled."""
+    """Draw the gains over the champion that resampled identities give; None where nothing was resampled."""
     if decision.overall is None or not decision.histogram:
         return None
     edges, counts = decision.histogram["edges"], decision.histogram["counts"]
@@ -42,7 +42,7 @@ def draw_gains(decision: Decision) -> Picture | None:
         axes.axvline(decision.overall.difference, color=BLUE, linewidth=2)
         axes.set(xlabel=f"{decision.metric} of the candidate minus that of the champion", yticks=[])
         image = figure_uri(figure)
-    caption = "Gains of resampled queries; the line is the measured gain, the band its interval."
+    caption = "Gains of resampled identities; the line is the measured gain, the band its interval."
     return Picture("Bootstrap of the gate", caption, image)
 
 
