@@ -42,6 +42,7 @@ def test_sweep_with_finals_registers_the_winner(tmp_path: Path) -> None:
     assert "winner of the finals" in again.stdout
 
 
+@pytest.mark.faults
 @pytest.mark.sweep
 def test_sweep_with_a_training_set_that_fails_has_an_outcome(tmp_path: Path) -> None:
     """Training on one further set crashes: everything else is done and shown, and a rerun tries it again."""
@@ -55,17 +56,7 @@ def test_sweep_with_a_training_set_that_fails_has_an_outcome(tmp_path: Path) -> 
         assert "parabola.crossed failed; rerun the command to try it again" in done.stdout
         assert "Traceback" not in done.stderr
     versions = MlflowClient(f"sqlite:///{store}/mlflow.db").search_model_versions("name='parabola'")
-    assert [version.version for version in versions] == ["1"] or [v.version for v in versions] == [1]
-
-
-@pytest.mark.sweep
-def test_sweep_whose_finals_would_take_the_name_of_another_job_is_refused(tmp_path: Path) -> None:
-    store, other = tmp_path / "store", write_sweep(tmp_path, "parabola.finals", budget={"trials": 1})
-    assert sweep(other, "--storage", str(store)).returncode == 0
-    file = write_sweep(tmp_path, finals={"top": 1, "seeds": [0]}, budget={"trials": 1})
-    done = sweep(file, "--storage", str(store))
-    assert done.returncode == 2 and not (store / "parabola").exists()
-    assert "finals: their name is parabola.finals, and" in done.stderr + done.stdout
+    assert [int(version.version) for version in versions] == [1]
 
 
 @pytest.mark.faults

@@ -97,6 +97,29 @@ def test_outcome_of_an_unfinished_job_is_none(sweep: Sweep, folder: Path) -> Non
     assert JobDirectory(sweep).outcome(RecordedOutcome) is None
 
 
+@pytest.mark.parametrize("kind", ["sweep", "comparison"])
+def test_name_of_finals_that_another_job_has_is_refused(tmp_path: Path, kind: str) -> None:
+    sweep = load_sweep(tmp_path, finals={"top": 1, "seeds": [0]})
+    own = JobDirectory(sweep.final_runs({"trial-0000": {}}, "id"))
+    with own.open(False, Interrupt()):
+        pass
+    own.check_follow_up()
+
+    store = tmp_path / "others"
+    other = (load_sweep if kind == "sweep" else load_comparison)(
+        tmp_path, name="parabola.finals", storage=str(store)
+    )
+    with JobDirectory(other).open(False, Interrupt()):
+        pass
+    sweep = load_sweep(tmp_path, finals={"top": 1, "seeds": [0]}, storage=str(store))
+    with pytest.raises(InputError) as refusal:
+        JobDirectory(sweep.final_runs({"trial-0000": {}}, "id")).check_follow_up()
+    assert str(refusal.value) == (
+        f"finals: their name is parabola.finals, and {store}/parabola.finals holds a {kind} of that name;"
+        " change 'name' in the file"
+    )
+
+
 DAMAGED = [None, "", "{", "[]", "1", "[" * 5000, '{"resolved": {}}', '{"id": "1"}', '{"schema": "x"}']
 """Contents of a record that is missing or damaged."""
 
