@@ -110,7 +110,7 @@ class Judge:
 
         Raises:
             InputError: the champion is of another family.
-            TrackingError: the champion was deleted meanwhile, or could not be scored.
+            TrackingError: the champion has been deleted, or could not be scored.
             MlflowException: the store does not answer.
         """
         if champion not in self._decisions:
@@ -155,7 +155,7 @@ def _deleted(model: str, version: str) -> str:
 
 
 def check_family(version: ModelVersion, trainable: str) -> None:
-    """Check that a version is of a trainable, as far as it says so.
+    """Check that a version is of a trainable, if its tags name one.
 
     Raises:
         InputError: it is of another one.
@@ -194,7 +194,7 @@ def promote(
 
     Raises:
         MlflowException: the store did not accept something.
-        TrackingError: a version was deleted meanwhile.
+        TrackingError: a version has been deleted.
     """
     number, made = int(version.version), set[str]()
 
@@ -303,7 +303,7 @@ def champion_before(records: Sequence[Record], present: int, versions: set[int])
     for record in records:
         if record.verdict != "promoted":
             continue
-        if record.champion is not None:  # without a record of its own if MLflow alone was told
+        if record.champion is not None:  # it has no record of its own if it was set in MLflow
             holders = _with_last(holders, record.champion)
         if record.action == "rolled back" and record.version in holders:
             del holders[holders.index(record.version) + 1 :]

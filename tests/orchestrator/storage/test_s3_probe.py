@@ -86,11 +86,15 @@ def test_write_that_fails_by_the_server_is_tried_longer(store: S3Store, answers:
         refuse(answers, "put_object", PUT, 503)
     answers.add_response("put_object", {}, PUT)
     store.write("job/report.html", b"x")
+    answers.assert_no_pending_responses()  # all tries were made
 
 
-def test_denied_write_of_a_bucket_that_takes_nothing_goes_on(store: S3Store, answers: Stubber) -> None:
+def test_denied_write_to_a_bucket_that_takes_nothing_is_tried_longer(
+    store: S3Store, answers: Stubber
+) -> None:
     refuse(answers, "put_object", PUT)
     refuse(answers, "put_object", PUT)
     refuse(answers, "put_object", {**PROBE, "Body": b""})
     answers.add_response("put_object", {}, PUT)
     store.write("job/report.html", b"x")
+    answers.assert_no_pending_responses()  # all tries were made

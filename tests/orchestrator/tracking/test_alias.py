@@ -53,7 +53,7 @@ def settle(store: ModelStore) -> None:
 
 
 def finish(*processes: Process) -> None:
-    """Let processes go on in turn until all have ended."""
+    """Let processes continue in turn until all have ended."""
     for _ in range(3000):
         waiting = [process for process in processes if not process.ended]
         if not waiting:
@@ -114,7 +114,7 @@ def steps_of_one() -> int:
 @pytest.mark.parametrize("dies", [True, False], ids=["dead", "suspended"])
 @pytest.mark.parametrize("better", [2, 1])
 def test_promoter_stopped_at_any_step_changes_nothing_late(dies: bool, better: int) -> None:
-    """Promoter 1 stops before each of its requests, promoter 2 goes by, and 1 is dead or goes on."""
+    """Promoter 1 stops before each of its requests, promoter 2 finishes, and 1 is dead or continues."""
     score = {1: 0.6 if better == 1 else 0.4, 2: 0.5, 3: 0.1}
     for stop in range(1, steps_of_one() + 1):
         store = store_with(3)
@@ -160,7 +160,7 @@ def test_decision_that_a_dead_promoter_left_is_completed_with_its_challenger() -
 
 @pytest.mark.parametrize("takeovers", [1, 2])
 def test_first_move_of_all_that_comes_late_does_not_count(takeovers: int) -> None:
-    """Promoter 1 stops right before its move, and goes on after others have taken its change over."""
+    """Promoter 1 stops right before its move, and continues after others have taken its change over."""
     store, score = store_with(3), {1: 0.6, 2: 0.5, 3: 0.4}
     first = promoter(store, 1, score)
     while not any(".intent." in key for key in store.models[MODEL].tags):
