@@ -1,25 +1,22 @@
 """The trainable: the interface of this package for sweeps, comparisons and the model registry."""
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from trainables.checks import check_search, check_training
 from trainables.config import AlignmentConfig
 from trainables.data import contents, sources, splits
 from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
 from trainables.data.parts import DataParts, Part, needed_to_train
-from trainables.data.readers import find_reader
-from trainables.data.tracklet import DISTRACTOR, JUNK
-from trainables.errors import DataError
+from trainables.data.records import DataSetRecord, data_set_records
+from trainables.errors import DataError, at_field
 from trainables.evaluation import cost
 from trainables.evaluation.calibration import Calibration, calibrate, without
 from trainables.evaluation.embedding import Embedder
@@ -32,45 +29,14 @@ from trainables.evaluation.query_results import (
 )
 from trainables.evaluation.retrieval import Retrieval, RetrievalSummary, read_summaries, write_summaries
 from trainables.evaluation.validation import CROSS_SCORES, OWN, SCORES, metric_name
-from trainables.export.encoder_module import check_portable
-from trainables.export.model_card import GENERATED, Provenance, UsedSet
+from trainables.export.model_card import Provenance, UsedSet, used_set
 from trainables.methods import METHODS, Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
-from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
-from trainables.network.weights import check_weights, load_weights
+from trainables.network.weights import load_weights
 from trainables.training.trainer import WEIGHTS, Context, Training
 
 _log = logging.getLogger(__name__)
-
-
-_MEASURES = (
-    *("data.split.", "data.validation.", "data.fold.", "data.validate.", "data.validate_identities."),
-    *("data.targets.", "data.shared_identities.", "evaluation."),
-)
-"""Paths of the config, or groups of them, that decide how a trial is scored."""
-
-_LOSS_WEIGHTS = ("loss.", "alignment.weights.")
-
-_PSEUDO = frozenset({"alignment.length", "alignment.schedule", "alignment.weights.pseudo"})
-
-_USED_ALIGNMENT: dict[str, frozenset[str]] = {
-    "sequence": frozenset(),
-    "pretrain": _PSEUDO,
-    "static": _PSEUDO,
-}
-"""Paths below ``alignment`` that a method uses, for methods that do not use all."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataSetRecord:
-    """Data set that a training used, in one role."""
-
-    name: str
-    role: str
-    source: str
-    digest: str
-    counts: dict[str, int]
 
 
 def _method_metrics() -> dict[str, Literal["max", "min"]]:
@@ -127,15 +93,8 @@ class AlignmentTrainable:
     def _prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         names = {*needed_to_train(config.data, config.image_sets), *config.data.targets}
         data = DataParts(config.data, sources.resolve_all(config.data, names))
-        for name in (config.data.sequences, *config.image_sets, *config.data.validate_on):
-            _log_dropped(data, name)
         _batches(config, data)
-        _check_validation(data)
-        roles = [("train", config.data.sequences)]
-        roles += [("target", name) for name in config.data.targets]
-        roles += [("images", name) for name in config.image_sets]
-        roles += [("validate", name) for name in config.data.validate_on]
-        return [_record(data, role, name) for role, name in roles]
+        return list(data_set_records(data, config.image_sets))
 
     def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Check that ``workers`` workers can train with this config. Fast: decodes and writes nothing.
@@ -149,29 +108,10 @@ class AlignmentTrainable:
         Raises:
             DataError: a field is not valid; the message is one line that begins with the field.
         """
-        config.batch.check_shares(workers, images=bool(config.image_sets))
-        _check_encoder(config)
         if config.data not in [data for data, _ in self._checked]:
             self._checked.append((config.data, splits.check(config.data)))
         identities = next(count for data, count in self._checked if data == config.data)
-        if config.batch.identities > identities:
-            raise DataError(
-                f"batch.identities: {config.batch.identities} is too many; {config.data.sequences!r} has"
-                f" {identities} training identities, not counting those for validation"
-            )
-        own = {metric_name(OWN, score) for score in SCORES}
-        if config.data.validation == 0 and (lost := [name for name in metrics if name in own]):
-            raise DataError(
-                f"data.validation: 0 leaves no identity for validation, so {lost[0]} is never reported; write"
-                " for example 0.25"
-            )
-        if config.losses is not None:
-            reported = ["train/loss", *(f"train/{name}" for name in sorted(config.losses))]
-            if lost := [name for name in metrics if name.startswith("train/") and name not in reported]:
-                raise DataError(
-                    f"method: {config.method!r} does not report {lost[0]} in every epoch; with these"
-                    f" alignment.weights and pretrain_epochs its losses are {', '.join(reported)}"
-                )
+        check_training(config, workers, metrics, identities)
 
     def check_search(self, config: AlignmentConfig, paths: Sequence[str], metrics: Sequence[str]) -> None:
         """Check that a search of these paths finds better models.
@@ -184,25 +124,7 @@ class AlignmentTrainable:
         Raises:
             DataError: a path changes how trials are measured, or has no effect.
         """
-        for path in paths:
-            group = f"{path}."
-            if path == "seed":
-                raise DataError(
-                    "seed: the search would pick the luckiest training; compare several seeds with"
-                    " orchestrator.compare"
-                )
-            if group.startswith(_MEASURES):
-                raise DataError(
-                    f"{path}: it changes how a trial is scored, so trials could not be compared; fix it under"
-                    " config"
-                )
-            if group.startswith(_LOSS_WEIGHTS) and (own := [name for name in metrics if "train/" in name]):
-                raise DataError(
-                    f"{path}: it scales the objective {own[0]} itself; optimize for example val/mAP"
-                )
-            used = None if "method" in paths else _USED_ALIGNMENT.get(config.method)
-            if used is not None and group.startswith("alignment.") and path not in used:
-                raise DataError(f"{path}: it has no effect on method {config.method}; remove it")
+        check_search(config, paths, metrics)
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
         """Train on one worker.
@@ -219,7 +141,7 @@ class AlignmentTrainable:
         torch.manual_seed(config.seed)
         method = _method(config, batches)
         if config.encoder.weights is not None:
-            with _at("encoder.weights"):
+            with at_field("encoder.weights"):
                 load_weights(method.embedder.encoder, config.encoder.weights)
         return Training(
             method,
@@ -378,29 +300,12 @@ def _provenance(config: AlignmentConfig) -> Provenance:
 
 def _used_sets(config: AlignmentConfig, data: DataParts) -> Iterator[UsedSet]:
     """Yield every set in each of its roles."""
-    yield _used_set(data, "train", data.train())
-    yield _used_set(data, "validation", *data.validation())
+    yield used_set(data, "train", data.train())
+    yield used_set(data, "validation", *data.validation())
     for name in config.image_sets:
-        yield _used_set(data, "images", data.images(name))
+        yield used_set(data, "images", data.images(name))
     for _, *sides in data.tests():
-        yield _used_set(data, "test", *sides)
-
-
-def _used_set(data: DataParts, role: str, *parts: Part) -> UsedSet:
-    pack = parts[0].pack
-    source = data.config.sets[pack.name]
-    tracklets = np.unique(np.concatenate([part.tracklets for part in parts]))
-    identities = np.setdiff1d(pack.identities[tracklets], (JUNK, DISTRACTOR))
-    return UsedSet(
-        name=pack.name,
-        role=role,
-        source=f"{source.layout}, {'generated' if source.generate else 'read from files'}",
-        digest=pack.digest,
-        identities=len(identities),
-        tracklets=len(tracklets),
-        protocol=pack.protocol,
-        licence=GENERATED if source.generate else find_reader(source.layout).licence,
-    )
+        yield used_set(data, "test", *sides)
 
 
 def _device() -> torch.device:
@@ -454,35 +359,6 @@ def _method(config: AlignmentConfig, batches: Batches) -> Method:
     return build_method(config.method, config.method_config, batches.sequences.identities, images)
 
 
-@contextmanager
-def _at(field: str) -> Iterator[None]:
-    """Prefix errors with the config field."""
-    try:
-        yield
-    except ValueError as error:
-        raise DataError(f"{field}: {error}") from error
-
-
-def _check_encoder(config: AlignmentConfig) -> None:
-    """Raise ``DataError`` if the encoder does not fit the frames or its weights, or cannot be exported."""
-    encoder_config, network = config.encoder, config.network
-    if encoder_config.name in ENCODERS and encoder_config.weights is None:
-        return
-    with _at("encoder.name"):
-        check_portable(encoder_config.name)
-        description = encoder_config.model_dump_json(include={"name", "options"})
-        encoder = _encoder(description, network.channels, network.height, network.width)
-    if encoder_config.weights is not None:
-        with _at("encoder.weights"):
-            check_weights(encoder, encoder_config.weights)
-
-
-@functools.lru_cache(maxsize=4)
-def _encoder(description: str, channels: int, height: int, width: int) -> Encoder:
-    """Build an encoder for checks; cached, because a sweep checks many configs with the same encoder."""
-    return build_encoder(EncoderConfig.model_validate_json(description), channels, height, width)
-
-
 def _draw_retrievals(
     variant: str,
     config: AlignmentConfig,
@@ -529,48 +405,3 @@ def _embedder(config: AlignmentConfig, checkpoint: Path) -> SequenceEmbedder:
         {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
     )
     return embedder.eval()
-
-
-def _check_validation(data: DataParts) -> None:
-    """Raise ``DataError`` for a set in ``validate`` of which too few identities are left."""
-    for name, (query, gallery) in data.cross_validation().items():
-        if len(set(query.identities) & set(gallery.identities)) < 2:
-            raise DataError(f"data.validate: too few identities of {name!r} are left to validate on")
-
-
-def _log_dropped(data: DataParts, name: str) -> None:
-    if holders := splits.holders(data.config, name):
-        dropped = data.dropped(name)
-        unit = "images" if dropped.pack.kind == "image" else "tracklets"
-        _log.info(
-            "%s: dropped %s identities with %s %s, because %s validates or tests them",
-            name,
-            f"{len(np.unique(dropped.identities)):,}",
-            f"{len(dropped.tracklets):,}",
-            unit,
-            " and ".join(holders),
-        )
-
-
-def _record(data: DataParts, role: str, name: str) -> DataSetRecord:
-    source, pack = data.config.sets[name], data.packs[name]
-    origin = f"generated {source.generate.model_dump_json()}" if source.generate else str(source.folder)
-    counts = {
-        "identities": len(np.unique(pack.identities)),
-        "cameras": len(np.unique(pack.cameras)),
-        "tracklets": len(pack),
-        "frames": int(pack.lengths.sum()),
-    }
-    if role == "validate":
-        counts["validation identities"] = len(np.unique(data.cross_validation()[name][0].identities))
-    if role != "target" and splits.holders(data.config, name):
-        dropped = data.dropped(name)
-        counts["dropped identities"] = len(np.unique(dropped.identities))
-        counts["dropped tracklets"] = len(dropped.tracklets)
-    return DataSetRecord(
-        name=name,
-        role=role,
-        source=f"{source.layout}, {origin}",
-        digest=pack.digest,
-        counts=counts,
-    )
