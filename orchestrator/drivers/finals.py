@@ -1,5 +1,6 @@
 """The driver of the finals: trains the best trials again, then scores and registers the winner."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,16 +57,18 @@ class FinalsOutcome(Outcome):
     @property
     def scores(self) -> dict[str, float]:
         """The scores of the winner's best run on the targets."""
-        return self._scores(self.finalists[0].best_run)
+        return self._scored(self.finalists[0].best_run).scores
 
     @property
     def matrix(self) -> list[MatrixCell]:
         """The scores of the winner's runs."""
-        return score_matrix(self.train, [self._scores(run) for run in self.finalists[0].runs])
+        return score_matrix(self.train, list(map(self._scored, self.finalists[0].runs)))
 
-    def _scores(self, run: int) -> dict[str, float]:
-        (scores,) = (row["scores"] for row in self.rows if row["number"] == run)
-        return {name: value for name, value in scores.items() if name != self.metric}
+    def _scored(self, run: int) -> Row:
+        """Return a run of the winner, with its scores on the targets alone."""
+        (row,) = (Row.from_json(row) for row in self.rows if row["number"] == run)
+        scores = {name: value for name, value in row.scores.items() if name != self.metric}
+        return dataclasses.replace(row, scores=scores)
 
 
 class FinalsDriver(Driver[FinalsOutcome]):

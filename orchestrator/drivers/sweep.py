@@ -109,7 +109,7 @@ class SweepOutcome(Outcome):
             rows.setdefault(row.variant, []).append(row)
         cells = self.winner.matrix if self.winner else []
         for train, of_set in rows.items():
-            cells = cells + score_matrix(train, [row.scores for row in of_set if row.scores])
+            cells = cells + score_matrix(train, of_set)
         return cells
 
     @property

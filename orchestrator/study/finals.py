@@ -1,7 +1,6 @@
 """The study of the finals of a sweep, the choice of the winner, and the scores of its runs."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from typing import ClassVar, Literal
 
 from optuna.trial import FrozenTrial
 
-from orchestrator.config.comparison import SEED
 from orchestrator.study import attributes
 from orchestrator.study.grid import GridStudy
-from orchestrator.study.statistics import Row, Sample
+from orchestrator.study.statistics import Row, Sample, metrics_of
 from orchestrator.study.trial_report import Trained, TrialReport
 from orchestrator.trainable import score_parts
 
@@ -55,9 +53,6 @@ class Finalist(Sample):
     runs: tuple[int, ...]
     """Numbers of the runs in the study of the finals, in the order of ``values``."""
 
-    splits: tuple[str, ...]
-    """The split of each run, JSON."""
-
     mode: Literal["max", "min"]
 
     @property
@@ -95,8 +90,7 @@ def finalists(rows: Sequence[Row], metric: str, mode: Literal["max", "min"]) -> 
     for row in rows:
         value = row.score(metric)
         if value is not None and row.number is not None:
-            split = json.dumps({path: at for path, at in row.grid_point.items() if path != SEED})
-            runs.setdefault(row.variant, []).append((value, row.number, split))
+            runs.setdefault(row.variant, []).append((value, row.number, row.split))
     found = []
     for name, of_variant in runs.items():
         values, numbers, splits = zip(*of_variant, strict=True)
@@ -120,14 +114,14 @@ class MatrixCell(Sample):
         return f"{SCORE_PREFIX}{self.target}/{self.metric}"
 
 
-def score_matrix(train: str, scores: Sequence[Mapping[str, float]]) -> list[MatrixCell]:
-    """Return a cell for each score, from the finite scores of each run, ``test/<target>/<metric>``."""
-    names = dict.fromkeys(name for of_run in scores for name in of_run)
+def score_matrix(train: str, runs: Sequence[Row]) -> list[MatrixCell]:
+    """Return a cell for each score of the runs, ``test/<target>/<metric>``, from its finite values."""
     cells = []
-    for name in names:
+    for name in metrics_of(runs):
         target, metric = score_parts(name)
-        values = tuple(of_run[name] for of_run in scores if math.isfinite(of_run.get(name, math.nan)))
-        cells.append(MatrixCell(values=values, train=train, target=target, metric=metric))
+        found = [(value, run.split) for run in runs if (value := run.score(name)) is not None]
+        values, splits = zip(*found, strict=True) if found else ((), ())
+        cells.append(MatrixCell(values=values, splits=splits, train=train, target=target, metric=metric))
     return cells
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import scipy.stats
 
+from orchestrator.config.comparison import SEED
+
 CONFIDENCE = 0.95
 MIN_VALUES = 2
 """Smallest number of values for which a deviation and an interval are given."""
@@ -45,6 +47,11 @@ class Row:
         """Return the row as plain JSON values."""
         return dataclasses.asdict(self)
 
+    @property
+    def split(self) -> str:
+        """The grid point without its seed, JSON: runs with the same one have the same identities."""
+        return json.dumps({path: value for path, value in self.grid_point.items() if path != SEED})
+
     def score(self, metric: str) -> float | None:
         """Return a score, or None where it is missing or not finite."""
         value = self.scores.get(metric)
@@ -56,21 +63,28 @@ class Sample:
     """Values of repeated runs: their mean, and how well the runs determine it."""
 
     values: tuple[float, ...]
+    splits: tuple[str, ...] = field(default=(), kw_only=True)
+    """The split of each value. Without it, no two values have a split in common."""
 
     @property
     def mean(self) -> float | None:
-        """The mean; None without a value."""
-        return statistics.fmean(self.values) if self.values else None
+        """The mean over splits of the mean of each split; None without a value."""
+        return statistics.fmean(self._independent) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation (n - 1); None with fewer than two values."""
+        """The standard deviation of the values (n - 1); None with fewer than two of them."""
         return statistics.stdev(self.values) if len(self.values) >= MIN_VALUES else None
 
     @property
     def error(self) -> float | None:
-        """The standard error of the mean; None with fewer than two values."""
-        return None if self.deviation is None else self.deviation / math.sqrt(len(self.values))
+        """The standard error of the mean; None with fewer than two values.
+
+        Values of one split are of the same identities, so their mean counts as one value. If all are of one
+        split, the error is that of other seeds on these identities.
+        """
+        values = self._independent
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) >= MIN_VALUES else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -80,20 +94,24 @@ class Sample:
         """
         if self.mean is None or self.error is None:
             return None
-        width = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1)) * self.error
+        width = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(self._independent) - 1)) * self.error
         return self.mean - width, self.mean + width
 
-
-class Difference(Sample):
-    """Variant minus baseline, one value for each split and seed where both have a score."""
+    @property
+    def _independent(self) -> Sequence[float]:
+        """The mean of each split; the values themselves if all are of one split."""
+        by_split: dict[str, list[float]] = {}
+        for split, value in zip(self.splits, self.values, strict=bool(self.splits)):
+            by_split.setdefault(split, []).append(value)
+        return list(map(statistics.fmean, by_split.values())) if len(by_split) > 1 else self.values
 
 
 @dataclass(frozen=True, slots=True)
 class Summary(Sample):
     """One variant under one metric, with one value for each trial that has the score."""
 
-    difference: Difference | None
-    """None for the baseline."""
+    difference: Sample | None
+    """Variant minus baseline, for each split and seed where both have a score; None for the baseline."""
 
     best: bool
     """Whether no other variant has a better mean."""
@@ -115,7 +133,7 @@ class Column:
         """Return mean ± standard deviation."""
         return f"{self.number(summary.mean)} ± {self.number(summary.deviation)}"
 
-    def gain(self, difference: Difference) -> str:
+    def gain(self, difference: Sample) -> str:
         """Return the mean difference and its interval."""
         if difference.mean is None:
             return NONE
@@ -143,22 +161,32 @@ def _column(
     rows: Sequence[Row], variants: Sequence[str], baseline: str, metric: str, mode: Literal["max", "min"]
 ) -> Column:
     scores: dict[str, dict[str, float]] = {name: {} for name in variants}
+    splits: dict[str, str] = {}
     for row in rows:
         value = row.score(metric)
         if row.variant in scores and value is not None:
-            scores[row.variant][json.dumps(row.grid_point)] = value
-    means = {name: statistics.fmean(values.values()) for name, values in scores.items() if values}
-    best = (max if mode == "max" else min)(means.values(), default=None)
+            point = json.dumps(row.grid_point)
+            scores[row.variant][point], splits[point] = value, row.split
+
+    def sample(values: Mapping[str, float]) -> Sample:
+        return Sample(tuple(values.values()), splits=tuple(splits[point] for point in values))
+
+    samples = {name: sample(values) for name, values in scores.items()}
+    means = [each.mean for each in samples.values() if each.mean is not None]
+    best = (max if mode == "max" else min)(means, default=None)
     base = scores[baseline]
+    differences = {
+        name: sample({point: values[point] - base[point] for point in values if point in base})
+        for name, values in scores.items()
+    }
     summaries = {
         name: Summary(
-            tuple(values.values()),
-            Difference(tuple(values[point] - base[point] for point in values if point in base))
-            if name != baseline
-            else None,
-            best=means.get(name) == best is not None,
+            each.values,
+            None if name == baseline else differences[name],
+            best=each.mean == best is not None,
+            splits=each.splits,
         )
-        for name, values in scores.items()
+        for name, each in samples.items()
     }
     largest = max((abs(value) for values in scores.values() for value in values.values()), default=0.0)
     return Column(metric, decimals(largest), summaries)

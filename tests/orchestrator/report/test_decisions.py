@@ -5,6 +5,7 @@ import pytest
 from orchestrator.report.finals import finalists_table, matrix_table
 from orchestrator.report.gate import gate_table
 from orchestrator.study.finals import Finalist, score_matrix
+from orchestrator.study.statistics import Row
 from orchestrator.tracking.gate import Decision
 
 
@@ -33,12 +34,16 @@ def test_gate_shows_its_confidence(confidence: float | None, column: str) -> Non
     ],
 )
 def test_finals_show_three_digits(values: tuple[float, ...], shown: str) -> None:
-    finalist = Finalist(values=values, name="trial-0001", runs=(0, 1), splits=("", ""), mode="min")
+    runs = tuple(range(len(values)))
+    finalist = Finalist(values=values, name="trial-0001", runs=runs, splits=("",) * len(runs), mode="min")
     assert finalists_table([finalist], "val/loss").rows == [("trial-0001", shown, str(len(values)))]
 
 
 def test_scores_of_the_winner_have_the_decimals_of_their_metric() -> None:
-    scores = [{"test/mars/mAP": score, "test/mars/loss": score / 1e4} for score in (0.2, 0.4)]
-    rows = matrix_table(score_matrix("walkers", scores)).rows
+    runs = [
+        Row("only", {"seed": 0}, "complete", scores={"test/mars/mAP": score, "test/mars/loss": score / 1e4})
+        for score in (0.2, 0.4)
+    ]
+    rows = matrix_table(score_matrix("walkers", runs)).rows
     assert [row[2:4] for row in rows] == [("mAP", "0.300 ± 0.141"), ("loss", "0.0000300 ± 0.0000141")]
     assert [row[4] for row in rows] == ["-0.971 to 1.571", "-0.0000971 to 0.0001571"]

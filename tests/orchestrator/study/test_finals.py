@@ -26,6 +26,11 @@ def rows_of(**values: list[float | None]) -> list[Row]:
     ]
 
 
+def scored_rows(*scores: dict[str, float]) -> list[Row]:
+    """Return a complete run of another seed for each mapping of scores."""
+    return [Row("only", {"seed": seed}, "complete", seed, scores=run) for seed, run in enumerate(scores)]
+
+
 def test_winner_has_the_best_mean_minus_its_error() -> None:
     rows = rows_of(steady=[0.80, 0.80, 0.80], lucky=[0.60, 0.85, 0.98])  # means 0.80 and 0.81
     assert [finalist.name for finalist in finalists(rows, METRIC, "max")] == ["steady", "lucky"]
@@ -58,14 +63,14 @@ def test_candidate_is_of_the_first_split() -> None:
 
 
 def test_matrix_leaves_out_scores_that_are_not_finite() -> None:
-    scores = [{"test/mars/mAP": value} for value in (0.2, float("nan"), 0.4, float("inf"))]
-    (cell,) = score_matrix("walkers", scores)
+    values = (0.2, float("nan"), 0.4, float("inf"))
+    (cell,) = score_matrix("walkers", scored_rows(*({"test/mars/mAP": value} for value in values)))
     assert cell.values == (0.2, 0.4) and cell.interval is not None
 
 
 def test_matrix_has_mean_deviation_and_interval(tmp_path: Path) -> None:
-    scores = [{"test/mars/common/mAP": 0.2}, {"test/mars/common/mAP": 0.4, "test/prid/rank1": 0.5}]
-    write_matrix(score_matrix("walkers", scores), tmp_path / "matrix.csv")
+    rows = scored_rows({"test/mars/common/mAP": 0.2}, {"test/mars/common/mAP": 0.4, "test/prid/rank1": 0.5})
+    write_matrix(score_matrix("walkers", rows), tmp_path / "matrix.csv")
     with (tmp_path / "matrix.csv").open() as table:
         mars, prid = csv.DictReader(table)
     assert (mars["train"], mars["target"], mars["metric"], mars["runs"]) == (

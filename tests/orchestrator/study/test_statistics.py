@@ -42,6 +42,37 @@ def test_sample_interval_covers_the_mean_in_95_percent(runs: int) -> None:
     assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors of 4,000 draws
 
 
+@pytest.mark.parametrize(("splits", "seeds"), [(3, 2), (4, 3)])
+def test_sample_interval_covers_the_mean_over_splits_with_several_seeds(splits: int, seeds: int) -> None:
+    random = np.random.default_rng(0)
+    draws = 0.4 + random.normal(0, 0.1, (4000, splits, 1)) + random.normal(0, 0.02, (4000, splits, seeds))
+    keys = tuple(str(split) for split in range(splits) for _ in range(seeds))
+    samples = [Sample(tuple(draw), splits=keys) for draw in draws.reshape(4000, -1).tolist()]
+    intervals = [sample.interval for sample in samples]
+    covered = np.mean([interval is not None and interval[0] < 0.4 < interval[1] for interval in intervals])
+    assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors of 4,000 draws
+
+
+def test_sample_of_one_split_has_the_error_of_its_seeds() -> None:
+    values = (0.4, 0.5, 0.6)
+    assert Sample(values, splits=("a", "a", "a")).interval == Sample(values).interval
+
+
+def test_difference_pairs_seeds_and_counts_splits() -> None:
+    grid = [{"split": split, "seed": seed} for split in (0, 1) for seed in (0, 1)]
+    scores = {"a": (0.1, 0.2, 0.3, 0.4), "b": (0.2, 0.3, 0.5, 0.6)}
+    rows = [
+        Row(name, point, "complete", scores={"rank1": value})
+        for name, values in scores.items()
+        for point, value in zip(grid, values, strict=True)
+    ]
+    (column,) = summarise(rows, ["a", "b"], "a", {"rank1": "max"})
+    difference = column.variants["b"].difference
+    assert difference is not None and difference.values == pytest.approx((0.1, 0.1, 0.2, 0.2))
+    # Two splits, of 0.1 and 0.2 each: Student's t with one degree of freedom, as of two values.
+    assert column.gain(difference) == "+0.150 [-0.485, +0.785]"
+
+
 @pytest.mark.parametrize(
     ("values", "interval"),
     [((), None), ((0.1,), None), ((0.25, 0.25, 0.25), (0.25, 0.25)), ((0, 0), (0, 0))],
