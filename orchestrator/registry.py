@@ -244,12 +244,9 @@ def _show_record(progress: Progress, name: str, record: "Record", as_json: bool)
 
 def _show_decision(progress: Progress, decision: "Decision | Record") -> None:
     """Show the comparison of a decision, if there is one."""
-    rows = []
-    for target, each in {**decision.targets, "together": decision.overall}.items():
-        if each is not None:
-            interval = "" if each.interval is None else "{:+.4g} to {:+.4g}".format(*each.interval)
-            values = f"{each.candidate:.4g}", f"{each.champion:.4g}", f"{each.difference:+.4g}"
-            rows.append([target, *values, interval])
+    from orchestrator.tracking.gate import comparison_rows
+
+    rows = [list(row) for row in comparison_rows(decision.targets, decision.overall)]
     if rows:
         columns = (decision.metric, "candidate", "champion", "difference", "interval")
         _show_table(progress, "Comparison", columns, rows)

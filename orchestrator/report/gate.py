@@ -3,19 +3,16 @@
 import matplotlib
 from matplotlib.figure import Figure
 
-from orchestrator.console.tables import format_number
 from orchestrator.report.finals import Table
 from orchestrator.report.style import BLUE, INK, PALE, SETTINGS, Picture, figure_uri
-from orchestrator.tracking.gate import Decision, Difference
+from orchestrator.tracking.gate import Decision, comparison_rows
 
 
 def gate_table(decision: Decision) -> Table:
     """Return what was compared on each target and over all of them."""
-    differences = dict(decision.targets)
-    if decision.overall is not None and len(differences) > 1:
-        how = decision.aggregate if isinstance(decision.aggregate, str) else "weighted mean"
-        differences[f"{how} of {len(decision.targets)} targets"] = decision.overall
-    rows = [_row(target, difference) for target, difference in differences.items()]
+    how = decision.aggregate if isinstance(decision.aggregate, str) else "weighted mean"
+    together = f"{how} of {len(decision.targets)} targets"
+    rows = comparison_rows(decision.targets, decision.overall, together)
     interval = "interval" if decision.confidence is None else f"{100 * decision.confidence:.10g}% interval"
     columns = ("target", f"{decision.metric}, candidate", "champion", "difference", interval)
     return Table("Gate", columns, 1, rows)
@@ -44,15 +41,3 @@ def draw_gains(decision: Decision) -> Picture | None:
         image = figure_uri(figure)
     caption = "Gains of resampled identities; the line is the measured gain, the band its interval."
     return Picture("Bootstrap of the gate", caption, image)
-
-
-def _row(target: str, difference: Difference) -> tuple[str, ...]:
-    low, high = difference.interval or (None, None)
-    interval = "" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
-    return (
-        target,
-        format_number(difference.candidate),
-        format_number(difference.champion),
-        f"{difference.difference:+.4f}",
-        interval,
-    )

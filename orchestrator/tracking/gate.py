@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.config.sections import Gate
+from orchestrator.console.tables import format_number
 from orchestrator.errors import InputError, nearest
 from orchestrator.trainable import QueryResults, score_parts
 
@@ -103,6 +104,28 @@ class Difference(_Frozen):
     """At the gate's confidence; None where only scores are compared."""
     queries: int | None = None
     identities: int | None = None
+
+
+def comparison_rows(
+    targets: Mapping[str, Difference], overall: Difference | None, together: str = "all targets"
+) -> list[tuple[str, ...]]:
+    """Return name, candidate, champion, difference and interval of each target, as text.
+
+    Several targets have a last row, named ``together``, for all of them.
+    """
+    differences = dict(targets)
+    if overall is not None and len(differences) > 1:
+        differences[together] = overall
+    return [
+        (
+            name,
+            format_number(each.candidate),
+            format_number(each.champion),
+            f"{each.difference:+.4g}",
+            "" if each.interval is None else "{:+.4g} to {:+.4g}".format(*each.interval),
+        )
+        for name, each in differences.items()
+    ]
 
 
 class Floor(_Frozen):

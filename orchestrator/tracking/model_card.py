@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.tracking.gate import comparison_rows
 from orchestrator.tracking.promotion import Record
 from orchestrator.trainable import DataSetRecord
 
@@ -87,11 +88,7 @@ def _decision(record: Record) -> list[str]:
     before = f"version {record.champion}"
     lines += ["", f"| {record.metric} | this version | {before} | difference | interval |"]
     lines += ["|---|---|---|---|---|"]
-    for target, each in {**record.targets, "together": record.overall}.items():
-        if each is not None:
-            interval = "" if each.interval is None else "{:+.4g} to {:+.4g}".format(*each.interval)
-            values = f"{each.candidate:.4g} | {each.champion:.4g} | {each.difference:+.4g} | {interval}"
-            lines += [f"| {target} | {values} |"]
+    lines += [f"| {' | '.join(row)} |" for row in comparison_rows(record.targets, record.overall)]
     return lines
 
 

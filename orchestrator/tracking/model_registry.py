@@ -245,7 +245,7 @@ def _decide(
             **decision.model_dump(mode="json"),
             "record": dict(record),
         }
-        client.log_dict(run_id, content, f"registry/{version.name}-v{number}.json")
+        client.log_dict(run_id, content, f"registry/{version.name}-v{number}-{alias}.json")
         decisions.append(decision)
 
     by = who(sweep=tracker.sweep_name)

@@ -1,8 +1,8 @@
 """Promotion: whether a version takes an alias, the move, and the record of every decision on its version.
 
 A record is the tag ``<alias>.change.<n>`` of a version, JSON; the numbers order the records of an alias. A
-long one is shortened. When a sweep registers a version, the file ``registry/<model>-v<version>.json`` of its
-run gets the whole decision, with the histogram of the bootstrap.
+long one is shortened. When a sweep registers a version, its run gets the whole decision, with the histogram
+of the bootstrap: the file ``registry/<model>-v<version>-<alias>.json``.
 """
 
 import getpass

@@ -48,7 +48,7 @@ def test_worse_sweep_leaves_the_champion_and_says_why(
     assert (record.method, record.champion) == ("paired bootstrap over identities", 1)
     assert record.targets["parabola"].queries == 10 and not record.not_compared
     kept = json.loads(
-        Path(client.download_artifacts(version.run_id, "registry/parabola-v2.json")).read_text()
+        Path(client.download_artifacts(version.run_id, "registry/parabola-v2-champion.json")).read_text()
     )
     assert kept["verdict"] == "declined" and sum(kept["histogram"]["counts"]) == 10_000
     assert "| parabola |" in version.description

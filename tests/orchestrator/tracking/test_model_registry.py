@@ -55,7 +55,7 @@ def registered(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFac
         logged_models = len(client.search_logged_models([tracker.experiment_id]))
     with finish_sweep(uri, "once-b") as tracker:
         second = register_best(tracker, export, 0.75)
-        file = client.download_artifacts(tracker.run_id(0), f"registry/{second.name}-v2.json")
+        file = client.download_artifacts(tracker.run_id(0), f"registry/{second.name}-v2-champion.json")
         decision = json.loads(Path(file).read_text())
     with finish_sweep(uri, "once-c") as tracker:
         worse = register_best(tracker, export, 0.7)
