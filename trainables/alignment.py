@@ -34,7 +34,7 @@ from trainables.methods import METHODS, Method, build_method, find_method
 from trainables.methods.alignment import AlignmentMethod
 from trainables.network.embedder import SequenceEmbedder
 from trainables.network.weights import load_weights
-from trainables.training.trainer import WEIGHTS, Context, Training
+from trainables.training.trainer import WEIGHTS, Context, Training, run_folds
 
 _log = logging.getLogger(__name__)
 
@@ -127,15 +127,18 @@ class AlignmentTrainable:
         check_search(config, paths, metrics)
 
     def fit(self, config: AlignmentConfig, context: Context) -> None:
-        """Train on one worker.
+        """Train on one worker: a model for each of ``data.folds``.
+
+        The first one is scored and exported.
 
         Raises:
             FloatingPointError: the loss or a gradient is not finite.
         """
-        self.training(config, context).run()
+        folds = [config.model_copy(update={"data": data}) for data in config.data.fold_configs]
+        run_folds([self.training(fold, context) for fold in folds])
 
     def training(self, config: AlignmentConfig, context: Context) -> Training:
-        """Return the training of one worker in its initial state."""
+        """Return the training of the model of the first fold, in its initial state."""
         data = _training_data(config)
         batches = _batches(config, data, context.rank, context.world_size)
         torch.manual_seed(config.seed)

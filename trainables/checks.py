@@ -11,7 +11,14 @@ from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_
 from trainables.network.weights import check_weights
 
 _MEASURES = (
-    *("data.split.", "data.validation.", "data.fold.", "data.validate.", "data.validate_identities."),
+    *(
+        "data.split.",
+        "data.validation.",
+        "data.fold.",
+        "data.folds.",
+        "data.validate.",
+        "data.validate_identities.",
+    ),
     *("data.targets.", "data.shared_identities.", "evaluation."),
 )
 """Paths of the config, or groups of them, that decide how a trial is scored."""

@@ -231,6 +231,7 @@ def test_validation_0_trains_every_identity(tiny, prepared, tmp_path):
         ({}, ["data.split"], "val/mAP", "data.split: it changes how a trial is scored"),
         ({}, ["data.validation"], "val/mAP", "data.validation: it changes how a trial is scored"),
         ({}, ["data.fold"], "val/mAP", "data.fold: it changes how a trial is scored"),
+        ({}, ["data.folds"], "val/mAP", "data.folds: it changes how a trial is scored"),
         ({}, ["data.validate"], "val/mAP", "data.validate: it changes how a trial is scored"),
         ({}, ["evaluation.flip"], "val/mAP", "evaluation.flip: it changes how a trial is scored"),
         ({}, ["loss.identity"], "train/loss", "loss.identity: it scales the objective train/loss itself"),

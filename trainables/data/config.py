@@ -80,6 +80,12 @@ class DataConfig(BaseModel):
         description="fraction of the training identities of `sequences` for validation; may be 0",
     )
     fold: int = Field(0, ge=0, description="which of these disjoint groups of identities is held out")
+    folds: int = Field(
+        1,
+        ge=1,
+        description="models that each training consists of, each with the next group of identities held out;"
+        " validation scores are their means",
+    )
     validate_on: tuple[str, ...] = Field(  # BaseModel has a method `validate`
         (), alias="validate", description="other sets whose training part validates, and never trains"
     )
@@ -113,6 +119,12 @@ class DataConfig(BaseModel):
         return {
             "shared_identities" if name == "shared_people" else name: value for name, value in values.items()
         }
+
+    @property
+    def fold_configs(self) -> "list[DataConfig]":
+        """The config of each model of a training; equal to this one if there is one model."""
+        folds = range(self.fold, self.fold + self.folds)
+        return [self.model_copy(update={"fold": fold, "folds": 1}) for fold in folds]
 
     @property
     def cache_folder(self) -> Path:

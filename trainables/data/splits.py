@@ -68,6 +68,7 @@ def check(config: DataConfig) -> int:
     count = trained.train - len(trained.train_names & _held_names(config, config.sequences, extents))
     size = _validation_size(config.sequences, count, config.validation)
     _check_fold(config.sequences, config.fold, count, size)
+    _check_folds(config, count, size)
     return count - size
 
 
@@ -270,6 +271,17 @@ def _check_fold(name: str, fold: int, identities: int, size: int) -> None:
         raise DataError(
             f"data.fold: {fold} is out of range; {size} of the {identities} training identities of {name!r}"
             f" validate, so there is {valid}"
+        )
+
+
+def _check_folds(config: DataConfig, identities: int, size: int) -> None:
+    """Refuse more folds of ``size`` of so many identities than there are from ``data.fold`` on."""
+    most = identities // size - config.fold if size else 1
+    if config.folds > most:
+        raise DataError(
+            f"data.folds: {config.folds} is too many; {size} of the {identities} training identities of"
+            f" {config.sequences!r} validate"
+            + (f", so there are {most} from data.fold {config.fold} on" if size else "")
         )
 
 

@@ -1,7 +1,7 @@
 """Validation: retrieval scores of validation identities, and their standard errors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,22 @@ def mean_of_sets(estimates: list[Estimate]) -> Estimate:
     errors = [estimate.error for estimate in estimates if estimate.error is not None]
     complete = len(errors) == len(estimates)
     return Estimate(value, math.hypot(*errors) / len(errors) if complete else None)
+
+
+def mean_of_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over models with other training and validation identities.
+
+    The standard error of a score of the set that trains is that of a mean over disjoint identities. Other
+    sets are the same for all models, so the mean of their errors is returned, which is not too small.
+    """
+    own_errors = {metric_name(OWN, score) + ERROR for score in SCORES}
+    metrics = {}
+    for metric in folds[0]:
+        values = [fold[metric] for fold in folds if metric in fold]
+        if len(values) == len(folds):
+            total = math.hypot(*values) if metric in own_errors else math.fsum(values)
+            metrics[metric] = total / len(values)
+    return metrics
 
 
 def validate(

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from trainables.data.loading import Batches, Loader
 from trainables.data.parts import Part
 from trainables.evaluation import cost
-from trainables.evaluation.validation import OWN, validate
+from trainables.evaluation.validation import OWN, mean_of_folds, validate
 from trainables.methods import Batch, Method
 from trainables.training.optimizer import OptimizerConfig
 
@@ -101,18 +101,8 @@ class Training:
         self.costs: dict[str, float] = {}
 
     def run(self) -> None:
-        """Train from the last checkpoint, or from the start, and report every epoch.
-
-        Raises:
-            FloatingPointError: the loss, a gradient or a feature is not finite; raised on every worker.
-        """
-        folder = self.context.restore()
-        if folder is not None:
-            self.restore(folder)
-        self.costs = self.measure_costs() | self.costs
-        while self.epoch < sum(self.phases):
-            metrics = self.train_epoch() | self.validate() | self.costs
-            self.context.report({"epoch": self.epoch, **metrics}, self.save)
+        """Train from the last checkpoint, or from the start, and report every epoch; see `run_folds`."""
+        run_folds([self])
 
     def train_epoch(self) -> dict[str, float]:
         """Train for one epoch; return the mean of each loss, the speed and the learning rate."""
@@ -212,3 +202,38 @@ class Training:
             raise FloatingPointError(
                 f"epoch {self.epoch}, step {self.step}: loss {loss:.4g}, gradient norm {norm:.4g}"
             )
+
+
+def run_folds(trainings: Sequence[Training]) -> None:
+    """Train one model for each fold of the validation identities, all of them epoch by epoch.
+
+    Each epoch is reported once, with the mean of each metric over the models. A checkpoint holds all of them,
+    the first one as that of a single training. Each model is trained as it would be alone.
+
+    Args:
+        trainings: of the same length and in the same context, each in its initial state.
+
+    Raises:
+        FloatingPointError: a loss, a gradient or a feature is not finite; raised on every worker.
+    """
+    first = trainings[0]
+    context = first.context
+    folder = context.restore()
+    if folder is not None:
+        for number, training in enumerate(trainings):
+            training.restore(_fold_folder(folder, number))
+
+    def save(target: Path) -> None:
+        for number, training in enumerate(trainings):
+            fold = _fold_folder(target, number)
+            fold.mkdir(exist_ok=True)
+            training.save(fold)
+
+    first.costs = first.measure_costs() | first.costs
+    while first.epoch < sum(first.phases):
+        of_folds = [training.train_epoch() | training.validate() for training in trainings]
+        context.report({"epoch": first.epoch, **mean_of_folds(of_folds), **first.costs}, save)
+
+
+def _fold_folder(checkpoint: Path, number: int) -> Path:
+    return checkpoint / f"fold-{number}" if number else checkpoint

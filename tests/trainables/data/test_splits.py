@@ -33,6 +33,11 @@ from trainables.errors import DataError
         ({"validation": 0.9}, r"data\.validation: 0\.9 of the 4 training identities of 'walkers'"),
         ({"fold": 2, "validation": 0.5}, r"data\.fold: 2 is out of range; 2 of the 4 .* so there is 0 to 1"),
         ({"fold": 1, "validation": 0}, r"data\.fold: 1 is out of range; 0 of the 4 .* so there is only 0"),
+        (
+            {"folds": 2, "fold": 1, "validation": 0.5},
+            r"data\.folds: 2 is too many; 2 of the 4 .* validate, so there are 1 from data\.fold 1 on",
+        ),
+        ({"folds": 2, "validation": 0}, r"data\.folds: 2 is too many; 0 of the 4 training identities"),
         ({"validate": ["walker-b"]}, r"data\.validate: no set 'walker-b'; did you mean 'walkers-b'\?"),
         ({"validate": ["walkers"]}, r"data\.validate: 'walkers' is the set that trains, whose validation"),
         ({"validate": ["walkers-stills"]}, r"data\.validate: 'walkers-stills' is in data\.images, so it"),

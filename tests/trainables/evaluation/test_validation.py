@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainables.evaluation.validation import Estimate, mean_of_sets, standard_error
+from trainables.evaluation.validation import Estimate, mean_of_folds, mean_of_sets, standard_error
 
 
 def test_standard_error_of_single_queries_is_that_of_a_mean():
@@ -38,3 +38,13 @@ def test_mean_of_sets_adds_their_variances():
     mean = mean_of_sets([Estimate(0.2, 0.03), Estimate(0.6, 0.04)])
     assert (mean.value, mean.error) == (pytest.approx(0.4), pytest.approx(0.025))
     assert mean_of_sets([Estimate(0.2, None), Estimate(0.6, 0.04)]).error is None
+
+
+def test_mean_of_folds_adds_the_variances_of_disjoint_identities():
+    first = {"val/mAP": 0.2, "val/mAP/error": 0.03, "val/b/mAP": 0.5, "val/b/mAP/error": 0.02}
+    second = {"val/mAP": 0.6, "val/mAP/error": 0.04, "val/b/mAP": 0.7, "val/b/mAP/error": 0.04}
+    assert mean_of_folds([first, second]) == pytest.approx(
+        {"val/mAP": 0.4, "val/mAP/error": 0.025, "val/b/mAP": 0.6, "val/b/mAP/error": 0.03}
+    )
+    assert mean_of_folds([first]) == first
+    assert "val/mAP/error" not in mean_of_folds([first, {"val/mAP": 0.6}])

@@ -56,6 +56,21 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(variant, tiny, prepared
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+def test_folds_train_each_model_as_it_would_be_alone(tiny, prepared, tmp_path):
+    alone = [fit(tiny(epochs=2, data={"fold": fold}), tmp_path / f"{fold}") for fold in (0, 1)]
+    with pytest.raises(InterruptedTrialError):
+        fit(tiny(epochs=2, data={"folds": 2}), tmp_path / "both", stop_after=1)
+    both = fit(tiny(epochs=2, data={"folds": 2}), tmp_path / "both")
+    for number in range(2):
+        folder = tmp_path / "both" / "0002" / (f"fold-{number}" if number else "")
+        weights = load_file(folder / WEIGHTS)
+        expected = load_file(tmp_path / str(number) / "0002" / WEIGHTS)
+        assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    (report,), curves = both.curve(), [single.curve()[1] for single in alone]
+    for metric in ("val/mAP", "train/loss"):
+        assert report[metric] == pytest.approx(sum(curve[metric] for curve in curves) / 2)
+
+
 def test_encoder_compiled_computes_the_same(tiny, prepared, tmp_path):
     small = {"epochs": 1, "encoder": {"name": "mclaughlin2016"}, "alignment": {"noise": 0}}
     layers = prepared.training(tiny(**small, compile=True), Recorder(tmp_path)).method.embedder.encoder.layers
