@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     create_model,
     model_serializer,
@@ -42,6 +43,18 @@ class Component(Section):
 
     name: str
     arguments: dict[str, Any] = Field(default={})
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the schema of what a file holds: a name, or a name with its arguments."""
+        named = {"anyOf": [{"enum": list(cls.builtin)}, {"pattern": ":"}]}
+        return {
+            "anyOf": [
+                {"type": "string", **named},
+                {"type": "object", "propertyNames": named, "minProperties": 1, "maxProperties": 1},
+            ],
+            "examples": [f"{{{cls.example}}}"],
+        }
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 import optuna
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from orchestrator.errors import quote
 
@@ -101,9 +101,9 @@ class Parameter(BaseModel):
         None, description="with int: distance between values, from low"
     )
     choice: Choices | None = Field(None, description="one of these values")
-    when: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_conditions)] = Field(
-        default={}, description="searched only while every path has one of its values"
-    )
+    when: Annotated[
+        dict[str, tuple[Any, ...]], BeforeValidator(_conditions), WithJsonSchema({"type": "object"})
+    ] = Field(default={}, description="searched only while every path has one of its values")
 
     @model_validator(mode="before")
     @classmethod

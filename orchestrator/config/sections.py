@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -67,7 +68,7 @@ def _seconds(value: Any) -> Any:
     """Read a duration such as ``1h30m``."""
     if value is None:
         return value
-    if not isinstance(value, str) or not re.fullmatch(r"(\d{1,6}[dhms])+", value, re.ASCII):
+    if not isinstance(value, str) or not re.fullmatch(_DURATION, value, re.ASCII):
         raise ValueError(f"invalid duration {quote(value)}; expected for example 90s, 30m, 2h or 1d")
     seconds = sum(int(part[:-1]) * _UNITS[part[-1]] for part in re.findall(r"\d+[dhms]", value))
     if not seconds:
@@ -75,7 +76,13 @@ def _seconds(value: Any) -> Any:
     return float(seconds)
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+_DURATION = r"(\d{1,6}[dhms])+"
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DURATION}$", "examples": ["90s", "30m", "2h"]}),
+]
 """A duration, written 90s, 30m, 2h or 1d."""
 
 
