@@ -62,14 +62,6 @@ def test_checkpoints_of_other_trials_than_the_best_are_deleted(
     assert "freed 0.0 MB" in capsys.readouterr().out
 
 
-def test_best_trials_of_several_objectives_are_kept(tmp_path: Path) -> None:
-    objectives = [{"metric": "val/score"}, {"metric": "train/loss", "mode": "max"}]  # opposites
-    sweep = finished(tmp_path, objective=objectives)
-    before = files(sweep)
-    run(sweep)
-    assert files(sweep) == before
-
-
 def test_dry_run_tells_and_deletes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = finished(tmp_path)
     before = files(sweep)
