@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,12 +136,37 @@ class BatchSampler(ABC):
         """
 
 
+class IdentityOptions(components.Options):
+    """Options of the identity sampler."""
+
+    clips: Literal["consecutive", "spread"] = Field(
+        "consecutive",
+        description="frames of a clip: consecutive, or spread over the tracklet, one from each of T parts",
+    )
+
+
 class IdentitySampler(BatchSampler):
     """Sampler of P x K batches: P identities with K clips each, from as many cameras as possible.
 
     One pass shows every identity once, in random order. If a pass does not fill its last batch, the next pass
     does. An identity is at most once in a batch.
+
+    Clips of consecutive frames show how people walk (McLaughlin et al., CVPR 2016). Clips that are spread
+    over the tracklet show more of its views (restricted random sampling, Li et al., CVPR 2018), but optical
+    flow and the motion losses of alignment are those of neighbouring frames: they fit consecutive clips only.
     """
+
+    Options = IdentityOptions
+
+    def clip(self, position: int, number: int, rng: np.random.Generator) -> Clip:
+        """Return T frames of the tracklet at ``position``, consecutive or spread over it."""
+        length = int(self.lengths[position])
+        spread = isinstance(self.options, IdentityOptions) and self.options.clips == "spread"
+        if not spread or length <= self.frames:
+            return super().clip(position, number, rng)
+        # Part i of T has the frames from i * length / T on; one of them is drawn.
+        edges = np.arange(self.frames + 1) * length // self.frames
+        return Clip(int(self.tracklets[position]), rng.integers(edges[:-1], edges[1:]), number)
 
     def epoch(self, epoch: int, batches: int) -> list[list[Clip]]:
         """Return the global batches of ``epoch``; the clips of an identity are adjacent."""

@@ -17,7 +17,7 @@ from trainables.data.parts import Part
 from trainables.evaluation import cost
 from trainables.evaluation.validation import OWN, mean_of_folds, validate
 from trainables.methods import Batch, Method
-from trainables.training.optimizer import OptimizerConfig
+from trainables.training.optimizer import FACTOR, OptimizerConfig
 
 WEIGHTS, STATE = "method.safetensors", "training.pt"
 """Files of a checkpoint."""
@@ -132,8 +132,9 @@ class Training:
         self.method.phase, self.method.progress = phase, step / steps
         if step == 0:  # modules idle in the previous phase had gradients of 0, which distort the averages
             self.optimizer.state.clear()
+        rate = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(step, self.batches.per_epoch, self.phases[phase])
+            group["lr"] = rate * group.get(FACTOR, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             losses: dict[str, Tensor] = self.model(batch)

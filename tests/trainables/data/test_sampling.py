@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.data.sampling import IdentitySampler, share
+from trainables.data.sampling import IdentityOptions, IdentitySampler, share
 from trainables.errors import DataError
 
 SIDES = [(str(identity), str(camera)) for identity in range(10) for camera in range(3) for _ in range(2)]
@@ -15,7 +15,7 @@ IDENTITIES, CAMERAS = (np.asarray(column) for column in zip(*SIDES, strict=True)
 TRACKLETS = np.arange(len(SIDES)) + 100
 
 
-def sampler(lengths=20, per_batch=4, per_identity=2, frames=8, seed=(0,)):
+def sampler(lengths=20, per_batch=4, per_identity=2, frames=8, seed=(0,), clips="consecutive"):
     return IdentitySampler(
         TRACKLETS,
         IDENTITIES,
@@ -25,6 +25,7 @@ def sampler(lengths=20, per_batch=4, per_identity=2, frames=8, seed=(0,)):
         per_identity=per_identity,
         frames=frames,
         seed=seed,
+        options=IdentityOptions(clips=clips),
     )
 
 
@@ -62,6 +63,16 @@ def test_clip_frames_are_consecutive_from_any_start():
             assert clip.frames.tolist() == list(range(clip.frames[0], clip.frames[0] + 8))
             starts.add(int(clip.frames[0]))
     assert starts == {0, 1, 2, 3}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 16), st.integers(1, 200))
+def test_clip_that_is_spread_has_a_frame_of_each_part(frames, length):
+    drawn = sampler(lengths=length, frames=frames, clips="spread").clip(0, 0, np.random.default_rng(0)).frames
+    assert drawn.shape == (frames,) and (drawn >= 0).all() and (drawn < length).all()
+    if length > frames:
+        parts = np.arange(frames) * length // frames
+        assert (drawn >= parts).all() and (drawn[:-1] < parts[1:]).all()
 
 
 def test_clip_short_tracklet_repeats():
