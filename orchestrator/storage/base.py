@@ -62,6 +62,9 @@ class Store(ABC):
             InputError: it cannot.
         """
 
+    def check_folder(self, name: str) -> None:  # noqa: B027 - a bucket has no folders
+        """Check that the folder of a job can be made, or is one; raises InputError."""
+
     @abstractmethod
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Return the content of a file and its version, or None when there is no such file.

@@ -87,6 +87,7 @@ class JobDirectory:
             InputError: it cannot, or it does.
         """
         self.store.check()
+        self.store.check_folder(self._job.name)
         if self._job.study:
             check_database(self._job.study)
         if fresh or self._renaming() is not None:

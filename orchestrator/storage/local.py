@@ -51,6 +51,14 @@ class LocalStore(Store):
         except OSError as error:
             raise InputError(f"storage: {existing} cannot be written: {error.strerror}") from None
 
+    def check_folder(self, name: str) -> None:
+        """Check that nothing but a folder has the name: no file, and no link that leads nowhere."""
+        folder = self._folder / name
+        if folder.is_symlink() and not folder.exists():
+            raise InputError(f"storage: {folder} is a link to {folder.readlink()}, which does not exist")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"storage: {folder} is a file, not a folder")
+
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Read a file."""
         try:

@@ -52,6 +52,19 @@ def newer(file: Path) -> str:
     )
 
 
+def test_folder_that_is_a_link_to_nothing_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    folder = tmp_path / "store" / "parabola"
+    folder.symlink_to("/nowhere")
+    assert refusal_of(sweep) == f"storage: {folder} is a link to /nowhere, which does not exist"
+
+
+def test_folder_that_is_a_file_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "parabola").touch()
+    assert refusal_of(sweep) == f"storage: {tmp_path}/store/parabola is a file, not a folder"
+
+
 def test_record_has_the_present_schema(folder: Path) -> None:
     assert json.loads((folder / "sweep.json").read_text())["schema"] == SCHEMA == 2
 
