@@ -1,11 +1,12 @@
-"""Delete what nothing needs any more in a storage: ``python -m orchestrator.clean --dry-run``.
+"""Delete checkpoints that are no longer needed: ``python -m orchestrator.clean --dry-run``.
 
-``--json`` prints one document: ``storage``, ``deleted`` (false with ``--dry-run``) and ``removable``, a list
-of ``{job, what, paths, bytes}``.
+``--json`` prints one document: ``storage``, ``deleted`` (false with ``--dry-run``), ``removable``, a list of
+``{job, what, paths, bytes}``, and ``problems``, one line for each job that was left alone.
 """
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,19 @@ from orchestrator.errors import ExitCode, InputError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.storage.base import Store
-    from orchestrator.study.cleaning import Removable
+    from orchestrator.study.cleaning import Cleaner, Removable
 
 EXAMPLES = """\
 examples:
   python -m orchestrator.clean --dry-run
   python -m orchestrator.clean search_spaces/alignment.yaml
-  python -m orchestrator.clean --storage s3://bucket/sweeps --set-aside
+  python -m orchestrator.clean --storage s3://bucket/sweeps --set-aside --dry-run
 
 Of a finished sweep it deletes the checkpoints of all trials but the best ones. Outcome, report, study, MLflow
 and registered models stay, and the sweep can still get a larger budget or other finals. Nothing of a
 comparison, and nothing of a job that runs or is not finished, is deleted.
+
+exit codes: 0 done, 1 not all could be deleted, 2 bad input, 3 the storage does not answer, 130 interrupted
 """
 
 
@@ -46,16 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Progress()
     try:
         from orchestrator.storage import lookup
-        from orchestrator.study.cleaning import remove
+        from orchestrator.study.cleaning import Cleaner
 
-        if parsed.sweep is None:
-            store, name = lookup.find_storage(parsed.storage), None
-        else:
+        if parsed.sweep is not None:
             store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
-        removable = _find(store, name, parsed.set_aside)
-        if not parsed.dry_run:
-            for each in removable:
-                remove(store, each)
+        elif parsed.set:
+            raise InputError("--set: name the file of the sweep, too; without it, all sweeps are cleaned")
+        else:
+            store, name = lookup.find_storage(parsed.storage), None
+        jobs = lookup.job_names(store) if name is None else [name]
+        return _clean(Cleaner(store), store, jobs, name, parsed, progress)
     except InputError as error:
         return report_error(error)
     except StorageError as error:
@@ -63,36 +66,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress.print("interrupted; rerun the command to delete the rest")
         return ExitCode.INTERRUPTED
+
+
+def _clean(
+    cleaner: "Cleaner",
+    store: "Store",
+    jobs: Sequence[str],
+    name: str | None,
+    parsed: argparse.Namespace,
+    progress: Progress,
+) -> ExitCode:
+    """Delete job by job what may be deleted, and tell it."""
+    problems: list[str] = []
+
+    def found() -> "Iterator[Removable]":
+        for job in jobs:
+            try:
+                removable = cleaner.checkpoints(job)
+            except (InputError, StorageError) as error:
+                if name is not None:
+                    raise
+                problems.append(f"{job}: left alone: {error}")
+            else:
+                if removable is not None:
+                    yield removable
+        if parsed.set_aside:
+            yield from cleaner.set_aside(name)
+
+    removed: list[Removable] = []
+    failed = False
+    for removable in found():
+        try:
+            if not parsed.dry_run:
+                cleaner.remove(removable)
+        except StorageError as error:
+            failed = True
+            problems.append(f"{removable.job}: not all could be deleted: {error}")
+            continue
+        removed.append(removable)
+        if not parsed.json:
+            progress.print(f"{removable.job}: {removable.what}, {_megabytes(removable.bytes)}")
     if parsed.json:
-        document = {
-            "storage": store.uri,
-            "deleted": not parsed.dry_run,
-            "removable": list(map(asdict, removable)),
-        }
-        print(json.dumps(document))
+        document = {"storage": store.uri, "deleted": not parsed.dry_run, "problems": problems}
+        print(json.dumps(document | {"removable": list(map(asdict, removed))}))
     else:
-        _show(progress, store, removable, parsed.dry_run)
-    return ExitCode.DONE
-
-
-def _find(store: "Store", name: str | None, set_aside: bool) -> "list[Removable]":
-    """Return what may be deleted of one job, or of all jobs."""
-    from orchestrator.storage import lookup
-    from orchestrator.study.cleaning import find_removable, find_set_aside
-
-    jobs = lookup.job_names(store) if name is None else [name]
-    removable = [each for job in jobs for each in find_removable(store, job)]
-    return removable + (find_set_aside(store, name) if set_aside else [])
-
-
-def _show(progress: Progress, store: "Store", removable: "Sequence[Removable]", dry_run: bool) -> None:
-    for each in removable:
-        progress.print(f"{each.job}: {each.what}, {_megabytes(each.bytes)}")
-    total = _megabytes(sum(each.bytes for each in removable))
-    if not removable:
-        progress.print(f"nothing to delete in {store.uri}")
-    else:
-        progress.print(f"would free {total} in {store.uri}" if dry_run else f"freed {total} in {store.uri}")
+        for problem in problems:
+            progress.print(problem)
+        total = _megabytes(sum(removable.bytes for removable in removed))
+        verb = "would free" if parsed.dry_run else "freed"
+        progress.print(f"{verb} {total} in {store.uri}" if removed else f"nothing to delete in {store.uri}")
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def _megabytes(size: int) -> str:

@@ -15,7 +15,7 @@ from trainables.data import contents, sources, splits
 from trainables.data.config import DataConfig
 from trainables.data.loading import Batches
 from trainables.data.parts import DataParts, Part, needed_to_train
-from trainables.data.records import DataSetRecord, data_set_records
+from trainables.data.records import DataSetRecord, check_validation, data_set_records
 from trainables.errors import DataError, at_field
 from trainables.evaluation import cost
 from trainables.evaluation.calibration import Calibration, calibrate, without
@@ -92,9 +92,11 @@ class AlignmentTrainable:
 
     def _prepare(self, config: AlignmentConfig) -> list[DataSetRecord]:
         names = {*needed_to_train(config.data, config.image_sets), *config.data.targets}
-        data = DataParts(config.data, sources.resolve_all(config.data, names))
-        _batches(config, data)
-        return list(data_set_records(data, config.image_sets))
+        packs = sources.resolve_all(config.data, names)
+        for fold in _fold_configs(config):
+            _batches(fold, DataParts(fold.data, packs))
+            check_validation(DataParts(fold.data, packs))
+        return list(data_set_records(DataParts(config.data, packs), config.image_sets))
 
     def check(self, config: AlignmentConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Check that ``workers`` workers can train with this config. Fast: decodes and writes nothing.
@@ -134,8 +136,7 @@ class AlignmentTrainable:
         Raises:
             FloatingPointError: the loss or a gradient is not finite.
         """
-        folds = [config.model_copy(update={"data": data}) for data in config.data.fold_configs]
-        run_folds([self.training(fold, context) for fold in folds])
+        run_folds([self.training(fold, context) for fold in _fold_configs(config)])
 
     def training(self, config: AlignmentConfig, context: Context) -> Training:
         """Return the training of the model of the first fold, in its initial state."""
@@ -280,6 +281,11 @@ class AlignmentTrainable:
 
         embedder = _embedder(config, checkpoint)
         return export(embedder, directory, asdict(_calibrate(config, embedder)), _provenance(config))
+
+
+def _fold_configs(config: AlignmentConfig) -> list[AlignmentConfig]:
+    """Return the config of the model of each fold."""
+    return [config.model_copy(update={"data": data}) for data in config.data.fold_configs]
 
 
 def _calibrate(config: AlignmentConfig, embedder: SequenceEmbedder) -> Calibration:

@@ -19,9 +19,8 @@ import pyarrow.fs
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from orchestrator.errors import StorageError, is_full, is_refused, one_line
+from orchestrator.storage.names import CHECKPOINT, COMPLETE
 
-_CHECKPOINT = "checkpoint_"
-_COMPLETE = ".complete"
 _DAMAGED = ".damaged"
 
 _LIST = "checkpoint_manager_snapshot.json"
@@ -82,18 +81,18 @@ class TrialFolder:
         if not retrying(self._exists, self.path):  # the lane has created it from its node
             raise ValueError(f"storage {self.path} {self._why_missing()}")
         # The worker of an attempt that has ended may still write the same epoch: no two write one folder.
-        target = f"{self.path}/{_CHECKPOINT}{epoch:06d}_{self.owner}_{uuid.uuid4().hex[:8]}"
+        target = f"{self.path}/{CHECKPOINT}{epoch:06d}_{self.owner}_{uuid.uuid4().hex[:8]}"
         for file in sorted(source.rglob("*")):
             if file.is_file():
                 retrying(self._copy, file, f"{target}/{file.relative_to(source).as_posix()}")
-        retrying(self.write, f"{target.rpartition('/')[2]}{_COMPLETE}", b"")
+        retrying(self.write, f"{target.rpartition('/')[2]}{COMPLETE}", b"")
         return target
 
     def delete(self, checkpoint: str) -> None:
         """Delete a checkpoint that a later one replaces; a fault of the storage leaves it."""
         with contextlib.suppress(OSError):  # it is never read again, and only takes space
-            if self.filesystem.get_file_info(checkpoint + _COMPLETE).type is pyarrow.fs.FileType.File:
-                self.filesystem.delete_file(checkpoint + _COMPLETE)
+            if self.filesystem.get_file_info(checkpoint + COMPLETE).type is pyarrow.fs.FileType.File:
+                self.filesystem.delete_file(checkpoint + COMPLETE)
             self.filesystem.delete_dir(checkpoint)
 
     def delete_all_but(self, checkpoint: str) -> None:
@@ -107,7 +106,7 @@ class TrialFolder:
             names = self._names()
             complete = self._complete(names)
             for name in names:
-                if name == kept or not name.startswith(_CHECKPOINT) or name.endswith((_COMPLETE, _DAMAGED)):
+                if name == kept or not name.startswith(CHECKPOINT) or name.endswith((COMPLETE, _DAMAGED)):
                     continue
                 if name in complete or epoch_of(name) < epoch_of(kept):
                     self.delete(f"{self.path}/{name}")
@@ -164,16 +163,16 @@ class TrialFolder:
     def _complete(self, names: list[str]) -> list[str]:
         """Return the names of the complete checkpoints, the last one at the end."""
         mark = f"_{self.owner}_"
-        complete = {name for name in names if name + _COMPLETE in names and mark in name}
+        complete = {name for name in names if name + COMPLETE in names and mark in name}
         if _LIST in names:
-            complete |= set(re.findall(rf"{_CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
+            complete |= set(re.findall(rf"{CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
         complete = {name for name in complete if name + _DAMAGED not in names}
         return sorted(complete, key=lambda name: (epoch_of(name), name))
 
 
 def epoch_of(checkpoint: str | None) -> int:
     """Return the epoch of a checkpoint by its path; 0 for None, and for one of version 0.1.0."""
-    match = re.search(rf"{_CHECKPOINT}(\d+)_[^/]*$", checkpoint or "")
+    match = re.search(rf"{CHECKPOINT}(\d+)_[^/]*$", checkpoint or "")
     return int(match[1]) if match else 0
 
 

@@ -22,6 +22,7 @@ from orchestrator.storage import s3
 from orchestrator.storage.base import Store
 from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
+from orchestrator.storage.names import CHECKPOINT
 from orchestrator.storage.records import (
     JOB,
     RECORDED,
@@ -228,7 +229,7 @@ class JobDirectory:
 
     def holds_checkpoints(self) -> bool:
         """Return whether any trial has uploaded a checkpoint; raises StorageError."""
-        return any("/checkpoint_" in name for name in self.store.list_files(self._name("trials/")))
+        return any(f"/{CHECKPOINT}" in name for name in self.store.list_files(self._name("trials/")))
 
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """Return a checkpoint by its path in this directory."""

@@ -1,24 +1,29 @@
-"""What may be deleted: checkpoints that nothing needs any more, and results that were set aside."""
+"""What may be deleted of a storage: checkpoints that no job needs, and results that were set aside."""
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.fs
+from optuna.trial import TrialState
 
-from orchestrator.errors import StorageError, one_line
+from orchestrator.config.finals import CROSSED, FINALS
+from orchestrator.errors import InputError, StorageError, one_line
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.base import Store
-from orchestrator.storage.records import RecordedOutcome, read_record
+from orchestrator.storage.names import CHECKPOINT, COMPLETE
+from orchestrator.storage.records import RECORDED, RecordedOutcome, read_record
 from orchestrator.storage.study_database import open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trials, own_trials
 from orchestrator.study.trial_report import trial_name
 
-SET_ASIDE = re.compile(r"(?P<job>.+)\.\d{8}-\d{6}")
+_SET_ASIDE = re.compile(rf"(?P<job>.+?)(?:{re.escape(FINALS)}|{re.escape(CROSSED)})?\.\d{{8}}-\d{{6}}")
 """Name of a folder that ``--fresh`` set aside."""
 
-_CHECKPOINT = "checkpoint_"
+_DIRECTORY, _MISSING = pyarrow.fs.FileType.Directory, pyarrow.fs.FileType.NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,97 +33,122 @@ class Removable:
     job: str
     what: str
     paths: tuple[str, ...]
-    """Files and folders, as the file system of the store names them."""
+    """Files and folders in the order of deletion, as the file system of the store names them."""
     bytes: int
 
 
-def find_removable(store: Store, name: str) -> list[Removable]:
-    """Return what of a job may be deleted.
+class Cleaner:
+    """Finds what may be deleted in a store, and deletes it. Methods raise StorageError when it fails."""
 
-    Of a finished sweep these are the checkpoints of all trials but the best ones. A comparison, also that of
-    finals, needs all of them: more seeds or splits may give another winner. Nothing of a job that runs or is
-    not finished may be deleted.
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._files = store.filesystem or pyarrow.fs.LocalFileSystem()
 
-    Raises:
-        InputError: a record is damaged.
-        StorageError: the storage does not answer.
-    """
-    kept = _kept_trials(store, name)
-    if kept is None:
-        return []
-    paths = [
-        entry
-        for trial in _entries(store, f"{store.path}/{name}/trials")
-        if trial.base_name not in kept
-        for entry in _entries(store, trial.path)
-        if entry.base_name.startswith(_CHECKPOINT)
-    ]
-    size = sum(_size(store, entry) for entry in paths)
-    # The file that marks a checkpoint as complete goes first.
-    ordered = sorted((entry.path for entry in paths), key=lambda path: not path.endswith(".complete"))
-    what = "checkpoints of other trials than the best"
-    return [Removable(name, what, tuple(ordered), size)] if paths else []
+    def checkpoints(self, name: str) -> Removable | None:
+        """Return the checkpoints that a finished sweep does not need; None where there are none.
 
+        They are those of all trials but the best ones. A comparison, also that of finals, needs all of its
+        checkpoints: more seeds or splits may give another winner.
 
-def find_set_aside(store: Store, name: str | None = None) -> list[Removable]:
-    """Return the folders that ``--fresh`` set aside, of one job or of all; raises StorageError."""
-    folders = []
-    for entry in _entries(store, store.path):
-        match = SET_ASIDE.fullmatch(entry.base_name)
-        if (
-            match is None
-            or entry.type is not pyarrow.fs.FileType.Directory
-            or name not in (None, match["job"])
-        ):
-            continue
-        if lookup.recorded_job(store, entry.base_name) is not None:  # and not a folder of someone else
-            size = _size(store, entry)
-            folders.append(Removable(entry.base_name, "results that --fresh set aside", (entry.path,), size))
-    return folders
-
-
-def remove(store: Store, removable: Removable) -> None:
-    """Delete files; raises StorageError."""
-    files = _file_system(store)
-    try:
-        for path in removable.paths:
-            if files.get_file_info(path).type is pyarrow.fs.FileType.Directory:
-                files.delete_dir(path)
-            else:
-                files.delete_file(path)
-    except OSError as error:
-        raise StorageError(f"{store.locate(removable.job)}: {one_line(error, 200)}") from error
-
-
-def _kept_trials(store: Store, name: str) -> set[str] | None:
-    """Return the names of the trials whose checkpoints a finished sweep needs; None for another job."""
-    job = lookup.recorded_job(store, name)
-    outcome = read_record(store, f"{name}/outcome.json", RecordedOutcome)
-    driver = lease.read_driver_record(store, name)
-    runs = driver is not None and lookup.driver_state(store, name, driver[0]) in lookup.DRIVEN
-    if job is None or job[0] != "sweep" or outcome is None or runs:
-        return None
-    resolved = job[1]
-    with open_study(store, name, resolved) as study:
-        if study is None:
+        Raises:
+            InputError: a driver runs the job, or a record is damaged.
+        """
+        kept = self._kept_trials(name)
+        if kept is None:
             return None
-        trials = study.read_trials((attributes.SOURCE, attributes.VIOLATED))
-        if any(not trial.state.is_finished() for trial in trials):
+        entries = [
+            entry
+            for trial in self._entries(f"{self._store.path}/{name}/trials")
+            if trial.type is _DIRECTORY and trial.base_name not in kept
+            for entry in self._entries(trial.path)
+            if entry.base_name.startswith(CHECKPOINT)
+        ]
+        if not entries:
             return None
-        best = best_trials(own_trials(trials), *(each["mode"] for each in resolved["objective"]))
-    return {trial_name(trial.number) for trial in best}
+        # The file that marks a checkpoint as complete goes first.
+        paths = sorted((entry.path for entry in entries), key=lambda path: not path.endswith(COMPLETE))
+        size = sum(map(self._size, entries))
+        return Removable(name, "checkpoints of all trials but the best", tuple(paths), size)
+
+    def set_aside(self, name: str | None = None) -> list[Removable]:
+        """Return the folders that ``--fresh`` set aside, of one job and its finals or of all jobs."""
+        folders = []
+        for entry in self._entries(self._store.path):
+            match = _SET_ASIDE.fullmatch(entry.base_name)
+            if match is not None and name in (None, match["job"]) and self._is_set_aside(entry):
+                records = {f"{entry.path}/{kind}.json" for kind in RECORDED}
+                inner = [each.path for each in self._entries(entry.path) if each.path not in records]
+                what, size = "results that --fresh set aside", self._size(entry)
+                # The record, by which the folder is recognised, goes last.
+                folders.append(Removable(entry.base_name, what, (*sorted(inner), entry.path), size))
+        return folders
+
+    def remove(self, removable: Removable) -> None:
+        """Delete files; those that are gone already do no harm."""
+        with self._explained(removable.job):
+            for path in removable.paths:
+                kind = self._files.get_file_info(path).type
+                if kind is _DIRECTORY:
+                    self._files.delete_dir(path)
+                elif kind is not _MISSING:
+                    self._files.delete_file(path)
+
+    def _kept_trials(self, name: str) -> set[str] | None:
+        """Return the names of the trials whose checkpoints a finished sweep needs; None for another job."""
+        job = lookup.recorded_job(self._store, name)
+        outcome = read_record(self._store, f"{name}/outcome.json", RecordedOutcome)
+        if job is None or job[0] != "sweep" or outcome is None:
+            return None
+        lease.check_driver(self._store, name, f"sweep {self._store.locate(name)}")
+        driver = lease.read_driver_record(self._store, name)
+        if driver is not None and lookup.driver_state(self._store, name, driver[0]) in lookup.DRIVEN:
+            raise InputError(f"{self._store.locate(name)}: a driver runs it")
+        resolved = job[1]
+        with open_study(self._store, name, resolved) as study:
+            trials = [] if study is None else study.read_trials((attributes.SOURCE, attributes.VIOLATED))
+            if any(trial.state == TrialState.RUNNING for trial in trials):
+                return None
+            best = best_trials(own_trials(trials), *(each["mode"] for each in resolved["objective"]))
+        kept = {trial_name(trial.number) for trial in best}
+        # A study that lacks the trials of the outcome is not the one that the outcome was made from.
+        return kept if kept >= _named_in(outcome) and kept else None
+
+    def _is_set_aside(self, entry: pyarrow.fs.FileInfo) -> bool:
+        """Return whether a folder was set aside, and is neither a job of this name nor of someone else."""
+        store, name = self._store, entry.base_name
+        if entry.type is not _DIRECTORY or lease.read_driver_record(store, name) is not None:
+            return False
+        match = _SET_ASIDE.fullmatch(name)
+        assert match is not None
+        renaming = store.read(f".{name.rpartition('.')[0]}.renaming")  # a bucket copies file by file
+        if renaming is not None and renaming[0].decode(errors="replace") == name:
+            return False
+        return any(store.read(f"{name}/{kind}.json") is not None for kind in RECORDED)
+
+    def _entries(self, path: str) -> list[pyarrow.fs.FileInfo]:
+        """Return the entries of a folder; none if there is no such folder."""
+        with self._explained(path):
+            if self._files.get_file_info(path).type is not _DIRECTORY:
+                return []
+            return list(self._files.get_file_info(pyarrow.fs.FileSelector(path)))
+
+    def _size(self, entry: pyarrow.fs.FileInfo) -> int:
+        if entry.type is not _DIRECTORY:
+            return int(entry.size or 0)
+        with self._explained(entry.path):
+            inner = self._files.get_file_info(pyarrow.fs.FileSelector(entry.path, recursive=True))
+            return sum(int(each.size or 0) for each in inner)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"storage: {what}: {one_line(error, 200)}") from error
 
 
-def _entries(store: Store, path: str) -> Iterator[pyarrow.fs.FileInfo]:
-    yield from _file_system(store).get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-
-
-def _size(store: Store, entry: pyarrow.fs.FileInfo) -> int:
-    if entry.type is not pyarrow.fs.FileType.Directory:
-        return int(entry.size or 0)
-    selector = pyarrow.fs.FileSelector(entry.path, recursive=True)
-    return sum(int(inner.size or 0) for inner in _file_system(store).get_file_info(selector))
-
-
-def _file_system(store: Store) -> pyarrow.fs.FileSystem:
-    return store.filesystem or pyarrow.fs.LocalFileSystem()
+def _named_in(outcome: dict[str, Any]) -> set[str]:
+    """Return the names of the best trials of an outcome."""
+    best, pareto_set = outcome.get("best"), outcome.get("pareto_set") or []
+    names = {each["trial"] for each in pareto_set if isinstance(each, dict) and "trial" in each}
+    return names | ({trial_name(best["trial"])} if isinstance(best, dict) and "trial" in best else set())

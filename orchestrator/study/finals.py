@@ -83,8 +83,9 @@ class Finalist(Sample):
 def finalists(rows: Sequence[Row], metric: str, mode: Literal["max", "min"]) -> list[Finalist]:
     """Return the finalists with a complete run, the winner first.
 
-    The winner has the best mean of the validation score minus its standard error, among those with the most
-    complete runs: a mean over fewer runs would be over easier splits, or have no error.
+    The winner has the best mean of the validation score minus its standard error, among those with runs on
+    the most splits, and of these among those with the most runs: a mean over fewer splits may be over easier
+    ones, and fewer runs may have no error.
     """
     runs: dict[str, list[tuple[float, int, str]]] = {}
     for row in rows:
@@ -95,7 +96,11 @@ def finalists(rows: Sequence[Row], metric: str, mode: Literal["max", "min"]) -> 
     for name, of_variant in runs.items():
         values, numbers, splits = zip(*of_variant, strict=True)
         found.append(Finalist(values=values, name=name, runs=numbers, splits=splits, mode=mode))
-    return sorted(found, key=lambda finalist: (-len(finalist.values), -finalist.bound))
+
+    def order(finalist: Finalist) -> tuple[float, ...]:
+        return -len(set(finalist.splits)), -len(finalist.values), -finalist.bound
+
+    return sorted(found, key=order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,9 +204,7 @@ def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
                 "seconds_ago": _seconds_ago(reports[last]),
                 "metrics": {key: value for key, value in reports[last].items() if key != "time"},
             },
-            checkpoint=store.locate(f"{name}/{attrs[attributes.CHECKPOINT]}")
-            if attributes.CHECKPOINT in attrs
-            else None,
+            checkpoint=_checkpoint(store, name, attrs.get(attributes.CHECKPOINT)),
             log=str(attrs.get(attributes.LOG, "")),
         )
 
@@ -219,6 +217,12 @@ def _begin(store: Store, name: str) -> tuple[Status, dict[str, Any], lease.Budge
     kind, resolved = job
     status = Status(name, kind, store.locate(name), "stopped")
     return status, resolved, *_add_driver(status, store)
+
+
+def _checkpoint(store: Store, name: str, relative: str | None) -> str | None:
+    """Return the address of a checkpoint; None if there is none (any more)."""
+    exists = relative is not None and bool(store.list_files(f"{name}/{relative}"))
+    return store.locate(f"{name}/{relative}") if exists else None
 
 
 def _outcome(store: Store, name: str) -> RecordedOutcome | None:

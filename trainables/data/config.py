@@ -83,8 +83,8 @@ class DataConfig(BaseModel):
     folds: int = Field(
         1,
         ge=1,
-        description="models that each training consists of, each with the next group of identities held out;"
-        " validation scores are their means",
+        description="models of a training, each with the next group of identities from `fold` on held out;"
+        " validation scores are their means, and the first model is scored and exported",
     )
     validate_on: tuple[str, ...] = Field(  # BaseModel has a method `validate`
         (), alias="validate", description="other sets whose training part validates, and never trains"

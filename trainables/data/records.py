@@ -31,12 +31,8 @@ def data_set_records(data: DataParts, images: Sequence[str]) -> Iterator[DataSet
     Args:
         data: the parts of every set that the config uses.
         images: names of the sets whose images train.
-
-    Raises:
-        DataError: too few identities of a set in ``validate`` are left.
     """
     config = data.config
-    _check_validation(data)
     for name in (config.sequences, *images, *config.validate_on):
         _log_dropped(data, name)
     yield _record(data, "train", config.sequences)
@@ -45,7 +41,7 @@ def data_set_records(data: DataParts, images: Sequence[str]) -> Iterator[DataSet
             yield _record(data, role, name)
 
 
-def _check_validation(data: DataParts) -> None:
+def check_validation(data: DataParts) -> None:
     """Raise ``DataError`` for a set in ``validate`` of which too few identities are left."""
     for name, (query, gallery) in data.cross_validation().items():
         if len(set(query.identities) & set(gallery.identities)) < 2:

@@ -67,8 +67,9 @@ def mean_of_sets(estimates: list[Estimate]) -> Estimate:
 def mean_of_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over models with other training and validation identities.
 
-    The standard error of a score of the set that trains is that of a mean over disjoint identities. Other
-    sets are the same for all models, so the mean of their errors is returned, which is not too small.
+    The standard error of a score of the set that trains is that of a mean over disjoint identities. The
+    models may share identities of other sets, so for those the mean of the errors is returned, an upper
+    bound.
     """
     own_errors = {metric_name(OWN, score) + ERROR for score in SCORES}
     metrics = {}

@@ -8,13 +8,14 @@ import pytest
 from optuna.trial import TrialState
 
 from orchestrator import clean
+from orchestrator.errors import InputError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
 from tests.support.studies import TuneLoop, run_trial
 from tests.support.sweep_files import load_sweep
 
-OUTCOME = {"report": "report.html"}
+OUTCOME = {"report": "report.html", "best": {"trial": 1, "parameters": {}}}
 
 
 def finished(folder: Path, *, outcome: bool = True, running: bool = False, **changes: Any) -> Path:
@@ -92,3 +93,70 @@ def test_results_set_aside_are_deleted_only_on_request(tmp_path: Path) -> None:
     assert aside.exists()
     run(sweep, "--set-aside")
     assert not aside.exists() and mine.exists() and sweep.exists()
+
+
+def test_study_without_the_trials_of_the_outcome_deletes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = finished(tmp_path)
+    (sweep / "study.db").unlink()
+    with pytest.raises(InputError, match="put the study back"):  # a rerun leaves an empty study
+        SearchStudy(load_sweep(tmp_path), JobDirectory(load_sweep(tmp_path)))
+    before = files(sweep)
+    run(sweep)
+    assert files(sweep) == before and "nothing to delete" in capsys.readouterr().out
+
+
+def test_job_that_a_driver_runs_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = finished(tmp_path)
+    before = files(sweep)
+    with JobDirectory(load_sweep(tmp_path)).open(False, Interrupt()):
+        assert clean.main([str(sweep)]) == 2
+        run("--storage", sweep.parent)
+    captured = capsys.readouterr()
+    assert "is driven" in captured.err and "parabola: left alone:" in captured.out
+    assert before <= files(sweep)
+
+
+def test_damaged_job_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = finished(tmp_path)
+    damaged = load_sweep(tmp_path, "damaged")
+    with JobDirectory(damaged).open(False, Interrupt()):
+        pass
+    (sweep.with_name("damaged") / "outcome.json").write_text("{")
+    run("--storage", sweep.parent)
+    out = capsys.readouterr().out
+    assert "damaged: left alone:" in out and "parabola: checkpoints of all trials but the best" in out
+
+
+def test_stray_file_among_the_trials_does_no_harm(tmp_path: Path) -> None:
+    sweep = finished(tmp_path)
+    (sweep / "trials" / "probe").write_bytes(b"0")
+    run(sweep)
+    assert (sweep / "trials" / "probe").exists() and not (
+        sweep / "trials/trial-0000/checkpoint_000001_a"
+    ).exists()
+
+
+def test_job_whose_name_looks_set_aside_is_kept(tmp_path: Path) -> None:
+    sweep = load_sweep(tmp_path, "parabola.20260101-120000")
+    with JobDirectory(sweep).open(False, Interrupt()):
+        pass
+    run("--storage", sweep.storage, "--set-aside")
+    assert (Path(sweep.storage) / sweep.name / "sweep.json").exists()
+
+
+def test_finals_set_aside_belong_to_their_sweep(tmp_path: Path) -> None:
+    sweep = finished(tmp_path)
+    aside = sweep.with_name("parabola.finals.20260101-120000")
+    aside.mkdir()
+    (aside / "comparison.json").write_text("{")  # damaged: perhaps why it was set aside
+    run(sweep, "--set-aside")
+    assert not aside.exists()
+
+
+def test_overrides_without_a_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = finished(tmp_path)
+    before = files(sweep)
+    assert clean.main(["--storage", str(sweep.parent), "--set", "name=other"]) == 2
+    assert "--set: name the file of the sweep, too" in capsys.readouterr().err and files(sweep) == before

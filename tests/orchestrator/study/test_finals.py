@@ -46,6 +46,15 @@ def test_winner_is_among_those_with_the_most_complete_runs() -> None:
     assert [finalist.name for finalist in finalists(rows, METRIC, "max")] == ["whole", "halved"]
 
 
+def test_winner_is_among_those_with_the_most_splits() -> None:
+    runs = [("a", 0, 0, 0.8), ("a", 0, 1, 0.8), ("b", 0, 0, 0.85), ("b", 1, 0, 0.75)]  # others have failed
+    rows = [
+        Row(name, {"data.split": split, "seed": seed}, "complete", number, scores={METRIC: value})
+        for number, (name, split, seed, value) in enumerate(runs)
+    ]
+    assert [finalist.name for finalist in finalists(rows, METRIC, "max")] == ["b", "a"]
+
+
 @pytest.mark.parametrize(("mode", "best"), [("max", 1), ("min", 2)])
 def test_candidate_is_the_best_run_of_the_winner(mode: str, best: int) -> None:
     (winner,) = finalists(rows_of(only=[0.5, 0.9, 0.1]), METRIC, mode)  # type: ignore[arg-type]
