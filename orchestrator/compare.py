@@ -96,42 +96,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write_best(parsed: argparse.Namespace) -> int:
     """Write a comparison of the best trials of a sweep to a new file; return the exit code."""
-    file, (sweep, top) = Path(parsed.file), _sweep_and_top(parsed.sweep)
+    file, progress = Path(parsed.file), Progress()
+    others = ("set", "submit", "address", "dry_run", "fresh", "wait")
     try:
-        if parsed.set or parsed.submit or parsed.address or parsed.dry_run or parsed.fresh:
+        if any(getattr(parsed, option) for option in others):
             raise InputError(
                 "--from: it only writes the file; run the file with the other options afterwards"
             )
         if file.exists():
             raise InputError(f"{file}: this file exists; name a new one, or run it without --from")
-
-        from orchestrator.config.document import dump
-        from orchestrator.storage import lookup
-        from orchestrator.study.extraction import best_as_comparison
-
-        store, name = lookup.find_job(sweep, parsed.storage)
-        tree = best_as_comparison(store, name, top)
-        head = f"# The best trials of {store.locate(name)}, trained again with several seeds.\n\n"
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(head + dump(tree))
+        sweep, top = _sweep_and_top(parsed.sweep)
+        with progress.activity(f"reading {sweep}"):
+            variants = _write_best(file, sweep, top, parsed.storage)
     except InputError as error:
         return report_error(error)
     except StorageError as error:
         return report_error(error.as_input_error())
     except OSError as error:
         return report_error(InputError(f"{file}: cannot be written: {error.strerror}"))
-    variants, command = (
-        ", ".join(tree["variants"]),
-        f"python -m orchestrator.compare {shlex.quote(str(file))}",
-    )
-    Progress().print(f"{file} compares {variants}; run it with: {command}")
+    command = f"python -m orchestrator.compare {shlex.quote(str(file))}"
+    progress.print(f"{file} compares {', '.join(variants)}; run it with: {command}")
     return ExitCode.DONE
 
 
+def _write_best(file: Path, sweep: str, top: int, storage: str | None) -> list[str]:
+    """Write the file; return the names of its variants."""
+    from orchestrator.config.comparison import read_comparison
+    from orchestrator.config.document import dump
+    from orchestrator.storage import lookup
+    from orchestrator.study.extraction import best_as_comparison
+
+    store, name = lookup.find_job(sweep, storage)
+    tree = best_as_comparison(store, name, top)
+    head = (
+        f"# The best trials of {store.locate(name)}, trained again with several seeds.\n"
+        "# Without `metrics`, the table has the scores on the targets. Do not choose a variant by them:\n"
+        "# scores by which something was chosen are too good.\n\n"
+    )
+    with file.open("x", encoding="utf-8") as stream:
+        stream.write(head + dump(tree))
+    try:
+        read_comparison(file)
+    except InputError:
+        file.unlink()
+        raise
+    return list(tree["variants"])
+
+
 def _sweep_and_top(text: str) -> tuple[str, int]:
-    """Return the parts of ``SWEEP[:TOP]``; a colon that no number follows belongs to the sweep."""
+    """Return the parts of ``SWEEP[:TOP]``; raises InputError."""
     sweep, _, top = text.rpartition(":")
-    return (sweep, int(top)) if sweep and top.isascii() and top.isdecimal() and int(top) else (text, 1)
+    if not (sweep and top.isascii() and top.isdecimal()):  # a colon elsewhere belongs to the sweep
+        return text, 1
+    if int(top) < 1:
+        raise InputError(f"--from {text}: the number of trials should be at least 1")
+    return sweep, int(top)
 
 
 if __name__ == "__main__":

@@ -102,21 +102,32 @@ def read(subject: str, overrides: Sequence[str] = ()) -> Subject:
     """
     from orchestrator import trainable
     from orchestrator.config.comparison import SEED, read_comparison
-    from orchestrator.config.document import Document, Override
+    from orchestrator.config.document import Document, Override, flatten
     from orchestrator.config.sweep import read_sweep
 
-    if ":" in subject and not Path(subject).exists():
+    if ":" in subject and not _exists(subject):
+        if overrides:
+            raise InputError(f"--set {overrides[0]}: goes with a file, which {subject} is not")
         return Subject(trainable.load(subject), None, {})
     changes = [Override.parse(text) for text in overrides]
-    if "variants" in Document.read(Path(subject), "comparison").tree:
+    if "variants" in Document.read(Path(subject)).tree:
         comparison = read_comparison(subject, changes)
-        varied = dict.fromkeys([*comparison.splits, SEED], "varied by splits and seeds")
+        varied = dict.fromkeys(comparison.splits, "varied by splits")
+        if len(comparison.seeds) > 1:
+            varied[SEED] = "varied by seeds"
         for settings in comparison.variants.values():
-            varied |= dict.fromkeys(settings, "differs between variants")
+            varied |= dict.fromkeys(flatten(settings), "differs between variants")
         return Subject(comparison.implementation, next(comparison.configs_to_check()), varied)
     sweep = read_sweep(subject, changes)
     varied = {path: f"searched, {' '.join(each.describe())}" for path, each in sweep.search.items()}
     return Subject(sweep.implementation, sweep.trial_config({}), varied)
+
+
+def _exists(file: str) -> bool:
+    try:
+        return Path(file).exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _chosen(paths: "list[ConfigPath]", wanted: str) -> "list[ConfigPath]":
@@ -131,12 +142,17 @@ def _chosen(paths: "list[ConfigPath]", wanted: str) -> "list[ConfigPath]":
 
 def _lines(paths: "list[ConfigPath]", varied: Mapping[str, str]) -> Iterator[str]:
     """Yield two lines for each path: what it is, and what it means."""
+    from orchestrator.config.job import value_text
+
     for each in paths:
-        facts = [each.type, each.default if each.default == "required" else f"default {each.default}"]
+        facts = [
+            each.type,
+            "required" if each.required else f"default {value_text(each.default) or repr('')}",
+        ]
         if each.path in varied:
             facts.append(varied[each.path])
-        elif each.value is not None and each.value != each.default:
-            facts.append(f"in this file {each.value}")
+        elif each.is_set and (each.required or each.value != each.default):
+            facts.append(f"in this file {value_text(each.value)}")
         yield f"{each.path}: {'; '.join(facts)}"
         if each.description:
             yield f"    {each.description}"

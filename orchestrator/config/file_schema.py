@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.config.comparison import Comparison
+from orchestrator.config.explanation import json_schema
 from orchestrator.config.job import Job
 from orchestrator.config.search_space import leaves
 from orchestrator.config.sweep import Sweep
@@ -12,6 +13,9 @@ KINDS: dict[str, type[Job]] = {"sweep": Sweep, "comparison": Comparison}
 
 _ONE_OR_MORE = ("objective", "constraints", "warm_start", "metrics")
 """Keys that take a list, or one item of it."""
+
+_NULLABLE = ("study", "finals", "registry")
+"""Keys that may be null."""
 
 _BY_PATH = ("search", "splits")
 """Keys that hold a mapping from paths of the config."""
@@ -26,15 +30,18 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 def file_schema(kind: str, trainable: Trainable) -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of a file.
 
-    It knows the keys of the file, the paths of the trainable's config, and their descriptions and ranges.
-    It is a help for writing; what the command checks is more.
+    It knows the keys of the file, the paths of the trainable's config, and their descriptions and ranges. It
+    helps with writing; the command checks more.
 
     Args:
         kind: a key of `KINDS`.
         trainable: the trainable that files name.
+
+    Raises:
+        InputError: a field of the config has a type that no JSON schema describes.
     """
-    schema = _with_standard_bounds(KINDS[kind].model_json_schema())
-    config = _partial(trainable.Config.model_json_schema())
+    schema = _as_written(KINDS[kind].model_json_schema())
+    config = _as_written(_partial(json_schema(trainable.Config)))
     definitions = schema.setdefault("$defs", {})
     definitions |= {f"{_CONFIG}{name}": each for name, each in config.pop("$defs", {}).items()}
     properties = schema["properties"]
@@ -49,6 +56,12 @@ def file_schema(kind: str, trainable: Trainable) -> dict[str, Any]:
             several = properties[key]
             described = {name: several.pop(name) for name in ("description", "default") if name in several}
             properties[key] = {"anyOf": [several["items"], several], **described}
+    for key in _NULLABLE:
+        if key in properties:
+            properties[key] = {"anyOf": [properties[key], {"type": "null"}]}
+    if "variants" in properties:
+        item = properties["variants"]["additionalProperties"]
+        properties["variants"]["additionalProperties"] = {"anyOf": [item, {"type": "null"}]}
     schema["required"] = [name for name in schema["required"] if name != "scheduler"]  # it has a default
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -65,21 +78,29 @@ def _partial(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     copied = {key: _partial(value) for key, value in node.items() if key not in ("required", "title")}
+    if isinstance(properties := node.get("properties"), dict):  # whose keys are names of fields
+        copied["properties"] = {name: _partial(each) for name, each in properties.items()}
+        if not properties:  # options, whose fields depend on the component that is named
+            copied.pop("additionalProperties", None)
     if isinstance(reference := node.get("$ref"), str):
         copied["$ref"] = reference.replace("#/$defs/", f"#/$defs/{_CONFIG}")
-    if node.get("properties") == {}:  # options, whose fields depend on the component that is named
-        copied.pop("additionalProperties", None)
     return copied
 
 
-def _with_standard_bounds(node: Any) -> Any:
-    """Rename the bounds that pydantic writes under its own names, for types with a validator before them."""
+def _as_written(node: Any) -> Any:
+    """Return a schema for what a file may hold.
+
+    Pydantic writes bounds under names of its own for types with a validator before them. A file may have
+    ``${NAME}`` in the place of a number.
+    """
     if isinstance(node, list):
-        return list(map(_with_standard_bounds, node))
+        return list(map(_as_written, node))
     if not isinstance(node, dict):
         return node
-    return {
-        _BOUNDS.get(key, key): _with_standard_bounds(value)
-        for key, value in node.items()
-        if key != "allow_inf_nan"
+    written = {
+        _BOUNDS.get(key, key): _as_written(each) for key, each in node.items() if key != "allow_inf_nan"
     }
+    if written.get("type") not in ("integer", "number"):
+        return written
+    outer = {key: written.pop(key) for key in ("description", "title", "default") if key in written}
+    return {"anyOf": [written, {"type": "string", "pattern": r"\$\{"}], **outer}

@@ -1,6 +1,7 @@
 """The sections of the files of the commands; every fault is one line."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -84,6 +85,15 @@ Seconds = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_DURATION}$", "examples": ["90s", "30m", "2h"]}),
 ]
 """A duration, written 90s, 30m, 2h or 1d."""
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as a file has it: ``1d12h``; parts of a second are rounded up."""
+    left, text = math.ceil(seconds), ""
+    for unit, size in _UNITS.items():
+        count, left = divmod(left, size)
+        text += f"{count}{unit}" if count else ""
+    return text
 
 
 def _point_name(value: str) -> str:

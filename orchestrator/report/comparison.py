@@ -28,12 +28,13 @@ def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
     pairs = len(comparison.grid_points)
     lines = [f"Mean ± standard deviation over {runs}; the best mean is marked."]
-    over = "splits, each the mean of its seeds," if splits > 1 and len(comparison.seeds) > 1 else "pairs"
+    several = splits > 1 and len(comparison.seeds) > 1
+    over = "splits, each of which is the mean of its seeds," if several else "pairs"
     if len(comparison.variants) > 1:
         lines.append(
             f"Differences are from {comparison.baseline}, on the same split and seed ({pairs} "
             f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
-            f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} pairs)."
+            f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} of them)."
         )
     if splits > 1 and len(comparison.variants) > 1:
         lines.append(

@@ -1,5 +1,6 @@
 """A comparison of the best trials of a sweep, through the command that writes its file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
 from tests.support.example_trainable import ExampleConfig
+from tests.support.paths import ROOT
+from tests.support.state_archive import unpack
 from tests.support.studies import run_trial
 from tests.support.sweep_files import load_sweep
 
@@ -40,6 +43,7 @@ def test_variants_are_the_best_trials_in_order(tmp_path: Path, capsys: pytest.Ca
     comparison = written(tmp_path / "best.yaml", f"{fill(tmp_path)}:2", capsys)
     assert list(comparison.variants) == ["trial-0001", "trial-0002"]
     assert comparison.seeds == (0, 1, 2) and comparison.name == "parabola-best"
+    assert comparison.metrics == ("val/score",)
 
 
 def test_variant_has_the_config_of_its_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,11 +56,46 @@ def test_variant_has_the_config_of_its_trial(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_file_has_only_what_differs_from_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    resources = {"workers": 2, "report_timeout": "90s"}
+    resources = {"workers": 2, "report_timeout": "12d30s"}
     comparison = written(tmp_path / "best.yaml", str(fill(tmp_path, resources=resources)), capsys)
     assert comparison.config == {"y": 0.5, "epochs": 1}
-    assert (comparison.resources.workers, comparison.resources.report_timeout) == (2, 90)
+    assert (comparison.resources.workers, comparison.resources.report_timeout) == (2, 12 * 86400 + 30)
     assert "gpus" not in (tmp_path / "best.yaml").read_text()
+
+
+def test_equal_trials_are_one_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = fill(tmp_path, search={"x": {"choice": [2.5]}, "seed": {"int": [0, 9]}})
+    comparison = written(tmp_path / "best.yaml", f"{sweep}:3", capsys)
+    assert comparison.variants == {"trial-0001": {"x": 2.5}}
+
+
+def test_pareto_set_gives_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = fill(tmp_path, objective=[{"metric": "val/score"}, {"metric": "train/loss"}])
+    comparison = written(tmp_path / "best.yaml", f"{sweep}:3", capsys)
+    assert list(comparison.variants) == ["trial-0001"] and comparison.metrics == ("val/score", "train/loss")
+
+
+def test_sweep_of_the_first_release_gives_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "support"))  # where its trainable has its dotted path
+    unpack(ROOT / "tests" / "assets" / "state-0.1.0.tar.xz", tmp_path)
+    comparison = written(tmp_path / "best.yaml", str(tmp_path / "storage" / "finished"), capsys)
+    assert len(comparison.variants) == 1
+
+
+def test_recorded_config_that_is_not_valid_any_more_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = fill(tmp_path)
+    record = json.loads((sweep / "sweep.json").read_text())
+    record["resolved"]["config"]["steps"] = 99
+    (sweep / "sweep.json").write_text(json.dumps(record))
+    assert compare.main([str(tmp_path / "best.yaml"), "--from", str(sweep)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "the recorded config is not valid in this version: config.steps" in error and error.count("\n") == 1
+    )
 
 
 def test_comparison_is_kept_where_the_sweep_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +109,7 @@ def test_comparison_is_kept_where_the_sweep_is(tmp_path: Path, capsys: pytest.Ca
     [
         ((), [], "has no complete trial that could be the best"),
         (SCORES, ["--dry-run"], "--from: it only writes the file"),
+        (SCORES, ["--wait"], "--from: it only writes the file"),
         (SCORES, ["--storage", "/elsewhere"], "already says where it is kept"),
     ],
 )
@@ -90,6 +130,11 @@ def test_file_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     file.write_text("mine")
     assert compare.main([str(file), "--from", str(fill(tmp_path))]) == 2
     assert "this file exists" in capsys.readouterr().err and file.read_text() == "mine"
+
+
+def test_source_of_no_trials_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(tmp_path / "best.yaml"), "--from", "alignment:0"]) == 2
+    assert "should be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
