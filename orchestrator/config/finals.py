@@ -98,7 +98,7 @@ def check_finals(finals: Finals, runs: FinalRuns, trials: int, searched: Mapping
         reason = f"with finals, the name may have {most} characters, so that NAME{longest} is a valid name"
         raise FieldError(Fault(("name",), reason))
     if finals.top > trials:
-        reason = f"{finals.top} of {trials} trials; write at most budget.trials"
+        reason = f"{finals.top} is more than budget.trials, {trials}; lower it, or write finals: null"
         raise FieldError(Fault(("finals", "top"), reason))
     for key, axis in (("splits", finals.splits), ("train", finals.train)):
         if len(paths := list(axis)) > 1:
