@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import ExifTags, Image
+from pydantic import ValidationError
 
+from tests.support.paths import EXAMPLES
 from tests.support.tiny_sets import FRAMES, PEOPLE, Unpacked, save_image
 from trainables.data.decoding import decode
 from trainables.data.readers import READERS, detect_layout, read
+from trainables.data.readers.generic import GenericOptions
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Frame
 from trainables.errors import DataError
 from trainables.testing import check_reader
@@ -433,6 +438,84 @@ def test_generic_set_random_splits_halve_identities(layout: str, unpacked: Unpac
     assert (
         "in one camera only" if layout == "sequences" else "0 identities are in at least two cameras"
     ) in line
+
+
+@pytest.mark.parametrize("layout", ["images", "sequences"])
+def test_generic_set_follows_its_split_list(layout: str, unpacked: Unpacked) -> None:
+    folder = unpacked(layout)
+    remove(f"{layout}/p3/side")(folder)  # a distractor, in one camera
+    (folder / "official.json").write_text(
+        json.dumps(
+            [{"train": ["p1"], "query": ["p2/front"], "gallery": ["p2/side", "p3"]}, {"train": ["p2/side/"]}]
+        )
+    )
+    data_set = read(layout, folder, name="set", splits="official.json")
+    first, second = data_set.splits
+    sides = {
+        part: {(t.identity, t.camera) for t in (data_set.tracklets[i] for i in getattr(first, part))}
+        for part in ("train", "query", "gallery")
+    }
+    assert sides == {
+        "train": {("p1", "front"), ("p1", "side")},
+        "query": {("p2", "front")},
+        "gallery": {("p2", "side"), ("p3", "front")},
+    }
+    assert {(t.identity, t.camera) for t in (data_set.tracklets[i] for i in second.train)} == {("p2", "side")}
+    assert second.query == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, r"official.json: No such file or directory; expected \[{"),
+        ("{", r"official.json, top level: Invalid JSON"),
+        ("[]", r"official.json, top level: List should have at least 1 item"),
+        ('[{"trian": []}]', r"official.json, 0.trian: Extra inputs are not permitted"),
+        (
+            '[{"train": ["p1/frnt"]}]',
+            r"split 0, train: .*sequences has no 'p1/frnt'; did you mean 'p1/front'\?",
+        ),
+        ('[{"train": ["p1"], "query": ["p2/front"]}]', r"split 0: a part is empty"),
+        ("[{}]", r"split 0: a part is empty"),
+        (
+            '[{"train": ["p1"], "query": ["p1/front"], "gallery": ["p2"]}]',
+            r"split 0: p1 in train and in query",
+        ),
+    ],
+)
+def test_generic_split_list_that_is_wrong_is_refused(
+    content: str | None, line: str, unpacked: Unpacked
+) -> None:
+    folder = unpacked("sequences")
+    if content is not None:
+        (folder / "official.json").write_text(content)
+    assert re.search(line, refused("sequences", folder, splits="official.json"))
+
+
+def test_generic_set_with_two_kinds_of_splits_is_refused() -> None:
+    with pytest.raises(ValidationError, match="splits and random_splits are given; keep one of them"):
+        GenericOptions(splits="official.json", random_splits=2)
+
+
+def test_example_prepares_dukemtmc_videoreid(tmp_path: Path) -> None:
+    """Folders and names as in the published set; identity 2 is a query, and 3 is in the gallery only."""
+    tracklets = [("train", 1, 1), ("train", 1, 2), ("query", 2, 1), ("gallery", 2, 3), ("gallery", 3, 3)]
+    for number, (part, identity, camera) in enumerate(tracklets):
+        for frame in range(2):
+            name = f"{identity:04}_C{camera}_F{frame:04}_X{number:05}.jpg"
+            save_image(tmp_path / "DukeMTMC-VideoReID" / part / f"{identity:04}" / f"{number:04}" / name)
+    folders = [str(tmp_path / "DukeMTMC-VideoReID"), str(tmp_path / "duke")]
+    subprocess.run([sys.executable, str(EXAMPLES / "my_duke.py"), *folders], check=True)
+    data_set = read("sequences", tmp_path / "duke", name="duke", splits="official.json")
+    (split,) = data_set.splits
+    parts = (split.train, split.query, split.gallery)
+    assert [
+        [(t.identity, t.camera, len(t.frames)) for t in map(data_set.tracklets.__getitem__, p)] for p in parts
+    ] == [
+        [("0001", "c1", 2), ("0001", "c2", 2)],
+        [("0002", "c1", 2)],
+        [("0002", "c3", 2), ("0003", "c3", 2)],
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

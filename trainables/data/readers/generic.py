@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from trainables.components import Options
 from trainables.data.readers.folders import (
@@ -19,7 +20,7 @@ from trainables.data.readers.folders import (
 )
 from trainables.data.readers.reader import Reader
 from trainables.data.tracklet import DataSet, Split, Tracklet
-from trainables.errors import DataError
+from trainables.errors import DataError, did_you_mean
 
 IMAGES = "expected images/<identity>/<camera>/<any>.jpg"
 SEQUENCES = "expected sequences/<identity>/<camera>/<tracklet>/<frame>.jpg"
@@ -35,6 +36,28 @@ class GenericOptions(Options):
         " all identities train",
     )
     seed: int = Field(0, ge=0, description="seed of the random splits")
+    splits: str = Field(
+        "", description="JSON file of the official splits, by its path in the folder; not with random_splits"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_splits(self) -> Self:
+        if self.splits and self.random_splits:
+            raise ValueError("splits and random_splits are given; keep one of them")
+        return self
+
+
+class ListedSplit(BaseModel):
+    """One official split: each item is an identity, or the path of a camera, tracklet or image below it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: list[str] = []
+    query: list[str] = []
+    gallery: list[str] = []
+
+
+_SPLIT_LIST = TypeAdapter(Annotated[list[ListedSplit], Field(min_length=1)])
 
 
 def recognise_images(folder: Path) -> bool:
@@ -57,7 +80,7 @@ def read_images(folder: Path, name: str, options: GenericOptions) -> DataSet:
         for identity, camera, path in cameras(root, IMAGES)
         for image in image_names(path, IMAGES)
     )
-    return DataSet(name, "image", tracklets, splits(root, tracklets, options))
+    return DataSet(name, "image", tracklets, splits(root, tracklets, options, is_image=True))
 
 
 def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
@@ -69,11 +92,11 @@ def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
         for tracklet in subfolders(path, SEQUENCES)
     )
     unpaired = sorted(identity for identity, cameras in seen(tracklets).items() if len(cameras) == 1)
-    if unpaired:
+    if unpaired and not options.splits:  # official splits have distractors
         raise DataError(
             f"{root}: {some(unpaired)} in one camera only; expected every identity in at least two cameras"
         )
-    return DataSet(name, "sequence", tracklets, splits(root, tracklets, options))
+    return DataSet(name, "sequence", tracklets, splits(root, tracklets, options, is_image=False))
 
 
 def cameras(root: Path, expected: str) -> Iterator[tuple[str, str, Path]]:
@@ -91,11 +114,19 @@ def seen(tracklets: Sequence[Tracklet]) -> dict[str, set[str]]:
     return cameras
 
 
-def splits(root: Path, tracklets: Sequence[Tracklet], options: GenericOptions) -> tuple[Split, ...]:
-    """Return one split for training alone, or random half/half splits of the identities.
+def splits(
+    root: Path, tracklets: Sequence[Tracklet], options: GenericOptions, *, is_image: bool
+) -> tuple[Split, ...]:
+    """Return the official splits, one split for training alone, or random half/half splits of the identities.
 
-    A test identity's first camera is its query side, all others are the gallery.
+    In a random split, a test identity's first camera is its query side, all others are the gallery.
     """
+    if options.splits:
+        file = root.parent / options.splits
+        return tuple(
+            listed_split(root, tracklets, listed, f"{file}, split {number}", is_image=is_image)
+            for number, listed in enumerate(read_split_list(file))
+        )
     if not options.random_splits:
         return train_on_all(tracklets)
     seen_by = seen(tracklets)
@@ -109,6 +140,58 @@ def splits(root: Path, tracklets: Sequence[Tracklet], options: GenericOptions) -
         split_by_identity(tracklets, train, test, lambda t: t.camera == first[t.identity])
         for train, test in random_halves(identities, options.random_splits, options.seed)
     )
+
+
+def read_split_list(file: Path) -> list[ListedSplit]:
+    """Read a JSON list of splits.
+
+    Raises:
+        DataError: the file is missing, or is not such a list.
+    """
+    expected = 'expected [{"train": [...], "query": [...], "gallery": [...]}]'
+    try:
+        return _SPLIT_LIST.validate_json(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; {expected}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "top level"
+        raise DataError(f"{file}, {where}: {first['msg']}; {expected}") from error
+
+
+def listed_split(
+    root: Path, tracklets: Sequence[Tracklet], listed: ListedSplit, place: str, *, is_image: bool
+) -> Split:
+    """Return a split of the listed tracklets; ``place`` begins messages.
+
+    Raises:
+        DataError: an item names no tracklet, a part is empty, or an identity trains and is tested.
+    """
+    below: dict[str, list[int]] = {}
+    for index, tracklet in enumerate(tracklets):
+        first = tracklet.frames[0].path
+        parts = (first if is_image else first.parent).relative_to(root).parts
+        for depth in range(1, len(parts) + 1):
+            below.setdefault("/".join(parts[:depth]), []).append(index)
+
+    def chosen(part: str) -> tuple[int, ...]:
+        items = getattr(listed, part)
+        for item in items:
+            if item.strip("/") not in below:
+                raise DataError(
+                    f"{place}, {part}: {root} has no {item!r}; {did_you_mean(item, below)}".rstrip("; ")
+                )
+        return tuple(sorted({index for item in items for index in below[item.strip("/")]}))
+
+    split = Split(chosen("train"), chosen("query"), chosen("gallery"))
+    if bool(split.query) != bool(split.gallery) or not (split.train or split.query):
+        raise DataError(f"{place}: a part is empty; expected train, or query and gallery, or all three")
+    tested = {tracklets[index].identity for index in (*split.query, *split.gallery)}
+    if both := sorted({tracklets[index].identity for index in split.train} & tested):
+        raise DataError(
+            f"{place}: {some(both)} in train and in query or gallery; expected different identities"
+        )
+    return split
 
 
 class ImagesReader(Reader):
