@@ -242,10 +242,12 @@ class Driver(ABC, Generic[OutcomeType]):
         data_sets = self._prepare_data()
         with (
             self._directory.open(fresh, self._interrupt) as (job_id, lease),
-            ResourceReaper(lease.record.ray_jobs, workers, self._interrupt),
+            ResourceReaper(lease.record.ray_jobs, workers, self._interrupt) as reaper,
         ):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
                 study = self.open_study()
+                study.complete_ray_jobs(lease.record.ray_jobs)
+                reaper.add_earlier(lease.record.ray_jobs)
                 tracker = Tracker(
                     self._job.tracking.uri,
                     self._job.tracking.experiment,

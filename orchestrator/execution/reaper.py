@@ -10,7 +10,7 @@ dies is not notified, and would wait forever.
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,14 +22,12 @@ from ray.util.state import list_actors
 
 from orchestrator.errors import one_line
 from orchestrator.interrupt import Interrupt
+from orchestrator.storage.lease import MAX_RAY_JOBS
 
 _log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 20.0
 """Time between two checks. A worker group creates its actors right after its placement group."""
-
-_MAX_JOBS = 100
-"""Ray jobs of a sweep that are remembered, the last ones."""
 
 _SETTLE_SECONDS = 30.0
 """Time that the actors of this driver get to end, at its end."""
@@ -67,16 +65,23 @@ class ResourceReaper:
         """
         context = ray.get_runtime_context()
         self._node, self._job = context.get_node_id(), context.get_job_id()
+        self._earlier: set[str] = set()
         # The id of a job is unique only within its Ray cluster.
         session, self._address = context.get_session_name(), context.gcs_address
-        self._earlier = {job.rpartition("/")[2] for job in jobs if job.startswith(f"{session}/")}
-        jobs[:] = [*jobs[1 - _MAX_JOBS :], f"{session}/{self._job}"]
+        self._session = session
+        self.add_earlier(jobs)
+        jobs[:] = [*jobs[1 - MAX_RAY_JOBS :], f"{session}/{self._job}"]
         self._bundles = [{name: float(size) for name, size in bundle.items() if size} for bundle in bundles]
         self._interrupt, self._interval = interrupt, interval
         self._node_alive, self._warned = True, False
         self._unused_before: set[str] = set()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+
+    def add_earlier(self, jobs: Iterable[str]) -> None:
+        """Add Ray jobs of earlier drivers."""
+        ids = {job.rpartition("/")[2] for job in jobs if job.startswith(f"{self._session}/")}
+        self._earlier = (self._earlier | ids) - {self._job}
 
     def __enter__(self) -> Self:
         self._thread.start()

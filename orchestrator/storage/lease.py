@@ -45,6 +45,10 @@ SCHEMA = 2
 _log = logging.getLogger(__name__)
 
 
+MAX_RAY_JOBS = 100
+"""Ray jobs of a job that are remembered, the last ones."""
+
+
 class BudgetUsage(BaseModel):
     """What all drivers of a job together have used of its budget."""
 

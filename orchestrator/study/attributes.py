@@ -13,6 +13,9 @@ SEEDED = "begun"
 USED = "used"
 """Of a study: what of the budget was used, some time ago. It replaces a lost record of the driver."""
 
+RAY_JOBS = "ray_jobs"
+"""Of a study: the Ray jobs of its drivers. They complete those of a lost record of the driver."""
+
 EXHAUSTED = "exhausted"
 """Of a study: true once the sampler has suggested every combination."""
 

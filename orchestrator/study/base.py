@@ -23,7 +23,7 @@ from orchestrator.config.job import Job
 from orchestrator.errors import InputError, newer_schema, one_line
 from orchestrator.storage.base import StudyStorage, transaction
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.storage.lease import BudgetUsage
+from orchestrator.storage.lease import MAX_RAY_JOBS, BudgetUsage
 from orchestrator.storage.records import JOB, JobRecord, is_valid
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
@@ -204,6 +204,16 @@ class Study(ABC):
             return
         used.seconds = max(used.seconds, recorded.seconds)
         used.gpu_seconds = max(used.gpu_seconds, recorded.gpu_seconds)
+
+    def complete_ray_jobs(self, jobs: list[str]) -> None:
+        """Add recorded Ray jobs of earlier drivers to ``jobs``, which lacks them if a record was lost.
+
+        All of them are recorded again.
+        """
+        recorded = self.study.user_attrs.get(attributes.RAY_JOBS, [])
+        if isinstance(recorded, list):
+            jobs[:0] = [job for job in recorded if isinstance(job, str) and job not in jobs]
+        self.study.set_user_attr(attributes.RAY_JOBS, jobs[-MAX_RAY_JOBS:])
 
     def record_epoch(self, number: int, report: EpochEnded) -> None:
         """Record the metrics of an epoch; an epoch that is recorded already stays as it is."""

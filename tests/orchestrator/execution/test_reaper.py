@@ -123,6 +123,16 @@ def test_group_and_cleaner_of_an_earlier_driver_end(address: str, caplog: pytest
     assert caplog.messages == [] and not interrupt.requested
 
 
+def test_job_that_is_added_later_is_cleaned_up(address: str) -> None:
+    """The record of the driver was lost, and the study names the job."""
+    job, group, process = earlier(address)
+    session = ray.get_runtime_context().get_session_name()
+    with ResourceReaper([], WORKERS, Interrupt(), interval=0.5) as reaper:
+        reaper.add_earlier([f"{session}/{job}"])
+        until(lambda: not there(group))
+        until(lambda: not psutil.pid_exists(int(process)))
+
+
 def test_cleaner_that_starts_after_its_driver_has_stopped_ends(address: str, tmp_path: Path) -> None:
     """A driver may stop between the request for a cleaner and the start of its process."""
     file = tmp_path / "process"

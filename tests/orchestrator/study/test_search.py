@@ -675,3 +675,15 @@ def test_transferred_trials_have_their_constraints(tmp_path: Path) -> None:
     study = open_study(sweep)
     study.seed([prior])
     assert study.trials[0].constraints == prior.constraints
+
+
+def test_ray_jobs_of_a_lost_record_are_in_the_study(tmp_path: Path) -> None:
+    sweep = load_sweep(tmp_path)
+    open_study(sweep).complete_ray_jobs(["session/01", "session/02"])
+    after_loss = ["session/03"]
+    open_study(sweep).complete_ray_jobs(after_loss)
+    assert after_loss == ["session/01", "session/02", "session/03"]
+    study = open_study(sweep)
+    study.study.set_user_attr("ray_jobs", 3)  # damaged
+    study.complete_ray_jobs(after_loss)
+    assert study.study.user_attrs["ray_jobs"] == after_loss
