@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -109,6 +110,12 @@ def read(subject: str, overrides: Sequence[str] = ()) -> Subject:
         if overrides:
             raise InputError(f"--set {overrides[0]}: goes with a file, which {subject} is not")
         return Subject(trainable.load(subject), None, {})
+    if (
+        re.fullmatch(r"\w+(\.\w+)*", subject)
+        and not _exists(subject)
+        and not subject.endswith((".yaml", ".yml"))
+    ):
+        raise InputError(f"there is no file {subject!r}; for a trainable, write package.module:Class")
     changes = [Override.parse(text) for text in overrides]
     if "variants" in Document.read(Path(subject)).tree:
         comparison = read_comparison(subject, changes)

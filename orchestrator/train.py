@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+PROGRAM = "TRAIN_PROGRAM"
+"""Variable with the command line by which `trainables.train` was called, for the help."""
+
 EXAMPLES = """\
 examples:
   python -m orchestrator.train search_spaces/alignment.yaml --output trained
@@ -55,10 +58,15 @@ class Training(NamedTuple):
     located: Callable[[str], str]
     """Puts the place in the file before a message that begins with a path of the config."""
 
+    note: str = ""
+    """What to know before it starts."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser("python -m orchestrator.train", "Train one config in one process.", EXAMPLES)
+    if PROGRAM in os.environ:
+        parser.prog = os.environ[PROGRAM]
     parser.add_argument("file", help="file of a sweep, of a comparison, or of one config (YAML)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
@@ -93,6 +101,8 @@ def _main(parsed: argparse.Namespace, progress: Progress) -> int:
 
                 training = read(parsed, [Override.parse(text) for text in parsed.set])
             handler.add(training.trainable.partition(":")[0].partition(".")[0])
+            if training.note and not parsed.score:
+                progress.print(training.note)
             return _run(parsed, training, progress)
     except InputError as error:
         return report_error(error)
@@ -145,7 +155,14 @@ def _read_sweep(file: Path, overrides: "list[Override]") -> Training:
         sweep.implementation,
         config,
         lambda text: sweep.located(f"config.{text}"),
+        _searched_note([path for path in sweep.search if path not in values]),
     )
+
+
+def _searched_note(paths: Sequence[str]) -> str:
+    if not paths:
+        return ""
+    return f"searched paths have the values under config: or their defaults: {', '.join(paths)}"
 
 
 def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) -> Training:

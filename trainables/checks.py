@@ -4,9 +4,9 @@ import functools
 from collections.abc import Sequence
 
 from trainables.config import AlignmentConfig
-from trainables.errors import DataError, at_field
+from trainables.errors import DataError, at_field, describe_raised
 from trainables.evaluation.validation import OWN, SCORES, metric_name
-from trainables.export.encoder_module import check_portable
+from trainables.export.encoder_module import check_portable, is_outside
 from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
 from trainables.network.weights import check_weights
 
@@ -102,7 +102,14 @@ def _check_encoder(config: AlignmentConfig) -> None:
     with at_field("encoder.name"):
         check_portable(encoder_config.name)
         description = encoder_config.model_dump_json(include={"name", "options"})
-        encoder = _encoder(description, network.channels, network.height, network.width)
+        try:
+            encoder = _encoder(description, network.channels, network.height, network.width)
+        except ValueError:
+            raise
+        except Exception as error:
+            if not is_outside(encoder_config.name):
+                raise
+            raise DataError(f"{encoder_config.name} failed: {describe_raised(error)}") from error
     if encoder_config.weights is not None:
         with at_field("encoder.weights"):
             check_weights(encoder, encoder_config.weights)

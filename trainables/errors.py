@@ -1,15 +1,23 @@
 """The error for bad input, and functions for its messages."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from trainables.network.components import did_you_mean, nearest, one_line
 
-__all__ = ["DataError", "at_field", "did_you_mean", "nearest", "one_line"]
+__all__ = ["DataError", "at_field", "describe_raised", "did_you_mean", "nearest", "one_line"]
 
 
 class DataError(ValueError):
     """Error in the user's input; ``str()`` is one line: where, what is wrong, what is expected."""
+
+
+def describe_raised(error: BaseException) -> str:
+    """Return what a component of the user raised, and where: ``IndexError: no item (mine.py, line 3)``."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(error)} ({Path(last.filename).name}, line {last.lineno})"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ COMMAND = ("-m", "orchestrator.train", "--trainable", "trainables.alignment:Alig
 
 def main() -> None:
     """Continue as the command."""
+    os.environ["TRAIN_PROGRAM"] = "python -m trainables.train"  # for the help
     os.execv(sys.executable, [sys.executable, *COMMAND, *sys.argv[1:]])
 
 

@@ -62,7 +62,7 @@ class Comparison(Job):
                     f"invalid name of a variant {quote(name)}; expected at most 40 letters, digits, "
                     "' ', '-', '_' and '.'"
                 )
-        return {name: {} if settings is None else settings for name, settings in value.items()}
+        return {name: _by_path(name, settings) for name, settings in value.items()}
 
     @field_validator("variants")
     @classmethod
@@ -207,6 +207,21 @@ class Comparison(Job):
         except ValidationError:
             return recorded
         return self._texts(config)
+
+
+def _by_path(variant: str, settings: Any) -> Any:
+    """Return the settings of a variant by path: ``{rnn: {cell: gru}}`` sets ``rnn.cell`` and nothing else."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        return settings
+    values: dict[str, Any] = {}
+    for path, value in settings.items():
+        inner = flatten({path: value}) if isinstance(value, Mapping) and value else {str(path): value}
+        if twice := sorted(values.keys() & inner.keys()):
+            raise ValueError(f"{variant} sets {twice[0]} twice; keep one of them")
+        values |= inner
+    return values
 
 
 def read_comparison(

@@ -13,7 +13,7 @@ from orchestrator.console.tables import pairs
 from orchestrator.drivers.base import Driver, Outcome, run_ids
 from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import resource_rows
-from orchestrator.errors import ExitCode, nearest
+from orchestrator.errors import ExitCode, InputError, nearest
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report import comparison as report
@@ -23,7 +23,7 @@ from orchestrator.study.grid import GridStudy
 from orchestrator.study.statistics import Column, Row
 from orchestrator.tracking import preflight
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import DataSetRecord
+from orchestrator.trainable import ERROR, Comparable, DataSetRecord
 
 
 class ComparisonOutcome(Outcome):
@@ -48,6 +48,25 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
     def __init__(self, comparison: Comparison, progress: Progress, interrupt: Interrupt) -> None:
         super().__init__(comparison, progress, interrupt)
         self._comparison = comparison
+
+    def check(self, new: bool) -> None:
+        """Check data and metrics; raises InputError."""
+        super().check(new)
+        comparison = self._comparison
+        known = list(comparison.trial_metrics)
+        if isinstance(comparison.implementation, Comparable):
+            for cell in comparison.first_cells:
+                with self.explained_data():
+                    targets = comparison.implementation.target_metrics(comparison.cell_config(cell))
+                known += [
+                    f"test/{target}/{metric}" for target, metrics in targets.items() for metric in metrics
+                ]
+        for index, metric in enumerate(comparison.metrics):
+            listed = metric.startswith("test/") and not isinstance(comparison.implementation, Comparable)
+            if not listed and metric.removesuffix(ERROR) not in known:
+                raise InputError(
+                    f"metrics.{index}: no variant has the score {metric!r}{nearest(metric, known)}"
+                )
 
     def is_final(self, outcome: ComparisonOutcome) -> bool:
         """Return whether it answers this file, and nothing failed."""

@@ -15,6 +15,7 @@ from trainables import components, testing
 from trainables.config import AlignmentConfig
 from trainables.data.__main__ import main
 from trainables.data.augmentation import AUGMENTATIONS, StandardAugmentation
+from trainables.data.readers import read
 from trainables.data.sampling import SAMPLERS, BatchSampler, Clip
 from trainables.errors import DataError
 from trainables.methods import METHODS, Method
@@ -270,3 +271,24 @@ def test_encoder_that_cannot_be_exported_is_refused(tiny, prepared, tmp_path, mo
     )
     with pytest.raises(DataError, match=f"^{re.escape(line)}$"):
         prepared.check(tiny(encoder={"name": "bound_encoders:PatchEncoder"}), workers=1)
+
+
+def test_reader_that_raises_is_one_line(flat):
+    save_image(flat / "misnamed.jpg")
+    with pytest.raises(
+        DataError, match=r"the reader my_readers:FlatReader failed: .*Error: .*my_readers.py, line"
+    ):
+        read("my_readers:FlatReader", flat, name="set", separator="-")
+
+
+def test_encoder_that_raises_is_one_line(tiny, prepared, monkeypatch):
+    import my_encoders
+
+    def broken(self, *arguments):
+        raise KeyError("oops")
+
+    monkeypatch.setattr(my_encoders.PatchEncoder, "__init__", broken)
+    with pytest.raises(
+        DataError, match=r"^encoder\.name: my_encoders:PatchEncoder failed: KeyError: .*line \d+"
+    ):
+        prepared.check(tiny(encoder={**ENCODER, "options": {"channels": 40}}), workers=1)

@@ -82,7 +82,7 @@ def test_mode_is_that_of_the_metric_with_the_same_name(file: Path, score: str, m
         ("variants.quick.stpes=2", "variants.quick.stpes: unknown key; did you mean 'steps'?"),
         ("variants.quick.steps=9", "variants.quick.steps: should be less than or equal to 8, not 9"),
         ("variants.quick.noise.kin=x", "variants.quick.noise.kin: unknown key; did you mean 'kind'?"),
-        ("variants.quick.noise={kin: x}", "variants.quick.noise: kin: unknown key; did you mean 'kind'?"),
+        ("variants.quick.noise={kin: x}", "variants.quick.noise.kin: unknown key; did you mean 'kind'?"),
         ("variants.quick.seed=3", "variants.quick.seed: seed is varied for all variants; remove it here"),
         ("variants.quick.y=3", "variants.quick.y: y is varied for all variants; remove it here"),
         ("config.epohcs=3", "config.epohcs: unknown key; did you mean 'epochs'?"),
@@ -210,3 +210,17 @@ def test_read_sweep_of_a_comparison_file_names_its_command(file: Path) -> None:
     expected = "variants: this is the file of a comparison; run python -m orchestrator.compare"
     with pytest.raises(InputError, match=rf"^{file}:\d+: {expected}$"):
         read_sweep(file, environment={})
+
+
+def test_group_of_a_variant_is_merged_into_the_config(tmp_path: Path) -> None:
+    variants = {"plain": {}, "noisy": {"noise": {"kind": "uniform"}}}
+    comparison = read(write_comparison(tmp_path, config={"noise": {"width": 0.7}}, variants=variants))
+    assert comparison.variants["noisy"] == {"noise.kind": "uniform"}
+    for cell in comparison.first_cells:
+        assert comparison.cell_config(cell).noise.width == 0.7  # type: ignore[attr-defined]
+
+
+def test_path_that_a_variant_sets_twice_is_refused(tmp_path: Path) -> None:
+    variants = {"noisy": {"noise": {"kind": "uniform"}, "noise.kind": "none"}}
+    with pytest.raises(InputError, match=r"noisy sets noise\.kind twice; keep one of them"):
+        read(write_comparison(tmp_path, variants=variants, baseline="noisy"))

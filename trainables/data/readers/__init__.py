@@ -11,7 +11,7 @@ from trainables.components import Options
 from trainables.data.readers import cuhk01, cuhk03, generic, ilids_vid, market1501, mars, prid2011
 from trainables.data.readers.reader import Reader
 from trainables.data.tracklet import DataSet
-from trainables.errors import DataError, nearest
+from trainables.errors import DataError, describe_raised, nearest
 
 __all__ = ["READERS", "Reader", "detect_layout", "find_reader", "read", "read_checked"]
 
@@ -56,6 +56,12 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
         return reader.read(root, name, options)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {reader.expected}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        if layout in READERS:
+            raise
+        raise DataError(f"{root}: the reader {layout} failed: {describe_raised(error)}") from error
 
 
 def find_reader(layout: str) -> type[Reader]:
