@@ -90,10 +90,16 @@ class Document:
         return cls(str(path), tree, locations, path_sections)
 
     def location(self, path: errors.Path) -> str:
-        """Return where a path was written: its own line, or that of the nearest key around it."""
+        """Return where a path was written: its own line, or that of the nearest key around it.
+
+        A group of a config may have been written as such, ``{rnn: {cell: gru}}``, or as ``rnn.cell``.
+        """
         for length in range(len(path), 0, -1):
-            if path[:length] in self._locations:
-                return self._locations[path[:length]]
+            outer, name = path[: length - 1], str(path[length - 1])
+            groups = [name.rsplit(".", parts)[0] for parts in range(1, name.count(".") + 1)]
+            for candidate in (path[:length], *((*outer, group) for group in groups)):
+                if candidate in self._locations:
+                    return self._locations[candidate]
         return self.file
 
     def set(self, override: Override) -> None:
