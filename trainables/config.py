@@ -117,9 +117,10 @@ class AlignmentConfig(BaseModel):
         fewest = 1 if issubclass(method, PretrainMethod) else 0
         most = self.epochs - 1 if issubclass(method, JointMethod) else 0
         if not fewest <= self.pretrain_epochs <= most:
+            expected = f"{fewest} to {most}" if fewest < most else str(most)
             raise ValueError(
-                f"pretrain_epochs is {self.pretrain_epochs}; expected {fewest} to {most} for method"
-                f" {self.method} with {self.epochs} epochs"
+                f"pretrain_epochs is {self.pretrain_epochs}; expected {expected} for method {self.method}"
+                f" with {self.epochs} epochs"
             )
         if self.pretrain_epochs and self.alignment.weights.pseudo == 0:
             raise ValueError(

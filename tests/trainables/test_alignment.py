@@ -201,10 +201,8 @@ def test_pretrain_phases_have_their_own_learning_rate(tiny, prepared, tmp_path):
     assert ["train/video" in report for report in recorder.reports] == [False, False, True]
     rates = [report["learning_rate"] for report in recorder.reports]
     assert rates[1] < rates[0] and rates[1] < rates[2]
-    for method, wrong, least, most in ("pretrain", 0, 1, 2), ("static", 3, 0, 2), ("sequence", 1, 0, 0):
-        with pytest.raises(
-            ValidationError, match=f"expected {least} to {most} for method {method} with 3 epochs"
-        ):
+    for method, wrong, valid in ("pretrain", 0, "1 to 2"), ("static", 3, "0 to 2"), ("sequence", 1, "0"):
+        with pytest.raises(ValidationError, match=f"expected {valid} for method {method} with 3 epochs"):
             tiny(epochs=3, method=method, pretrain_epochs=wrong)
 
 
