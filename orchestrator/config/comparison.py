@@ -9,7 +9,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from orchestrator.config.document import Override, flatten, plain
-from orchestrator.config.job import Job, changes, flat_texts, load_job, read_job, refuse_ineffective
+from orchestrator.config.job import (
+    Job,
+    changes,
+    flat_texts,
+    load_job,
+    read_job,
+    refuse_ineffective,
+    value_at,
+)
 from orchestrator.config.parameter import Choices
 from orchestrator.config.search_space import Space
 from orchestrator.config.validation import first_fault
@@ -137,6 +145,15 @@ class Comparison(Job):
             if (cell.variant, cell.grid_point[:-1]) not in seen:
                 seen.add((cell.variant, cell.grid_point[:-1]))
                 yield self.cell_config(cell)
+
+    def place_of(self, path: str, config: BaseModel | None) -> str:
+        """Return where the file sets a path: in splits, in a variant that gives this config, or in config."""
+        if path in self.splits:
+            return f"splits.{path}"
+        for name, settings in self.variants.items():
+            if config is not None and path in settings and value_at(config, path) == settings[path]:
+                return f"variants.{name}.{path}"
+        return super().place_of(path, config)
 
     def required_metrics(self) -> list[str]:
         """Return the metrics of the table that an epoch reports; the others are scores."""

@@ -92,6 +92,15 @@ class Job(Section):
             self._trial_metrics = metrics
         return self._trial_metrics
 
+    def place_of(self, path: str, config: BaseModel | None) -> str:
+        """Return where the file sets a path of the config, as its own path: ``config.data.split``.
+
+        Args:
+            path: the path of the config.
+            config: the config in which it has a value that is at fault; None for any.
+        """
+        return f"config.{path}"
+
     def located(self, message: str) -> str:
         """Return a message that begins with a path of the file, behind the file and line of that path."""
         path = tuple(message.partition(":")[0].split("."))
@@ -222,6 +231,11 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         for key in keys
         if before.get(key, "absent") != after.get(key, "absent")
     ]
+
+
+def value_at(config: BaseModel, path: str) -> Any:
+    """Return the value of a path of a config as a plain value; None where there is none."""
+    return flatten(config.model_dump(mode="json", by_alias=True)).get(path)
 
 
 def value_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from orchestrator.config.comparison import Cell
-from orchestrator.config.document import Override, flatten
+from orchestrator.config.document import Override
 from orchestrator.config.finals import (
     CROSSED,
     FINALS,
@@ -25,6 +25,7 @@ from orchestrator.config.job import (
     load_job,
     read_job,
     refuse_ineffective,
+    value_at,
     value_text,
 )
 from orchestrator.config.parameter import Parameter
@@ -172,7 +173,7 @@ class Sweep(Job):
         if self.finals is None or not self.finals.train:
             return None
         ((path, values),) = self.finals.train.items()
-        own = flatten(self.trial_config({}).model_dump(mode="json", by_alias=True)).get(path)
+        own = value_at(self.trial_config({}), path)
         others = {str(value): {**parameters, path: value} for value in values if value != own}
         if not others:
             return None
@@ -193,6 +194,16 @@ class Sweep(Job):
         yield from map(self.trial_config, self.space.corners())
         if self.finals is not None:
             yield from self.final_runs({"finals": {}}).configs_to_check()
+
+    def place_of(self, path: str, config: BaseModel | None) -> str:
+        """Return where the file sets a path: in search, in config, or in the splits of the finals."""
+        if path in self.search:
+            return f"search.{path}"
+        splits = self.finals.splits.get(path, ()) if self.finals is not None else ()
+        value = None if config is None else value_at(config, path)
+        if value in splits and value != value_at(self.trial_config({}), path):
+            return f"finals.splits.{path}"
+        return super().place_of(path, config)
 
     def required_metrics(self) -> list[str]:
         """Return the metrics of the objectives and of the constraints."""

@@ -143,7 +143,7 @@ class Driver(ABC, Generic[OutcomeType]):
         try:
             with self._progress.activity("checking the data"):
                 for config in job.configs_to_check():
-                    with self.explained_data():
+                    with self.explained_data(config):
                         job.implementation.check(config, job.resources.workers, job.required_metrics())
         except OSError as error:
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
@@ -352,14 +352,18 @@ class Driver(ABC, Generic[OutcomeType]):
         return ExitCode.DONE
 
     @contextlib.contextmanager
-    def explained_data(self) -> Iterator[None]:
-        """Raise what the trainable raises for the user's data, which may be a ValueError, as InputError."""
+    def explained_data(self, config: BaseModel | None = None) -> Iterator[None]:
+        """Raise what the trainable raises for the user's data, which may be a ValueError, as InputError.
+
+        ``config`` is the config that the trainable is given.
+        """
         try:
             yield
         except InputError:
             raise
         except self._job.implementation.InputError as error:
-            raise InputError(f"config.{error}") from error
+            path, colon, reason = str(error).partition(":")
+            raise InputError(f"{self._job.place_of(path, config)}{colon}{reason}") from error
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:

@@ -224,3 +224,12 @@ def test_path_that_a_variant_sets_twice_is_refused(tmp_path: Path) -> None:
     variants = {"noisy": {"noise": {"kind": "uniform"}, "noise.kind": "none"}}
     with pytest.raises(InputError, match=r"noisy sets noise\.kind twice; keep one of them"):
         read(write_comparison(tmp_path, variants=variants, baseline="noisy"))
+
+
+def test_place_of_a_path_is_where_the_file_sets_it(file: Path) -> None:
+    comparison = read(file)
+    quick = next(cell for cell in comparison.cells if cell.variant == "quick")
+    config = comparison.cell_config(quick)
+    assert comparison.place_of("y", config) == "splits.y"
+    assert comparison.place_of("steps", config) == "variants.quick.steps"
+    assert comparison.place_of("epochs", config) == "config.epochs"

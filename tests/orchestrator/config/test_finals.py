@@ -87,3 +87,10 @@ def test_crossed_runs_invalid_training_set_is_named(tmp_path: Path) -> None:
     finals = {"top": 1, "seeds": [0], "train": {"steps": [1, 9]}}
     with pytest.raises(InputError, match=r"finals.train.steps.1: should be less than or equal to 8, not 9"):
         load_sweep(tmp_path, finals=finals)
+
+
+def test_place_of_a_split_is_in_the_finals(tmp_path: Path) -> None:
+    sweep = load_sweep(tmp_path, finals={"top": 1, "seeds": [0], "splits": {"y": [0, 1]}})
+    base, other = sweep.trial_config({}), sweep.trial_config({"y": 1})
+    assert sweep.place_of("y", other) == "finals.splits.y"
+    assert sweep.place_of("y", base) == "config.y" and sweep.place_of("x", base) == "search.x"
