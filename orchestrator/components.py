@@ -1,6 +1,7 @@
 """Components that a file names: a short name of a built-in one, or ``package.module:Class``."""
 
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import re
@@ -87,4 +88,5 @@ def _nearest_module(missing: str) -> str:
     names = [module.name for module in pkgutil.iter_modules(folders)]
     if package:
         return nearest(missing, [f"{package}.{name}" for name in names])
-    return nearest(missing, names, listed=False)
+    # Packages that are installed in editable mode are in no folder of the path.
+    return nearest(missing, {*names, *importlib.metadata.packages_distributions()}, listed=False)
