@@ -147,7 +147,7 @@ def _show_list(storage: str, jobs: Sequence["Status"], as_json: bool) -> None:
             job.name,
             job.kind,
             job.problem or _STATES[job.state].partition(";")[0],
-            ", ".join(f"{count} {state}" for state, count in job.trials.items()),
+            _counts(job),
             ", ".join(values),
             "" if job.driver is None else f"{_age(job.driver['seconds_since_heartbeat'])} ago",
         )
@@ -235,7 +235,7 @@ def _rows(status: "Status") -> dict[str, str]:
         rows["driver"] = f"process {driver['pid']} on {driver['host']}, started {driver['started']}"
         if status.state in ("running", "stalled", "silent"):
             rows["last heartbeat"] = f"{_age(driver['seconds_since_heartbeat'])} ago"
-    rows["trials"] = ", ".join(f"{count} {state}" for state, count in status.trials.items()) or "none yet"
+    rows["trials"] = _counts(status) or "none yet"
     if status.infeasible:
         rows["trials"] += f"; {status.infeasible} infeasible"
     rows |= _budget_rows(status)
@@ -250,6 +250,13 @@ def _rows(status: "Status") -> dict[str, str]:
         "report": status.report,
     }
     return rows | {label: text for label, text in labels.items() if text}
+
+
+def _counts(status: "Status") -> str:
+    """Return the number of trials by state; those that no driver trains are unfinished."""
+    driven = status.state in ("running", "stalled", "silent")
+    names = {} if driven else {"running": "unfinished"}
+    return ", ".join(f"{count} {names.get(state, state)}" for state, count in status.trials.items())
 
 
 def _objectives(best: Mapping[str, Any]) -> dict[str, str]:

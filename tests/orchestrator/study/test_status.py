@@ -63,6 +63,13 @@ def test_status_counts_trials_and_budget(document: dict[str, Any]) -> None:
     assert document["budget"] == {"trials": [3, 4], "seconds": [90.0, 3600.0], "gpu_hours": [0.0, None]}
 
 
+def test_status_of_an_interrupted_sweep_counts_unfinished_trials(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = ask(status, capsys, str(store / "parabola"))
+    assert "1 complete, 1 failed, 1 unfinished" in out
+
+
 def test_status_shows_the_best_trial(document: dict[str, Any]) -> None:
     assert document["best"]["trial"] == "trial-0000"
     assert document["best"]["val/score"] == -0.25
