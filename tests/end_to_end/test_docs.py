@@ -108,6 +108,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         study.seed([])
         for _ in range(4):
             study.ask()
+    (tmp_path / "tmp").mkdir()  # which replaces /tmp in commands
     return tmp_path
 
 
