@@ -128,9 +128,11 @@ def test_job_that_is_added_later_is_cleaned_up(address: str) -> None:
     job, group, process = earlier(address)
     session = ray.get_runtime_context().get_session_name()
     with ResourceReaper([], WORKERS, Interrupt(), interval=0.5) as reaper:
+        assert there(group) and psutil.pid_exists(int(process))  # this driver does not know the job
         reaper.add_earlier([f"{session}/{job}"])
         until(lambda: not there(group))
         until(lambda: not psutil.pid_exists(int(process)))
+    assert not there(group) and not psutil.pid_exists(int(process))
 
 
 def test_cleaner_that_starts_after_its_driver_has_stopped_ends(address: str, tmp_path: Path) -> None:
