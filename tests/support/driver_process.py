@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from ray.tune.schedulers import TrialScheduler
@@ -119,7 +119,7 @@ def _changes(count: Callable[[tuple[str, ...]], None]) -> Iterator[contextlib.Ab
     yield patch.object(lease, "_SAFE_SECONDS", 1.0)
     yield patch.object(cluster, "start", lambda address: Cluster("local", None, None, []))
     yield patch.object(SweepDriver, "plan", lambda self, joined: "")
-    yield patch("orchestrator.drivers.base.ResourceReaper", lambda *_: contextlib.nullcontext())
+    yield patch("orchestrator.drivers.base.ResourceReaper", lambda *_: contextlib.nullcontext(Mock()))
     yield patch("orchestrator.drivers.base.OutcomeMetric")
     yield patch("orchestrator.execution.monitor.SweepMetrics")
     yield patch.object(
