@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.console.arguments import existing_job_parser, report_error
 from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
+from orchestrator.console.tables import format_megabytes
 from orchestrator.errors import ExitCode, InputError, StorageError
 
 if TYPE_CHECKING:
@@ -105,21 +106,17 @@ def _clean(
             continue
         removed.append(removable)
         if not parsed.json:
-            progress.print(f"{removable.job}: {removable.what}, {_megabytes(removable.bytes)}")
+            progress.print(f"{removable.job}: {removable.what}, {format_megabytes(removable.bytes)}")
     if parsed.json:
         document = {"storage": store.uri, "deleted": not parsed.dry_run, "problems": problems}
         print(json.dumps(document | {"removable": list(map(asdict, removed))}))
     else:
         for problem in problems:
             progress.print(problem)
-        total = _megabytes(sum(removable.bytes for removable in removed))
+        total = format_megabytes(sum(removable.bytes for removable in removed))
         verb = "would free" if parsed.dry_run else "freed"
         progress.print(f"{verb} {total} in {store.uri}" if removed else f"nothing to delete in {store.uri}")
     return ExitCode.FAILED if failed else ExitCode.DONE
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

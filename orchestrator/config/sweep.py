@@ -47,7 +47,7 @@ from orchestrator.config.validation import first_fault
 from orchestrator.errors import Fault, FieldError, nearest, quote
 from orchestrator.trainable import SearchChecking
 
-_MAY_CHANGE = ("budget", "finals", "registry", "resources", "storage", "tracking")
+_MAY_CHANGE = ("budget", "checkpoints", "finals", "registry", "resources", "storage", "tracking")
 """Sections that may change between two runs of a sweep."""
 
 
@@ -75,6 +75,9 @@ class Sweep(Job):
         None, description="train the best trials again over seeds and splits: {top: 3, seeds: [0, 1]}"
     )
     registry: Registry | None = None
+    checkpoints: Literal["best", "all"] = Field(
+        "best", description="which to keep of a finished sweep: those of the best trials, or all"
+    )
     _space: Space = PrivateAttr()
 
     @field_validator("search")

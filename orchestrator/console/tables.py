@@ -49,6 +49,11 @@ def format_duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def format_megabytes(size: int) -> str:
+    """Return bytes as megabytes."""
+    return f"{size / 1e6:,.1f} MB"
+
+
 def pairs(title: str, rows: Mapping[str, str]) -> Table:
     """Return a table of names and values."""
     table = Table(

@@ -183,6 +183,9 @@ class Driver(ABC, Generic[OutcomeType]):
     def conclude(self, study: Study, data_sets: Sequence[DataSetRecord], tracker: Tracker) -> OutcomeType:
         """Return the outcome of a study whose trials have ended, at least one of them complete."""
 
+    def clean_up(self, study: Study) -> None:
+        """Delete what a job that is finished and delivered does not need."""
+
     @abstractmethod
     def metrics(self, outcome: OutcomeType) -> dict[str, float]:
         """Return the metrics for the MLflow run of the job."""
@@ -313,6 +316,8 @@ class Driver(ABC, Generic[OutcomeType]):
                 _log.warning("%s; rerun the command to try again", undelivered)
         if outcome is not None and not undelivered:
             self._record(outcome, delivered=True)
+            lease.check()
+            self.clean_up(study)
         return code, outcome, undelivered
 
     def _record(self, outcome: OutcomeType, *, delivered: bool) -> None:

@@ -17,6 +17,7 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import (
     format_estimate,
+    format_megabytes,
     format_number,
     objective_texts,
     pairs,
@@ -28,7 +29,7 @@ from orchestrator.drivers.comparison import ComparisonDriver, run_label
 from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
 from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import sweep_plan
-from orchestrator.errors import ExitCode, InputError
+from orchestrator.errors import ExitCode, InputError, StorageError
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
 from orchestrator.report.finals import Table, finalists_table, matrix_table
@@ -37,6 +38,7 @@ from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
+from orchestrator.study.cleaning import Cleaner
 from orchestrator.study.finals import MatrixCell, score_matrix, write_matrix
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.selection import (
@@ -259,6 +261,24 @@ class SweepDriver(Driver[SweepOutcome]):
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome
+
+    def clean_up(self, study: Study) -> None:
+        """Delete the checkpoints of all trials but the best ones, unless the file keeps them."""
+        assert isinstance(study, SearchStudy)
+        if self._sweep.checkpoints == "all":
+            return
+        kept = {trial_name(trial.number) for trial in study.pareto_set()}
+        cleaner = Cleaner(self._directory.store)
+        try:
+            with self._progress.activity("deleting checkpoints that are not needed"):
+                removable = cleaner.checkpoints_but(self._sweep.name, kept)
+                if removable is not None:
+                    cleaner.remove(removable)
+        except StorageError as error:
+            _log.warning("%s; python -m orchestrator.clean deletes what is left", error)
+        else:
+            if removable is not None:
+                _log.info("deleted %s, %s", removable.what, format_megabytes(removable.bytes))
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
         """Return scores of the candidate, means of the finals, and the best objectives with errors."""

@@ -1,7 +1,7 @@
 """What may be deleted of a storage: checkpoints that no job needs, and results that were set aside."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +54,10 @@ class Cleaner:
             InputError: a driver runs the job, or a record is damaged.
         """
         kept = self._kept_trials(name)
-        if kept is None:
-            return None
+        return None if kept is None else self.checkpoints_but(name, kept)
+
+    def checkpoints_but(self, name: str, kept: Collection[str]) -> Removable | None:
+        """Return the checkpoints of all trials but some of a sweep; None where there are none."""
         entries = [
             entry
             for trial in self._entries(f"{self._store.path}/{name}/trials")

@@ -193,7 +193,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resumed]:
     (reported,) = (state / "storage" / "interrupted" / "trials" / "trial-0003").glob("*/reported.json")
     before = trials(state), mlflow_runs(state), read_json(reported)
     assert [trial.state.name for trial in before[0]] == ["COMPLETE", "PRUNED", "PRUNED", "RUNNING"]
-    done = run_sweep(state / "interrupted.yaml", "--trials", "5")
+    done = run_sweep(state / "interrupted.yaml", "--trials", "5", "--set", "checkpoints=all")
     assert done.returncode == 0, done.stdout + done.stderr
     yield Resumed(state, *before, done.stdout)
 

@@ -56,6 +56,10 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     reasons = [t.user_attrs["reason"] for t in study.trials if t.state.name == "FAIL"]
     assert any("FloatingPointError: train/loss is nan" in reason for reason in reasons)
 
+    best = json.loads((store / "parabola/outcome.json").read_text())["best"]["trial"]
+    (kept,) = (store / "parabola/trials").glob("*/checkpoint_*.complete")
+    assert kept.parent.name == f"trial-{best:04d}", "the other checkpoints are deleted"
+
     client = MlflowClient(sqlite_address(store / "mlflow.db"))
     runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])
     trials = {int(run.data.tags["trial.number"]): run for run in runs if "trial.number" in run.data.tags}

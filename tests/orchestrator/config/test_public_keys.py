@@ -65,6 +65,7 @@ SWEEP = {
     "finals.seeds",
     "finals.splits",
     "finals.train",
+    "checkpoints",
     "registry.model",
     "registry.alias",
     "registry.gate",
