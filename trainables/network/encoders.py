@@ -169,6 +169,14 @@ class NeckEncoder(Encoder):
         return features
 
 
+class ResidualOptions(components.Options):
+    """Options of `ResidualEncoder`."""
+
+    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
+        (24, 48, 96, 128), min_length=4, max_length=4, description="channels of the four blocks"
+    )
+
+
 class ResidualEncoder(NeckEncoder):
     """Small residual network for training from scratch on a CPU; our own design, not from a paper.
 
@@ -176,17 +184,20 @@ class ResidualEncoder(NeckEncoder):
     have an eighth of a frame's rows and columns.
     """
 
+    Options = ResidualOptions
+
     def __init__(self, config: EncoderConfig, channels: int, height: int, width: int) -> None:
-        stem, widths = 24, ((24, 1), (48, 2), (96, 2), (128, 1))
+        assert isinstance(config.options, ResidualOptions)
+        inputs = config.options.channels[0]
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, stem, 3, 2, padding=1, bias=False),
-            nn.BatchNorm2d(stem),
+            nn.Conv2d(channels, inputs, 3, 2, padding=1, bias=False),
+            nn.BatchNorm2d(inputs),
             nn.ReLU(),
         ]
-        for outputs, stride in widths:
-            layers.append(ResidualBlock(stem, outputs, stride))
-            stem = outputs
-        super().__init__(config, nn.Sequential(*layers), map_channels=stem)
+        for outputs, stride in zip(config.options.channels, (1, 2, 2, 1), strict=True):
+            layers.append(ResidualBlock(inputs, outputs, stride))
+            inputs = outputs
+        super().__init__(config, nn.Sequential(*layers), map_channels=inputs)
 
 
 class ResNetEncoder(NeckEncoder):

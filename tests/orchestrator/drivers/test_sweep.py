@@ -94,7 +94,7 @@ def test_outcome_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 
 
 def checkpoints_after(folder: Path, **changes: Any) -> set[str]:
-    """Return the names of the trials whose checkpoints a sweep keeps: of three, the second has the best score."""
+    """Return the names of the trials whose checkpoints a sweep keeps; the second of three is the best."""
     metrics = [
         {"val/score": 0.5, "rate": 1.0},
         {"val/score": 0.75, "rate": 2.0},

@@ -50,6 +50,21 @@ def test_mclaughlin_has_the_published_parameter_count() -> None:
     assert network.encoder.linear.in_features == 2560
 
 
+@pytest.mark.parametrize("channels", [(24, 48, 96, 128), (8, 16, 24, 40)])
+def test_residual_encoder_has_the_channels_of_its_options(channels: tuple[int, ...]) -> None:
+    config = {"encoder": {"name": "residual", "options": {"channels": channels}}, "height": 64, "width": 48}
+    encoder = SequenceEmbedder(NetworkConfig.model_validate(config)).encoder
+    assert encoder.spatial(torch.zeros(2, 3, 64, 48)).shape == (2, channels[-1], 8, 6)
+    blocks = list(encoder.layers)[3:]
+    assert [block.second[0].out_channels for block in blocks] == list(channels)
+
+
+def test_residual_encoder_needs_the_channels_of_four_blocks() -> None:
+    config = {"encoder": {"name": "residual", "options": {"channels": [24, 48]}}}
+    with pytest.raises(ValidationError, match="at least 4 items"):
+        NetworkConfig.model_validate(config)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("cell", CELLS)
