@@ -167,7 +167,7 @@ EVERY_WEIGHT = {"pseudo": 1, "match": 1, "motion": 1, "content": 1, "distributio
         ({"alignment": {"weights": EVERY_WEIGHT}}, {"video", *EVERY_WEIGHT}),
         ({"alignment": {"weights": EVERY_WEIGHT | {"motion": 0}}}, {"video", *EVERY_WEIGHT} - {"motion"}),
     ],
-    ids=str,
+    ids=["sequence", "static", "static-not-pseudo", "pretrain", "static-pretrained", "all", "all-but-motion"],
 )
 def test_check_unreported_loss_is_refused(tiny, prepared, tmp_path, changes, every_epoch):
     config = tiny(epochs=2, **changes)
