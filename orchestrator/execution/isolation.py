@@ -131,8 +131,7 @@ def _torch_settings() -> dict[str, Any]:
             for name, switches in _SWITCHES.items()
             for switch in switches
         },
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "deterministic": _deterministic(),
         "grad": torch.is_grad_enabled(),
         "anomaly": torch.is_anomaly_enabled(),
         "autocast": {
@@ -155,7 +154,9 @@ def _restore_torch(settings: dict[str, Any]) -> None:
     for (name, switch), value in settings["switches"].items():
         if getattr(_backend(name), switch) != value:
             setattr(_backend(name), switch, value)
-    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
+    if _deterministic() != settings["deterministic"]:  # the call imports the compiler, which takes seconds
+        enabled, warn_only = settings["deterministic"]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     torch.set_grad_enabled(settings["grad"])
     torch.autograd.set_detect_anomaly(settings["anomaly"])
     for kind, (enabled, dtype) in settings["autocast"].items():
@@ -165,6 +166,16 @@ def _restore_torch(settings: dict[str, Any]) -> None:
     torch.set_flush_denormal(False)
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+def _deterministic() -> tuple[bool, bool]:
+    """Return whether PyTorch's algorithms have to be deterministic, and whether others only warn."""
+    import torch
+
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
 
 
 def _backend(name: str) -> Any:

@@ -4,18 +4,19 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from mlflow.entities.model_registry import ModelVersion
 
 from orchestrator import trainable
 from orchestrator.execution.checkpoints import TrialFolder
-from orchestrator.tracking.evidence import copied
-from orchestrator.tracking.gate import TargetResults
-from orchestrator.tracking.model_files import download
 from orchestrator.trainable import Comparable, Illustrating, Trainable, checked_metrics
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from orchestrator.tracking.gate import TargetResults
 
 
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
@@ -45,9 +46,12 @@ def score(subject: Trainable, config: Any, checkpoint: ray.train.Checkpoint) -> 
 
 
 def score_version(
-    dotted: str, config: dict[str, Any], uri: str, version: ModelVersion
-) -> dict[str, TargetResults]:
+    dotted: str, config: dict[str, Any], uri: str, version: "ModelVersion"
+) -> "dict[str, TargetResults]":
     """Download a registered version, and return its results on the targets of a config; see `Comparable`."""
+    from orchestrator.tracking.evidence import copied  # with MLflow, which workers do not need
+    from orchestrator.tracking.model_files import download
+
     subject = trainable.load(dotted)
     assert isinstance(subject, Comparable)
     with tempfile.TemporaryDirectory() as folder:

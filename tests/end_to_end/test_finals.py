@@ -12,12 +12,15 @@ from tests.support.sweep_files import write_sweep
 
 sweep = partial(command_line.run, "sweep")
 
+ONE_LANE = {"resources": {"concurrent": 1}}
 FINALS = {"top": 2, "seeds": [0, 1], "splits": {"y": [0, 1]}}
 
 
 @pytest.mark.sweep
 def test_sweep_with_finals_registers_the_winner(tmp_path: Path) -> None:
-    file = write_sweep(tmp_path, finals=FINALS, registry={"model": "parabola"}, budget={"trials": 3})
+    file = write_sweep(
+        tmp_path, finals=FINALS, registry={"model": "parabola"}, budget={"trials": 3}, **ONE_LANE
+    )
     store = tmp_path / "store"
     done = sweep(file, "--storage", str(store))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,12 @@ from tests.support import command_line
 from tests.support.sweep_files import write_sweep
 
 TRAINABLE = "tests.support.example_trainable:ComparableTrainable"
-SMALL = {"trainable": TRAINABLE, "budget": {"trials": 1}, "search": {"x": {"uniform": [0.9, 1.1]}}}
+SMALL = {
+    "trainable": TRAINABLE,
+    "budget": {"trials": 1},
+    "resources": {"concurrent": 1},
+    "search": {"x": {"uniform": [0.9, 1.1]}},
+}
 
 sweep = partial(command_line.run, "sweep")
 refused = partial(command_line.refused, "sweep")

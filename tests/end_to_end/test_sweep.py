@@ -27,6 +27,7 @@ SWEEP: dict[str, Any] = {
     "sampler": {"random": {"seed": 4}},
     "scheduler": {"asha": {"grace": 1, "reduction": 2}},
     "budget": {"trials": 4},
+    "resources": {"concurrent": 1},
     "registry": {"model": "parabola"},
 }
 
@@ -79,6 +80,7 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     assert "search.steps: int [1, 3] → int [1, 2]" in changed
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_sweep_of_several_objectives_shows_its_pareto_set(tmp_path: Path) -> None:
     file = write_sweep(
@@ -87,16 +89,10 @@ def test_sweep_of_several_objectives_shows_its_pareto_set(tmp_path: Path) -> Non
         objective=[{"metric": "val/score"}, {"metric": "train/loss"}],
         constraints=[{"metric": "train/loss", "at_most": 1e9}],
         budget={"trials": 2},
+        resources={"concurrent": 1},
     )
     store = tmp_path / "store"
-    options = ("--storage", str(store))
-    bound = "constraints={metric: train/loss, at_most: 0}"
-    impossible = sweep(file, *options, "--set", bound, "--set", "name=impossible")
-    assert impossible.returncode == 1, impossible.stdout + impossible.stderr
-    assert "none of 2 complete trials satisfies the constraints; of the last one, train/loss is" in (
-        impossible.stdout
-    )
-    done = sweep(file, *options)
+    done = sweep(file, "--storage", str(store))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Pareto set" in done.stdout and "constraints" in done.stdout
     outcome = json.loads((store / "parabola/outcome.json").read_text())

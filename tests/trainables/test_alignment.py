@@ -1,5 +1,8 @@
 """What the trainable trains and tests on, how it is driven, and the one line it gives for bad input."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -365,3 +368,9 @@ def test_milliseconds_are_reported_where_the_job_needs_them(tiny, prepared, tmp_
     first, second = needing.reports[0], resumed.reports[0]
     assert first["model/milliseconds"] == second["model/milliseconds"] > 0  # measured once
     assert first["model/parameters"] == second["model/parameters"] > 0
+
+
+def test_training_imports_no_plotting():
+    program = "import sys; import trainables.alignment; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n", done.stderr

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from trainables.data.decoding import decode
+from trainables.data.sampling import evenly_spaced
 from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet
 from trainables.errors import DataError
 from trainables.picture_style import EMPTY, MUTED, SETTINGS, save, show_frame
@@ -125,11 +126,6 @@ def contact_sheet(
                 f"{target}: cannot be written ({error}); expected a writable .png or .jpg"
             ) from error
     return target
-
-
-def evenly_spaced(available: int, count: int) -> NDArray[np.int64]:
-    """Return ``count`` indices, or all, evenly spaced over ``range(available)`` with both its ends."""
-    return np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)
 
 
 def _draw(

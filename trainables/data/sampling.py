@@ -219,3 +219,8 @@ def share(clips: list[Clip], rank: int, workers: int) -> list[Clip]:
     """Return the clips of a global batch for worker ``rank``: an equal, contiguous slice."""
     size = len(clips) // workers
     return clips[rank * size : (rank + 1) * size]
+
+
+def evenly_spaced(available: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` indices, or all, evenly spaced over ``range(available)`` with both its ends."""
+    return np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from trainables.data.contact_sheet import evenly_spaced
 from trainables.data.parts import Part
+from trainables.data.sampling import evenly_spaced
 from trainables.evaluation.embedding import embed
 from trainables.network.embedder import SequenceEmbedder
 

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from trainables.data.contact_sheet import evenly_spaced
 from trainables.data.loading import as_tensor
 from trainables.data.packing import Pack
 from trainables.data.parts import Part
+from trainables.data.sampling import evenly_spaced
 from trainables.data.tracklet import Protocol
 from trainables.evaluation.retrieval import TOP, Candidate, RetrievalSummary
 from trainables.methods.alignment import AlignmentMethod

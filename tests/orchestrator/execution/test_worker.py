@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +330,12 @@ def test_training_knows_the_metrics_that_the_job_needs(run: Any) -> None:
 
     run(fit, metrics=("val/mAP", "model/milliseconds"))
     assert needed == ["val/mAP", "model/milliseconds"]
+
+
+def test_worker_imports_neither_mlflow_nor_optuna() -> None:
+    program = (
+        "import sys; from orchestrator.execution import lane, tasks, worker; "
+        "print({'matplotlib', 'mlflow', 'optuna', 'torch'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n", done.stderr

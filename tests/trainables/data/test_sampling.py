@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.data.sampling import IdentityOptions, IdentitySampler, share
+from trainables.data.sampling import IdentityOptions, IdentitySampler, evenly_spaced, share
 from trainables.errors import DataError
 
 SIDES = [(str(identity), str(camera)) for identity in range(10) for camera in range(3) for _ in range(2)]
@@ -106,3 +106,8 @@ def test_sampler_too_few_identities_names_both_numbers():
     line = "a batch of 11 identities needs at least as many training identities; there are 10"
     with pytest.raises(DataError, match=line):
         sampler(per_batch=11)
+
+
+@pytest.mark.parametrize("available, count, expected", [(9, 3, [0, 4, 8]), (2, 5, [0, 1]), (5, 1, [0])])
+def test_evenly_spaced_indices_include_both_ends(available, count, expected):
+    assert evenly_spaced(available, count).tolist() == expected
