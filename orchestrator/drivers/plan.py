@@ -26,18 +26,26 @@ def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
         limits.append(f"{format_duration(budget.wall)} of wall time")
     if budget.no_gain_for is not None:
         limits.append(f"stop after {budget.no_gain_for} ended trials without gain")
-    rungs = ", ".join(map(str, sweep.scheduler.rungs(sweep.epochs)))
     first = {"enqueued": ", ".join(sweep.enqueue), "warm start": ", ".join(sweep.warm_start)}
     return {
         **_objective_rows(sweep),
         "sampler": sweep.sampler.name,
         **{name: text for name, text in first.items() if text},
-        "scheduler": sweep.scheduler.name + (f", trials may stop after epoch {rungs}" if rungs else ""),
+        "scheduler": _scheduler(sweep),
         "budget": "; ".join(limits),
         "finals": _finals(sweep),
         "registry": f"{sweep.registry.model}@{sweep.registry.alias}" if sweep.registry else "none",
         **resource_rows(sweep, budget.trials, cluster),
     }
+
+
+def _scheduler(sweep: Sweep) -> str:
+    name, rungs = sweep.scheduler.name, sweep.scheduler.rungs(sweep.epochs)
+    if rungs:
+        name += f", trials may stop after epoch {', '.join(map(str, rungs))}"
+    elif name != "none":
+        name += f", stops no trial, because a trial has only {sweep.epochs} epochs"
+    return name
 
 
 def _finals(sweep: Sweep) -> str:

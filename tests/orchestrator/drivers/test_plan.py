@@ -41,6 +41,19 @@ def test_plan_without_points_omits_them(file: Path) -> None:
     assert "tried first" not in plan_of(file)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("{asha: {grace: 2, reduction: 2}}", "asha, trials may stop after epoch 2, 4"),
+        ("{asha: {grace: 6}}", "asha, stops no trial, because a trial has only 6 epochs"),
+        ("none", "none"),
+    ],
+)
+def test_plan_says_when_trials_may_be_stopped(file: Path, scheduler: str, told: str) -> None:
+    text = plan_of(file, f"scheduler={scheduler}", "config.epochs=6")
+    assert re.search(rf"scheduler +{told} *\n", text)
+
+
 def test_plan_of_several_objectives_names_the_pareto_set(file: Path) -> None:
     text = plan_of(file, "objective=[{metric: val/score}, {metric: rate}]")
     assert re.search(
