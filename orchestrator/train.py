@@ -35,6 +35,7 @@ EXAMPLES = """\
 examples:
   python -m orchestrator.train search_spaces/alignment.yaml --output trained
   python -m orchestrator.train search_spaces/alignment.yaml --output trained --set config.epochs=4
+  python -m orchestrator.train search_spaces/alignment.yaml --dry-run
   python -m orchestrator.train search_spaces/claim.yaml --variant static --output trained
   python -m orchestrator.train trained/config.yaml --output trained --score
 
@@ -76,11 +77,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--trainable", metavar="PACKAGE.MODULE:CLASS", help="trainable of a file that names none"
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--score",
         action="store_true",
         help="train nothing; score the checkpoint in --output, also on other targets than before",
     )
+    instead.add_argument("--dry-run", action="store_true", help="check everything, and train nothing")
     parser.add_argument("--device", help="device to train on: cpu or cuda:N (default: the first GPU, if any)")
     return parser.parse_args(arguments)
 
@@ -244,13 +247,17 @@ def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> 
     with ExitStack() as stack:
         if parsed.output is None:
             folder = TrainingFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            progress.print("nothing is kept; --output DIR keeps the checkpoint and the curves")
+            if not parsed.dry_run:
+                progress.print("nothing is kept; --output DIR keeps the checkpoint and the curves")
         else:
             folder = TrainingFolder(parsed.output.expanduser())
         _check(training, folder, parsed.score)
         with _explained_faults(training):
             with progress.activity("checking the data"):
                 training.subject.check(training.config, 1, [])
+            if parsed.dry_run:
+                progress.print("dry run: everything was checked, nothing was trained")
+                return ExitCode.DONE
             with progress.activity("preparing the data"):
                 training.subject.prepare(training.config)
         stack.enter_context(folder.locked())

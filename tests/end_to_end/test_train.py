@@ -88,6 +88,19 @@ def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.Captu
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", [[], ["--output", "trained"]], ids=["nowhere", "folder"])
+def test_train_dry_run_checks_and_writes_nothing(
+    output: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*write_form("config", tmp_path), *output, "--dry-run"]
+    before = set(tmp_path.rglob("*"))
+    assert train.main(arguments) == 0
+    assert capsys.readouterr().out.endswith("dry run: everything was checked, nothing was trained\n")
+    assert train.main([*write_form("config", tmp_path, fault="data"), *output, "--dry-run"]) == 2
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_score_uses_the_checkpoint_with_other_settings(tmp_path: Path) -> None:
     output = tmp_path / "trained"
     arguments = [*write_form("config", tmp_path), "--output", str(output)]
