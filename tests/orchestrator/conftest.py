@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.interrupt import Interrupt
-from tests.support.servers import MlflowServer
+from tests.support.servers import MlflowServer, Seaweed
 
 
 @pytest.fixture
@@ -34,3 +34,12 @@ def uri(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return str(request.getfixturevalue("sqlite_uri"))
     return str(request.getfixturevalue("mlflow_server").uri)
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A bucket, whose address and keys are in the environment."""
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server

@@ -1,7 +1,6 @@
 """All stores keep one contract, and the check of it finds the stores that do not."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -15,14 +14,6 @@ from orchestrator.storage.s3 import S3Store
 from orchestrator.storage.s3_journal import S3Journal
 from orchestrator.testing import check_store
 from tests.support.servers import FaultyProxy, Seaweed
-
-
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        yield server
 
 
 def s3_store(server: Seaweed, prefix: str) -> S3Store:

@@ -12,14 +12,15 @@ from orchestrator.errors import InputError
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study.search import SearchStudy
+from tests.support.servers import Seaweed
 from tests.support.studies import TuneLoop, run_trial
 from tests.support.sweep_files import load_sweep
 
 OUTCOME = {"report": "report.html", "best": {"trial": 1, "parameters": {}}}
 
 
-def finished(folder: Path, *, outcome: bool = True, running: bool = False, **changes: Any) -> Path:
-    """Write a sweep with three complete trials, the second the best, with a checkpoint each."""
+def finish(folder: Path, *, outcome: bool = True, running: bool = False, **changes: Any) -> JobDirectory:
+    """Run a sweep with three complete trials, the second the best, with a checkpoint each."""
     sweep = load_sweep(folder, config={"epochs": 1}, **changes)
     directory = JobDirectory(sweep)
     with directory.open(False, Interrupt()):
@@ -30,14 +31,17 @@ def finished(folder: Path, *, outcome: bool = True, running: bool = False, **cha
             TuneLoop(study).suggest()
         if outcome:
             directory.finish(OUTCOME)
-    path = Path(sweep.storage) / sweep.name
     for number in range(3):
-        trial = path / "trials" / f"trial-{number:04d}"
-        (trial / "checkpoint_000001_a").mkdir(parents=True)
-        (trial / "checkpoint_000001_a" / "weights").write_bytes(bytes(1000))
-        (trial / "checkpoint_000001_a.complete").touch()
-        (trial / "hung-worker.txt").write_text("stacks")
-    return path
+        trial = f"{sweep.name}/trials/trial-{number:04d}"
+        directory.store.write(f"{trial}/checkpoint_000001_a/weights", bytes(1000))
+        directory.store.write(f"{trial}/checkpoint_000001_a.complete", b"")
+        directory.store.write(f"{trial}/hung-worker.txt", b"stacks")
+    return directory
+
+
+def finished(folder: Path, **changes: Any) -> Path:
+    """Return the folder of a sweep that `finish` ran."""
+    return Path(finish(folder, **changes).root)
 
 
 def run(*arguments: str | Path) -> None:
@@ -61,6 +65,21 @@ def test_checkpoints_of_other_trials_than_the_best_are_deleted(
     }
     assert before - files(sweep) == gone
     assert "freed 0.0 MB" in capsys.readouterr().out
+
+
+def test_checkpoints_in_a_bucket_are_deleted(seaweed: Seaweed, tmp_path: Path) -> None:
+    bucket = {"storage": f"s3://{seaweed.bucket}/cleaned", "tracking": {"uri": "http://127.0.0.1:1"}}
+    directory = finish(tmp_path, **bucket)
+    before = set(directory.store.list_files("parabola/"))
+    run(directory.uri, "--dry-run")
+    assert set(directory.store.list_files("parabola/")) == before
+    run(directory.uri)
+    gone = {
+        f"parabola/trials/trial-{number:04d}/checkpoint_000001_a{end}"
+        for number in (0, 2)
+        for end in (".complete", "/weights")
+    }
+    assert before - set(directory.store.list_files("parabola/")) == gone
 
 
 def test_dry_run_tells_and_deletes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
