@@ -16,6 +16,7 @@ ONE_LANE = {"resources": {"concurrent": 1}}
 FINALS = {"top": 2, "seeds": [0, 1], "splits": {"y": [0, 1]}}
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_sweep_with_finals_registers_the_winner(tmp_path: Path) -> None:
     file = write_sweep(

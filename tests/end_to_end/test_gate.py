@@ -35,6 +35,7 @@ def run(folder: Path, name: str, epochs: int, **changes: Any) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_worse_sweep_leaves_the_champion_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
