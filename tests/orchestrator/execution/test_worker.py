@@ -339,3 +339,13 @@ def test_worker_imports_neither_mlflow_nor_optuna() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_trial_that_changes_nothing_does_not_import_the_compiler() -> None:
+    program = (
+        "import sys; from orchestrator.execution.isolation import isolated\n"
+        "with isolated([0]): pass\n"
+        "print('torch' in sys.modules, 'torch._inductor' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n", done.stderr
