@@ -10,7 +10,7 @@ folder, digest, verified}``.
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -66,18 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(PROG, "Show and change registered models, of any trainable.", EXAMPLES)
+    tracking_help = "MLflow (default: MLFLOW_TRACKING_URI, else ~/reid-sweeps/mlflow.db)"
+    json_help = "print one JSON document, for scripts"
+    parser.add_argument("--json", action="store_true", help=json_help)
+    parser.add_argument("--tracking", metavar="URI", help=tracking_help)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Subparser)
 
     def add(name: str, run: Action, about: str, *positional: tuple[str, str]) -> ArgumentParser:
         action: ArgumentParser = actions.add_parser(name, help=about, description=about)
         for metavar, text in positional:
             action.add_argument(metavar.lower(), metavar=metavar, help=text)
-        action.add_argument("--json", action="store_true", help="print one JSON document, for scripts")
-        action.add_argument(
-            "--tracking",
-            metavar="URI",
-            help="MLflow (default: MLFLOW_TRACKING_URI, else ~/reid-sweeps/mlflow.db)",
-        )
+        # Both also stand before the action, whose parser must not reset them.
+        action.add_argument("--json", action="store_true", default=SUPPRESS, help=json_help)
+        action.add_argument("--tracking", metavar="URI", default=SUPPRESS, help=tracking_help)
         action.set_defaults(run=run)
         return action
 

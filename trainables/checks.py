@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Sequence
 
+import torch
+
 from trainables.config import AlignmentConfig
 from trainables.errors import DataError, at_field, describe_raised
 from trainables.evaluation.validation import OWN, SCORES, metric_name
@@ -117,5 +119,13 @@ def _check_encoder(config: AlignmentConfig) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _encoder(description: str, channels: int, height: int, width: int) -> Encoder:
-    """Build an encoder for checks; cached, because a sweep checks many configs with the same encoder."""
-    return build_encoder(EncoderConfig.model_validate_json(description), channels, height, width)
+    """Build an encoder for checks; cached, because a sweep checks many configs with the same encoder.
+
+    An encoder from outside of this project also encodes two frames.
+    """
+    config = EncoderConfig.model_validate_json(description)
+    encoder = build_encoder(config, channels, height, width).eval()
+    if is_outside(config.name):
+        with torch.no_grad():
+            encoder.check_shapes(torch.zeros(2, channels, height, width), config.features)
+    return encoder

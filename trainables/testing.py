@@ -87,12 +87,10 @@ def check_encoder(name: str, options: Mapping[str, Any] | None = None) -> None:
             assert torch.equal(value, repeated.state_dict()[key]), f"{key} differs under the same seed"
         assert isinstance(encoder.layers, nn.Module), "layers is not a module"
         frames = torch.rand(3, channels, _HEIGHT, _WIDTH, generator=torch.Generator().manual_seed(0))
-        maps = encoder.spatial(frames)
-        assert maps.ndim == 4 and maps.shape[:2] == (3, encoder.map_channels), (
-            f"spatial() returns {list(maps.shape)}; expected [3, {encoder.map_channels}, rows, columns]"
-        )
-        features = encoder.project(maps)
-        assert features.shape == (3, _FEATURES), f"project() returns {list(features.shape)}"
+        try:
+            features = encoder.check_shapes(frames, _FEATURES)
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
         features.square().sum().backward()  # type: ignore[no-untyped-call]
         _check_gradients(encoder)
         encoder.eval()

@@ -286,6 +286,8 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
         return "the indentation does not match that of the lines before"
     if problem.startswith("mapping values are not allowed"):
         return f"{problem}; check the indentation, or put the value in quotes"
+    if problem.endswith("but got '{'"):
+        return f"{problem}; put a value that contains ${{NAME}} in quotes"
     return f"{problem} {error.context}" if error.context else problem
 
 

@@ -60,6 +60,7 @@ def file(tmp_path: Path) -> Path:
         (b"- a\n", ":1: the file holds ['a']; a sweep file is a mapping"),
         (b"name: x\nsearch: [1\n", ":3: expected ',' or ']'"),
         (b"config:\n  epochs: 2\n x: 3\n", ":3: the indentation does not match that of the lines before"),
+        (b"a: {b: ${HOME}}\n", ":1: expected ',' or '}', but got '{'; put a value that contains ${NAME} in"),
         (b"name: a\n config:\n", ":2: mapping values are not allowed here; check the indentation, or"),
         (b"name: x\n\tbad: 1\n", ":2: found character '\\t'"),
         (b"name: a\nbudget: {trials: 1}\nname: b\n", ":3: name is given twice"),

@@ -292,3 +292,13 @@ def test_encoder_that_raises_is_one_line(tiny, prepared, monkeypatch):
         DataError, match=r"^encoder\.name: my_encoders:PatchEncoder failed: KeyError: .*line \d+"
     ):
         prepared.check(tiny(encoder={**ENCODER, "options": {"channels": 40}}), workers=1)
+
+
+def test_encoder_of_other_shapes_is_refused_before_training(tiny, prepared, monkeypatch):
+    import my_encoders
+
+    project = my_encoders.PatchEncoder.project
+    monkeypatch.setattr(my_encoders.PatchEncoder, "project", lambda self, maps: project(self, maps)[:, :5])
+    line = r"^encoder\.name: project\(\) returns \[2, 5\]; expected \[2, 128\]"
+    with pytest.raises(DataError, match=line):
+        prepared.check(tiny(encoder={**ENCODER, "options": {"channels": 48}}), workers=1)

@@ -171,8 +171,10 @@ def pack(
     if path.is_dir():
         raise DataError(f"{path}: a folder; expected the name of a file to write")
     partial = path.with_name(f".{path.name}.partial")
+    new_folders = [folder for folder in path.parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_opencv_thread())
+        stack.callback(_remove_empty, new_folders)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(partial.unlink, missing_ok=True)
@@ -181,6 +183,13 @@ def pack(
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     return Pack(path)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to one that is not empty or does not exist."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _write(

@@ -83,6 +83,23 @@ class Encoder(nn.Module, ABC):
         features: Tensor = self.project(self.spatial(frames))
         return features
 
+    def check_shapes(self, frames: Tensor, features: int) -> Tensor:
+        """Return the features ``[frame, features]`` of frames ``[frame, channels, height, width]``.
+
+        Raises:
+            ValueError: `spatial` or `project` returns another shape.
+        """
+        count, maps = len(frames), self.spatial(frames)
+        if maps.ndim != 4 or maps.shape[:2] != (count, self.map_channels):
+            expected = f"[{count}, {self.map_channels}, rows, columns]"
+            raise ValueError(f"spatial() returns {list(maps.shape)}; expected {expected}")
+        projected = self.project(maps)
+        if projected.shape != (count, features):
+            raise ValueError(
+                f"project() returns {list(projected.shape)}; expected {[count, features]}: encoder.features"
+            )
+        return projected
+
 
 class McLaughlinEncoder(Encoder):
     """Encoder of McLaughlin et al., CVPR 2016, layer for layer as in their released code.

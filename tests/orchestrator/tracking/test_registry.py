@@ -57,6 +57,8 @@ def test_list_shows_models_with_their_aliases(capsys: pytest.CaptureFixture[str]
     code, found = run(capsys, uri, "list")
     mine = {"model": NAME, "aliases": {"champion": 2, "challenger": 3}, "versions": 3}
     assert code == 0 and mine in found["models"]
+    assert registry.main(["--json", "--tracking", uri, "list"]) == 0  # before the action
+    assert json.loads(capsys.readouterr().out) == found
 
 
 def test_show_of_a_model_lists_its_versions(capsys: pytest.CaptureFixture[str], uri: str) -> None:

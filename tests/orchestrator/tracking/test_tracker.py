@@ -189,6 +189,14 @@ def test_error_of_a_database_is_told_in_its_own_words() -> None:
     assert describe_error(error) == "database or disk is full"
 
 
+def test_page_instead_of_an_answer_is_not_shown() -> None:
+    error = MlflowException(
+        "API request to endpoint was successful but the response body was not in a valid JSON format."
+        " Response body: '<!DOCTYPE html><html>Sign in</html>'"
+    )
+    assert describe_error(error) == "the answer is not MLflow's, but for example the page of a login"
+
+
 def test_outbox_after_an_error_delivers_what_follows() -> None:
     outbox, arrived = Outbox("here"), []
     outbox.post("a slip", lambda: {}["missing"])  # type: ignore[index]

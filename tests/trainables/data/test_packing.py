@@ -135,6 +135,12 @@ def test_pack_truncated_frame_stops_with_its_name(damaged: DataSet, tmp_path: Pa
     assert not list(tmp_path.glob("*arrow*")) + list(tmp_path.glob(".*"))
 
 
+def test_pack_that_fails_leaves_no_new_folder(damaged: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"0_0\.png"):
+        packed(damaged, "new/deep/set")
+    assert not (tmp_path / "new").exists()
+
+
 def test_pack_skip_unreadable_counts_frames(damaged: DataSet, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     result = packed(damaged, unreadable="skip")
