@@ -20,6 +20,7 @@ from trainables.errors import DataError, at_field
 from trainables.evaluation import cost
 from trainables.evaluation.calibration import Calibration, calibrate, without
 from trainables.evaluation.embedding import Embedder
+from trainables.evaluation.pseudo import PSEUDO_METRICS
 from trainables.evaluation.query_results import (
     QueryResults,
     metric_names,
@@ -54,6 +55,7 @@ class AlignmentTrainable:
         **{metric_name(OWN, score): "max" for score in SCORES},
         "train/loss": "min",
         **_method_metrics(),
+        **dict.fromkeys(PSEUDO_METRICS, "min"),
         cost.PARAMETERS: "min",
         cost.MILLISECONDS: "min",
         "frames_per_second": "max",

@@ -7,8 +7,10 @@ import torch
 
 from trainables.config import AlignmentConfig
 from trainables.errors import DataError, at_field, describe_raised
+from trainables.evaluation.pseudo import PSEUDO_METRICS, pseudo_metrics
 from trainables.evaluation.validation import OWN, SCORES, metric_name
 from trainables.export.encoder_module import check_portable, is_outside
+from trainables.methods import find_method
 from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
 from trainables.network.weights import check_weights
 
@@ -27,7 +29,9 @@ _MEASURES = (
 
 _LOSS_WEIGHTS = ("loss.", "alignment.weights.")
 
-_PSEUDO = frozenset({"alignment.length", "alignment.schedule", "alignment.weights.pseudo"})
+_PSEUDO = frozenset(
+    {"alignment.length", "alignment.schedule", "alignment.still_flow", "alignment.weights.pseudo"}
+)
 
 _USED_ALIGNMENT: dict[str, frozenset[str]] = {
     "sequence": frozenset(),
@@ -56,11 +60,17 @@ def check_training(config: AlignmentConfig, workers: int, metrics: Sequence[str]
             f"batch.identities: {config.batch.identities} is too many; {config.data.sequences!r} has"
             f" {identities} training identities, not counting those for validation"
         )
-    own = {metric_name(OWN, score) for score in SCORES}
+    own = {metric_name(OWN, score) for score in SCORES} | set(PSEUDO_METRICS)
     if config.data.validation == 0 and (lost := [name for name in metrics if name in own]):
         raise DataError(
             f"data.validation: 0 leaves no identity for validation, so {lost[0]} is never reported; write"
             " for example 0.25"
+        )
+    measured = pseudo_metrics(find_method(config.method), config.method_config)
+    if lost := [name for name in metrics if name in PSEUDO_METRICS and name not in measured]:
+        raise DataError(
+            f"method: {config.method!r} does not report {lost[0]}; with these alignment.weights it reports"
+            f" {', '.join(sorted(measured))}"
         )
     if config.losses is not None:
         reported = ["train/loss", *(f"train/{name}" for name in sorted(config.losses))]

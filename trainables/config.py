@@ -114,6 +114,11 @@ class AlignmentConfig(BaseModel):
                 f"alignment.length is {self.alignment.length}, but batch.frames is {self.batch.frames};"
                 " expected a length of at most batch.frames"
             )
+        if self.alignment.still_flow != "zero" and self.data.flow == "none":
+            raise ValueError(
+                f"alignment.still_flow is {self.alignment.still_flow}, but data.flow is none, so no frame has"
+                " optical flow; write data.flow: dis, or alignment.still_flow: zero"
+            )
         fewest = 1 if issubclass(method, PretrainMethod) else 0
         most = self.epochs - 1 if issubclass(method, JointMethod) else 0
         if not fewest <= self.pretrain_epochs <= most:

@@ -118,8 +118,9 @@ def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
             {"evaluation": {"crops": 8}, "augmentation": {"crop": 0}},
             "evaluation.crops is 8, but augmentation.crop is 0, so all crops .* or write evaluation.crops: 1",
         ),
+        ({"alignment": {"still_flow": "mean"}}, "alignment.still_flow is mean, but data.flow is none"),
     ],
-    ids=["images", "length", "warmup", "crops"],
+    ids=["images", "length", "warmup", "crops", "flow"],
 )
 def test_config_incompatible_fields_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):
@@ -149,10 +150,12 @@ def test_check_score_without_validation_is_refused(tiny, prepared):
 
 def test_metrics_include_the_losses_of_every_method():
     losses = ("loss", "video", "pseudo", "match", "motion", "content", "distribution")
+    pseudo = ("still/gap", "pseudo/gap", "pseudo/motion", "pseudo/content")
     assert AlignmentTrainable.metrics == {
         **dict.fromkeys(("model/parameters", "model/milliseconds"), "min"),
         **dict.fromkeys(("val/rank1", "val/rank5", "val/mAP", "val/mINP", "frames_per_second"), "max"),
         **dict.fromkeys((f"train/{loss}" for loss in losses), "min"),
+        **dict.fromkeys((f"val/{name}" for name in pseudo), "min"),
     }
 
 

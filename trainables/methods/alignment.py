@@ -57,11 +57,15 @@ class AlignmentMethod(JointMethod):
         return steps
 
     def pseudo_frames(self, images: Tensor) -> Tensor | None:
-        """Return the generated frames ``[image, length, 3, height, width]``; None at the feature level."""
+        """Map stills ``[image, 3, height, width]`` to frames ``[image, length, 3, height, width]``.
+
+        None at the feature level, which generates no frames.
+        """
         return self.alignment.frames(images)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, the applicable terms of weight above 0, and their weighted total ``loss``."""
+        self.observe(batch.sequences)
         if self.phase == 0:
             return self.images_alone(batch)
         maps = self.embedder.spatial(batch.sequences.flatten(0, 1))
@@ -77,12 +81,12 @@ class AlignmentMethod(JointMethod):
         if self.pseudo is not None or self.distribution is not None:
             terms |= self._of_images(batch, sequences.detach())
         if self.weights.motion > 0 or self.weights.content > 0:
-            terms |= self._of_neighbours(batch.sequences, maps.detach())
+            terms |= self.generator_terms(batch.sequences, maps.detach())
         return {"loss": self.total(terms), **terms}
 
     def _of_images(self, batch: Batch, sequences: Tensor) -> dict[str, Tensor]:
         images, identities = batch.stills()
-        pseudo = self.pseudo_features(images)
+        pseudo = self.pseudo_features(self.as_frames(images))
         terms = {}
         if self.pseudo is not None:
             terms["pseudo"] = self.pseudo(pseudo, gather(identities))
@@ -98,17 +102,24 @@ class AlignmentMethod(JointMethod):
         with frozen_statistics(self.embedder):
             if frames.shape[2] == 3:
                 own = maps.view(*frames.shape[:2], *maps.shape[1:])[:, ends].flatten(0, 1)
-            else:  # a still image has no optical flow
+            else:
+                stills = self.as_frames(stills)
                 own = self.embedder.spatial(stills)
             steps = self.alignment.of_stills(self.embedder, stills, own)
             return self.embedder.aggregate(steps).view(len(frames), 2, -1)
 
-    def _of_neighbours(self, frames: Tensor, maps: Tensor) -> dict[str, Tensor]:
+    def generator_terms(self, frames: Tensor, maps: Tensor) -> dict[str, Tensor]:
+        """Return ``motion`` and ``content``, if their weight is above 0; standing still scores 1.
+
+        Args:
+            frames: real sequences, ``[sequence, time, 3 or 5, height, width]``.
+            maps: their spatial maps, ``[sequence * time, channel, rows, columns]``, without gradient.
+        """
         shape = frames.shape[:2]
         with torch.no_grad(), frozen_statistics(self.embedder), without_dropout(self.embedder):
             features = stills = self.embedder.encoder.project(maps)
-            if frames.shape[2] > 3:  # a still image has no optical flow
-                maps = self.embedder.spatial(frames[:, :, :3].flatten(0, 1))
+            if frames.shape[2] > 3:
+                maps = self.embedder.spatial(self.as_frames(frames[:, :, :3].flatten(0, 1)))
                 stills = self.embedder.encoder.project(maps)
         terms = self.alignment.supervise(
             frames, maps.view(*shape, *maps.shape[1:]), stills.view(*shape, -1), features.view(*shape, -1)

@@ -49,6 +49,11 @@ class CrossModalityConfig(BaseModel):
     mgm: bool = Field(True, description="generate motion; false for an ablation")
     cgm: bool = Field(True, description="generate content; false for an ablation")
     noise: int = Field(16, ge=0, le=256, description="random numbers per sampled motion; 0: deterministic")
+    still_flow: Literal["zero", "mean"] = Field(
+        "zero",
+        description="optical flow of a still image, for networks that take flow: none, or the mean of the"
+        " training sequences",
+    )
     schedule: Literal["constant", "fade"] = Field(
         "constant", description="weight of pseudo sequences during training; fade: decreases to 0"
     )
@@ -83,9 +88,9 @@ class CrossModalityAlignment(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``.
+        """Map stills to pseudo sequences ``[image, length, features]``.
 
-        The middle step is the image's own feature.
+        Stills are ``[image, 3 or 5, height, width]``. The middle step is the image's own feature.
         """
 
     def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class FeatureAlignment(CrossModalityAlignment):
         return residuals
 
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""
+        """Map stills ``[image, 3 or 5, height, width]`` to pseudo sequences ``[image, length, features]``."""
         return self.of_stills(embedder, images, embedder.spatial(images))
 
     def of_stills(self, embedder: SequenceEmbedder, images: Tensor, maps: Tensor) -> Tensor:

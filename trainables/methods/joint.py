@@ -3,13 +3,41 @@
 from abc import abstractmethod
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from trainables.data.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.losses import ModalityLoss
 from trainables.methods.method import Method, MethodConfig, idle
 from trainables.network.normalisation import frozen_statistics
+
+RGB = 3
+"""Channels of a frame without optical flow."""
+
+
+class MeanFlow(nn.Module):
+    """The mean optical flow of the training sequences at each point, taken as that of a still image."""
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2, height, width))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def observe(self, flow: Tensor) -> None:
+        """Add a worker's share of a batch, ``[sequence, time, 2, height, width]``, to the mean."""
+        mean = gather(flow.flatten(0, 1).mean(dim=0, keepdim=True)).mean(dim=0)
+        self.batches += 1
+        self.mean += (mean - self.mean) / self.batches
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``[image, 3, height, width]`` to ``[image, 5, height, width]``."""
+        flow = self.mean.to(images.dtype).expand(len(images), -1, -1, -1)
+        return torch.cat([images, flow], dim=1)
 
 
 class JointMethod(Method):
@@ -23,6 +51,9 @@ class JointMethod(Method):
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
+        self.still_flow: MeanFlow | None = None
+        if config.alignment.still_flow == "mean" and config.network.channels > RGB:
+            self.still_flow = MeanFlow(config.network.height, config.network.width)
         self.pseudo = None
         if config.alignment.weights.pseudo > 0:
             self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)
@@ -34,17 +65,31 @@ class JointMethod(Method):
 
     @abstractmethod
     def pseudo_steps(self, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``."""
+        """Map stills to pseudo sequences ``[image, length, features]``.
+
+        Stills are ``[image, 3 or 5, height, width]``; those without optical flow count as motionless.
+        """
+
+    def as_frames(self, images: Tensor) -> Tensor:
+        """Add to stills ``[image, 3, height, width]`` the flow of ``alignment.still_flow``, if any."""
+        return images if self.still_flow is None else self.still_flow(images)
+
+    def observe(self, sequences: Tensor) -> None:
+        """Note the optical flow of a batch of sequences ``[sequence, time, 3 or 5, height, width]``."""
+        if self.still_flow is not None and self.training:
+            self.still_flow.observe(sequences[:, :, RGB:])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, ``pseudo`` if its weight is above 0, and their weighted total ``loss``."""
+        self.observe(batch.sequences)
         if self.phase == 0:
             return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
         terms = {"video": video}
         if self.pseudo is not None:
             images, identities = batch.stills()
-            terms["pseudo"] = self.pseudo(self.pseudo_features(images), gather(identities))
+            pseudo = self.pseudo_features(self.as_frames(images))
+            terms["pseudo"] = self.pseudo(pseudo, gather(identities))
         return {"loss": self.total(terms), **terms}
 
     def images_alone(self, batch: Batch) -> dict[str, Tensor]:
@@ -54,7 +99,8 @@ class JointMethod(Method):
         """
         assert self.pseudo is not None, "a phase on images alone needs alignment.weights.pseudo above 0"
         images, identities = batch.stills()
-        pseudo = self.pseudo(gather(self.embedder.aggregate(self.pseudo_steps(images))), gather(identities))
+        features = gather(self.embedder.aggregate(self.pseudo_steps(self.as_frames(images))))
+        pseudo = self.pseudo(features, gather(identities))
         return {"loss": pseudo + idle(self), "pseudo": pseudo}
 
     def pseudo_features(self, images: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class PixelAlignment(CrossModalityAlignment):
         return (frames + added).clamp(0, 1)
 
     def generate(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map stills ``[image, 3, height, width]`` to frames and their flow.
+        """Map stills ``[image, 3, height, width]`` to frames and their generated flow.
 
         Frames are ``[image, length, 3, height, width]`` in 0..1, their flow is
         ``[image, length, 2, height, width]``; see `flow`.
@@ -150,13 +150,14 @@ class PixelAlignment(CrossModalityAlignment):
         return self.generate(images)[0]
 
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to pseudo sequences ``[image, length, features]``.
+        """Map stills ``[image, 3 or 5, height, width]`` to pseudo sequences ``[image, length, features]``.
 
+        The flow of a still is not used: it is generated.
         The middle step is the feature of the image itself, together with its generated flow if the network
         takes optical flow.
         """
         with torch.no_grad():
-            frames, flow = self.generate(resize(images, embedder.config.height, embedder.config.width))
+            frames, flow = self.generate(resize(images[:, :3], embedder.config.height, embedder.config.width))
         if embedder.config.channels == 5:
             frames = torch.cat([frames, flow], dim=2)
         return embedder.encode(frames.flatten(0, 1)).view(len(images), self.length, -1)

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from trainables.data.loading import Batches, Loader
 from trainables.data.parts import Part
 from trainables.evaluation import cost
+from trainables.evaluation.pseudo import PSEUDO_METRICS, measure_pseudo
 from trainables.evaluation.validation import OWN, mean_of_folds, validate
 from trainables.methods import Batch, Method
 from trainables.training.optimizer import FACTOR, OptimizerConfig
@@ -146,14 +147,22 @@ class Training:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """Return retrieval scores of the validation identities, if any; every worker embeds its share."""
-        return validate(
+        """Return retrieval scores of the validation identities, if any; every worker embeds its share.
+
+        What `measure_pseudo` measures is added if the job needs one of these metrics.
+        """
+        scores = validate(
             self.method.embedder,
             {OWN: self.validation, **self.others},
             self.device,
             rank=self.context.rank,
             workers=self.context.world_size,
         )
+        if not {*self.context.metrics}.isdisjoint(PSEUDO_METRICS):
+            query, gallery = self.validation
+            tracklets = np.union1d(query.tracklets, gallery.tracklets)
+            scores |= measure_pseudo(self.method, Part(query.pack, tracklets), self.device)
+        return scores
 
     def measure_costs(self) -> dict[str, float]:
         """Return the size of the embedder and, if the job needs it and it was not measured yet, its time."""

@@ -335,6 +335,25 @@ def test_static_repeats_the_image() -> None:
     torch.testing.assert_close(terms["loss"], terms["video"] + terms["pseudo"])
 
 
+@pytest.mark.parametrize("name", ["static", "pretrain", "alignment"])
+@pytest.mark.parametrize("level", ["feature", "pixel"])
+def test_still_flow_mean_is_that_of_the_sequences(name: str, level: str) -> None:
+    method, walks = make(name, flow="dis", level=level, still_flow="mean"), batch()
+    flows = torch.randn(2, 4, 5, 2, 32, 24, generator=torch.Generator().manual_seed(2))
+    for flow in flows:
+        method(replace(walks, sequences=torch.cat([walks.sequences, flow], dim=2)))["loss"].backward()
+    stills, _ = walks.stills()
+    frames = method.as_frames(stills)
+    torch.testing.assert_close(frames[:, :3], stills)
+    torch.testing.assert_close(frames[:, 3:], flows.mean(dim=(0, 1, 2)).expand(6, -1, -1, -1))
+    method.eval()
+    method.observe(torch.ones(4, 5, 5, 32, 24))
+    assert torch.equal(method.as_frames(stills), frames)  # training alone counts
+    resumed = make(name, flow="dis", level=level, still_flow="mean")
+    resumed.load_state_dict(method.state_dict())
+    assert torch.equal(resumed.as_frames(stills), frames)
+
+
 def test_pretrain_learns_from_images_then_from_sequences() -> None:
     method = make("pretrain")
     method.phase = 0
