@@ -230,8 +230,8 @@ class AlignmentTrainable:
         """Draw the first run of a variant; the pictures contain frames of the data.
 
         For each target, ``retrieval-<variant>-<set>.png`` shows the worst and best queries with the gallery
-        items retrieved for them. ``pseudo-<variant>.png`` shows the pseudo sequences of some images, if the
-        variant has an alignment network.
+        items retrieved for them. ``pseudo-<variant>.png`` shows the pseudo sequences of some images, and of
+        some frames below their real sequences, if the variant has an alignment network.
 
         Args:
             variant: name of the variant.
@@ -397,10 +397,14 @@ def _draw_pseudo(variant: str, config: AlignmentConfig, checkpoint: Path, direct
     method = _method(config, _batches(config, data))
     method.load_state_dict(load_file(checkpoint / WEIGHTS))
     assert isinstance(method, AlignmentMethod)
+    held_out, _ = data.validation()
+    if config.data.validation == 0 and config.data.sequences in config.data.targets:
+        held_out, _ = _test_data(config).test(config.data.sequences)
     pictures.draw_pseudo(
         method.eval().to(_device()),
         [data.images(name) for name in config.image_sets],
         data.train(),
+        held_out,
         f"{variant}: images as pseudo sequences, seed {config.seed}",
         directory / pictures.file_name("pseudo", variant),
         seed=config.seed,

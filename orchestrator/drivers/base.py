@@ -63,6 +63,9 @@ class Driver(ABC, Generic[OutcomeType]):
 
     outcome_type: ClassVar[type[Outcome]]
 
+    trials_report_all: ClassVar[bool] = True
+    """Whether each trial has to report every metric that the job needs."""
+
     after_failure: ClassVar[str] = "start over with --fresh, or rerun the command with a larger budget"
     """What helps once no trial has succeeded."""
 
@@ -142,11 +145,16 @@ class Driver(ABC, Generic[OutcomeType]):
         job = self._job
         try:
             with self._progress.activity("checking the data"):
+                required = job.required_metrics() if self.trials_report_all else []
                 for config in job.configs_to_check():
-                    with self.explained_data(config):
-                        job.implementation.check(config, job.resources.workers, job.required_metrics())
+                    self.check_config(config, required)
         except OSError as error:
             raise InputError(f"config: {error.filename}: {error.strerror}") from error
+
+    def check_config(self, config: BaseModel, metrics: Sequence[str]) -> None:
+        """Check that the trainable accepts a config and reports ``metrics``; raises InputError."""
+        with self.explained_data(config):
+            self._job.implementation.check(config, self._job.resources.workers, metrics)
 
     def check_tracking(self, tracker: Tracker) -> None:
         """Check that everything the job will record can be recorded; raises TrackingError."""

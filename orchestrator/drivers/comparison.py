@@ -43,6 +43,7 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
     """Trains and scores every variant on every split and seed, and reports the differences."""
 
     outcome_type = ComparisonOutcome
+    trials_report_all = False
     after_failure = "rerun the command, which repeats failed trials"
 
     def __init__(self, comparison: Comparison, progress: Progress, interrupt: Interrupt) -> None:
@@ -53,6 +54,8 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
         """Check data and metrics; raises InputError."""
         super().check(new)
         comparison = self._comparison
+        for metric in comparison.required_metrics():
+            self._check_reported(metric)
         known = list(comparison.trial_metrics)
         if isinstance(comparison.implementation, Comparable):
             for cell in comparison.first_cells:
@@ -67,6 +70,17 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
                 raise InputError(
                     f"metrics.{index}: no variant has the score {metric!r}{nearest(metric, known)}"
                 )
+
+    def _check_reported(self, metric: str) -> None:
+        """Raise InputError if no variant reports a metric after each epoch."""
+        refusals = []
+        for cell in self._comparison.first_cells:
+            try:
+                self.check_config(self._comparison.cell_config(cell), [metric])
+            except InputError as error:
+                refusals.append(error)
+        if len(refusals) == len(self._comparison.variants):
+            raise refusals[0]
 
     def is_final(self, outcome: ComparisonOutcome) -> bool:
         """Return whether it answers this file, and nothing failed."""

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -29,6 +30,8 @@ RANKS = 20
 """Ranks of a CMC picture."""
 STILLS = 6
 """Images whose pseudo sequences are shown."""
+SEQUENCES = 3
+"""Real sequences that are compared with what is generated from their frames."""
 STEPS = 9
 """Most steps shown of a pseudo sequence, its ends and its middle among them."""
 
@@ -165,12 +168,21 @@ def nearest_frames(embedder: SequenceEmbedder, steps: torch.Tensor, real: Part) 
 
 @torch.inference_mode()
 def draw_pseudo(
-    method: AlignmentMethod, images: Sequence[Part], real: Part, title: str, path: Path, *, seed: int
+    method: AlignmentMethod,
+    images: Sequence[Part],
+    real: Part,
+    held_out: Part,
+    title: str,
+    path: Path,
+    *,
+    seed: int,
 ) -> None:
     """Draw a few of ``images`` with the pseudo sequence of each into a PNG file.
 
     A step that is a generated frame is shown as it is; a step that exists only as a feature is shown as the
-    nearest frame of ``real``. ``method`` is in evaluation mode; ``seed`` is the seed of the drawn motions.
+    nearest frame of ``real``. Below them are a few sequences of ``held_out``, whose identities do not train,
+    each above what is generated from its frame in the middle. ``method`` is in evaluation mode; ``seed`` is
+    the seed of the drawn motions.
     """
     stills = [
         (part.pack, int(part.tracklets[index]))
@@ -179,33 +191,74 @@ def draw_pseudo(
     ]
     frames = np.concatenate([pack.frames(tracklet) for pack, tracklet in stills])
     torch.manual_seed(seed)
-    cells, notes = _pseudo_cells(method, as_tensor(frames, None), real)
+    cells = _pseudo_cells(method, as_tensor(frames, None), real)[0]
     rows = [
         _Row(f"{pack.name}: {_describe(pack, tracklet)}", _Cell(frame), steps)
         for (pack, tracklet), frame, steps in zip(stills, frames, cells, strict=True)
     ]
     length = method.config.alignment.length
+    long = held_out.tracklets[held_out.lengths >= length]
+    for index in evenly_spaced(len(long), SEQUENCES):
+        rows += _compared_rows(method, held_out.pack, int(long[index]), real)
     offsets = (f"{step - length // 2:+d}".replace("+0", "0") for step in _shown_steps(length))
-    _draw_rows(title, notes, ("image", *offsets), rows, path)
+    _draw_rows(title, _pseudo_notes(method), ("image", *offsets), rows, path)
+
+
+def _compared_rows(method: AlignmentMethod, pack: Pack, tracklet: int, real: Part) -> Iterator["_Row"]:
+    """Yield the frames in the middle of a tracklet, and what is generated from the middle one of these."""
+    length = method.config.alignment.length
+    shown, start = _shown_steps(length), (int(pack.lengths[tracklet]) - length) // 2
+    frames = pack.frames(tracklet, slice(start, start + length))
+    still, who = frames[length // 2], f"{pack.name}: {_describe(pack, tracklet)}, which does not train"
+    generated, flows = _pseudo_cells(method, as_tensor(still[None], None), real)
+    yield _Row(f"{who}: real", _Cell(still), tuple(_Cell(frames[step]) for step in shown))
+    yield _Row("generated", _Cell(still), generated[0])
+    if flows is not None and pack.has_flow:
+        real_flow = pack.flow(tracklet, slice(start, start + length))
+        largest = max(1e-6, float(np.linalg.norm(real_flow, axis=-1).max()))
+        for heading, flow in (("real optical flow", real_flow), ("generated optical flow", flows[0])):
+            cells = tuple(_Cell(_flow_picture(flow[step], largest)) for step in shown)
+            yield _Row(heading, _Cell(still), cells)
+
+
+def _flow_picture(flow: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
+    """Return flow ``[height, width, 2]`` as colours: the hue is its direction; no motion is white."""
+    hue = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1
+    strength = np.minimum(np.linalg.norm(flow, axis=-1) / largest, 1)
+    colours = hsv_to_rgb(np.stack([hue, strength, np.ones_like(hue)], axis=-1))
+    return (255 * colours).round().astype(np.uint8)
 
 
 def _pseudo_cells(
     method: AlignmentMethod, images: torch.Tensor, real: Part
-) -> tuple[list[tuple["_Cell", ...]], tuple[str, ...]]:
-    """Return the shown steps of the pseudo sequence of each image, and notes that explain them."""
+) -> tuple[list[tuple["_Cell", ...]], NDArray[np.float32] | None]:
+    """Return the shown steps of the pseudo sequence of each image.
+
+    Also the generated flow ``[image, length, height, width, 2]``, where frames are generated.
+    """
     images = images.to(next(method.parameters()).device)
     shown = _shown_steps(method.config.alignment.length)
-    frames = method.pseudo_frames(images)
-    if frames is None:
-        neighbours = nearest_frames(method.embedder, method.pseudo_steps(images), real)
-        notes = (
-            "Above each frame: its offset from the image, in frames.",
-            "Each frame is the real one nearest to the generated feature. Below it: the distance of the two.",
+    generated = method.pseudo_frames(images)
+    if generated is None:
+        steps = method.pseudo_steps(method.as_frames(images))
+        neighbours = nearest_frames(method.embedder, steps, real)
+        return [tuple(_neighbour(real.pack, row[step]) for step in shown) for row in neighbours], None
+    colours, flow = generated
+    frames = (colours.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()
+    return [tuple(_Cell(row[step]) for step in shown) for row in frames], flow.movedim(2, -1).cpu().numpy()
+
+
+def _pseudo_notes(method: AlignmentMethod) -> tuple[str, ...]:
+    """Return the lines that explain the steps of a picture."""
+    if method.config.alignment.level == "pixel":
+        return (
+            "Above each generated frame: its offset from the image, in frames.",
+            "Optical flow: the hue is the direction, and no motion is white.",
         )
-        return [tuple(_neighbour(real.pack, row[step]) for step in shown) for row in neighbours], notes
-    generated = (frames.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()
-    cells = [tuple(_Cell(row[step]) for step in shown) for row in generated]
-    return cells, ("Above each generated frame: its offset from the image, in frames.",)
+    return (
+        "Above each frame: its offset from the image, in frames.",
+        "Each frame is the real one nearest to the generated feature. Below it: the distance of the two.",
+    )
 
 
 def file_name(*parts: str) -> str:

@@ -56,12 +56,12 @@ class AlignmentMethod(JointMethod):
         steps: Tensor = self.alignment(self.embedder, images)
         return steps
 
-    def pseudo_frames(self, images: Tensor) -> Tensor | None:
-        """Map stills ``[image, 3, height, width]`` to frames ``[image, length, 3, height, width]``.
+    def pseudo_frames(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Map stills to generated frames and their flow; None at the feature level, which has none.
 
-        None at the feature level, which generates no frames.
+        Shapes are those of `CrossModalityAlignment.generate`.
         """
-        return self.alignment.frames(images)
+        return self.alignment.generate(images)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, the applicable terms of weight above 0, and their weighted total ``loss``."""

@@ -98,8 +98,12 @@ class CrossModalityAlignment(nn.Module, ABC):
         steps: Tensor = self(embedder, images)
         return steps
 
-    def frames(self, images: Tensor) -> Tensor | None:
-        """Return the generated frames ``[image, length, 3, height, width]`` in 0..1, if there are any."""
+    def generate(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Map stills ``[image, 3, height, width]`` to frames and their optical flow, if these are generated.
+
+        Frames are ``[image, length, 3, height, width]`` in 0..1, their flow is
+        ``[image, length, 2, height, width]`` in pixels per frame, (right, down).
+        """
         return None
 
     @abstractmethod

@@ -134,20 +134,12 @@ class PixelAlignment(CrossModalityAlignment):
         return (frames + added).clamp(0, 1)
 
     def generate(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map stills ``[image, 3, height, width]`` to frames and their generated flow.
-
-        Frames are ``[image, length, 3, height, width]`` in 0..1, their flow is
-        ``[image, length, 2, height, width]``; see `flow`.
-        """
+        """Map stills to frames and the flow between them; see `CrossModalityAlignment` and `flow`."""
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         sketches = resize(images, *SKETCH)
         (paths,) = self.paths(sketches, draws=1)
         frames = self.repaint(warp(images, paths), sketches, warp(sketches, paths))
         return around(frames, images), self.flow(paths, images.shape[-2:])
-
-    def frames(self, images: Tensor) -> Tensor:
-        """Map stills ``[image, 3, height, width]`` to RGB ``[image, length, 3, height, width]`` in 0..1."""
-        return self.generate(images)[0]
 
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
         """Map stills ``[image, 3 or 5, height, width]`` to pseudo sequences ``[image, length, features]``.

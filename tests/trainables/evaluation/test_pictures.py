@@ -72,6 +72,14 @@ def test_nearest_frame_of_a_real_frame_is_itself(packs):
     assert all(neighbour.distance == pytest.approx(0, abs=1e-3) for neighbour in neighbours)
 
 
+def draw(method, packs, path, seed=0):
+    """Draw pseudo sequences of stills, and of frames of the walkers; return the picture."""
+    parts = {name: everything(pack) for name, pack in packs.items()}
+    walkers = parts["walkers"]
+    pictures.draw_pseudo(method, [parts["stills"]], walkers, walkers, "title", path, seed=seed)
+    return np.asarray(Image.open(path))
+
+
 @pytest.mark.parametrize("level", ["feature", "pixel"])
 def test_pseudo_sequences_of_equal_seeds_are_drawn_alike(level, tiny, packs, tmp_path):
     config = tiny(alignment={"level": level})
@@ -79,18 +87,29 @@ def test_pseudo_sequences_of_equal_seeds_are_drawn_alike(level, tiny, packs, tmp
     method = build_method("alignment", config.method_config, 10, 10).eval()
     for generator in (method.alignment.mgm, method.alignment.cgm):  # they start at 0
         torch.nn.init.normal_(getattr(generator, "amounts", generator).output.weight)
-    for name, seed in ("one", 0), ("two", 0), ("other", 1):
-        pictures.draw_pseudo(
-            method,
-            [everything(packs["stills"])],
-            everything(packs["walkers"]),
-            "title",
-            tmp_path / f"{name}.png",
-            seed=seed,
-        )
-    one, two, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("one", "two", "other"))
-    assert one.shape[0] > pictures.STILLS * 100
+    one, two = (draw(method, packs, tmp_path / f"{name}.png") for name in ("one", "two"))
+    other = draw(method, packs, tmp_path / "other.png", seed=1)
+    assert one.shape[0] > (pictures.STILLS + 2 * pictures.SEQUENCES) * 100
     assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_generated_flow_is_drawn_below_real_flow(tiny, packs, tmp_path):
+    config = tiny(
+        alignment={"level": "pixel"},
+        data={"flow": "dis", "sets": {"walkers": {"generate": {"identities": 8}}}},
+    )
+    flowing = {name: sources.resolve(config.data, name) for name in ("walkers", "stills")}
+    with_flow = build_method("alignment", config.method_config, 10, 10).eval()
+    without = build_method("alignment", tiny(alignment={"level": "pixel"}).method_config, 10, 10).eval()
+    tall, short = draw(with_flow, flowing, tmp_path / "a.png"), draw(without, packs, tmp_path / "b.png")
+    assert tall.shape[0] - short.shape[0] > 2 * pictures.SEQUENCES * 100
+
+
+def test_flow_is_drawn_in_the_colour_of_its_direction():
+    flow = np.array([[[0, 0], [4, 0], [-4, 0], [2, 0], [8, 0]]], np.float32)
+    still, right, left, slow, fast = pictures._flow_picture(flow, 4)[0].tolist()
+    assert still == [255, 255, 255] and right == fast == [255, 0, 0]
+    assert left == [0, 255, 255] and slow == [255, 128, 128]
 
 
 def test_summaries_read_equal_those_written(retrieval, tmp_path):
