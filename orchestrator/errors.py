@@ -17,6 +17,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
@@ -176,18 +177,19 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def quote(value: object) -> str:
-    """Return a value as YAML would hold it, shortened to fit into a line."""
+    """Return a value as YAML would hold it, shortened to fit into a line, without a password."""
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     else:
-        text = repr(value)
+        text = re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:...@", repr(value))
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 
 def closest(name: object, valid: Iterable[object]) -> str | None:
-    """Return the valid name that is similar to a name, or None if there is none."""
-    match = difflib.get_close_matches(str(name)[:200], sorted({str(option) for option in valid}), n=1)
-    return match[0] if match else None
+    """Return the valid name that is similar to a name, or None if there is none; case does not count."""
+    names = {option.lower(): option for option in sorted({str(option) for option in valid}, reverse=True)}
+    match = difflib.get_close_matches(str(name)[:200].lower(), sorted(names), n=1)
+    return names[match[0]] if match else None
 
 
 def nearest(name: object, valid: Iterable[object], *, listed: bool = True) -> str:

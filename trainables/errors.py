@@ -1,5 +1,6 @@
 """The error for bad input, and functions for its messages."""
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +8,20 @@ from pathlib import Path
 
 from trainables.network.components import did_you_mean, nearest, one_line
 
-__all__ = ["DataError", "at_field", "describe_raised", "did_you_mean", "nearest", "one_line"]
+__all__ = ["DataError", "at_field", "check_name", "describe_raised", "did_you_mean", "nearest", "one_line"]
 
 
 class DataError(ValueError):
     """Error in the user's input; ``str()`` is one line: where, what is wrong, what is expected."""
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError for a file whose name is not UTF-8: no text that names it could be written."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8; rename it") from None
 
 
 def describe_raised(error: BaseException) -> str:

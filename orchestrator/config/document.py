@@ -365,6 +365,9 @@ def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> An
         return {key: _filled(inner, environment, (*path, key)) for key, inner in value.items()}
     if isinstance(value, list):
         return [_filled(inner, environment, (*path, index)) for index, inner in enumerate(value)]
+    if isinstance(value, str) and (bare := re.match(r"\$(\w+)(?=/|$)", value)):
+        reason = f"{quote(bare[0])} is not replaced by the environment variable; write ${{{bare[1]}}}"
+        raise FieldError(Fault(path, reason))
     if not isinstance(value, str) or "${" not in value:
         return value
 

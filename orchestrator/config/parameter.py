@@ -116,12 +116,14 @@ class Parameter(BaseModel):
             raise ValueError(
                 f"expected one distribution of {', '.join(_KINDS)}; found {', '.join(kinds) or 'none'}"
             )
+        if kinds and kinds != ["int"] and (data.get("log") or data.get("step") is not None):
+            raise ValueError(
+                "log and step belong to int; for fractional numbers use log_uniform, or list them in choice"
+            )
         return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.integer is None and (self.log or self.step is not None):
-            raise ValueError("log and step belong to int; for fractional numbers use log_uniform")
         if self.log and self.step is not None:
             raise ValueError("log and step cannot be combined; keep one of them")
         if self.integer and self.step is not None and self.step > self.integer[1] - self.integer[0]:

@@ -237,7 +237,7 @@ class Driver(ABC, Generic[OutcomeType]):
         """Check everything, start or join the cluster, and show the plan."""
         if fresh:
             self._directory.check(fresh=True)
-        preflight.check(self._job.tracking.uri)
+        preflight.check(self._job.tracking.uri, self._job.tracking.experiment)
         self.check(fresh or self._directory.is_new())
         activity = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
         with self._progress.activity(activity):

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import InputError
 
@@ -36,7 +37,14 @@ def download(uri: str, version: ModelVersion, folder: Path) -> Path:
         MlflowException: the store does not answer, or the version was deleted.
     """
     source = client_of(uri).get_model_version_download_uri(version.name, version.version)
-    model = fetch(uri, source, folder)
+    try:
+        model = fetch(uri, source, folder)
+    except (MlflowException, OSError) as error:
+        if "No such artifact" not in str(error):
+            raise
+        raise InputError(
+            f"{version.name}: the files of version {version.version} are no longer at {source}; restore them"
+        ) from error
     expected = version.tags.get(DIGEST_TAG)
     if expected is not None and (found := digest(model)) != expected:
         raise InputError(

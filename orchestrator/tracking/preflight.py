@@ -13,17 +13,18 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from orchestrator.errors import InputError, UnreachableError
+from orchestrator.errors import InputError, UnreachableError, quote
 from orchestrator.tracking.outbox import cannot_answer, describe_error, is_unreachable
 
 _ANSWER_SECONDS = 5.0
 
 
-def check(uri: str) -> None:
+def check(uri: str, experiment: str | None = None) -> None:
     """Check within seconds that runs can be recorded at `uri`, without writing anything.
 
     Args:
         uri: `sqlite:///file.db`, or the `http(s)://` address of an MLflow server.
+        experiment: the experiment of the runs, which must not have been deleted.
 
     Raises:
         InputError: the folder cannot be written, the file is not a database, or the server refuses.
@@ -32,17 +33,18 @@ def check(uri: str) -> None:
         parts = urlsplit(uri)
     except ValueError as error:
         raise InputError(f"tracking.uri: {uri!r} is not a valid address: {error}") from error
-    scheme = parts.scheme
+    scheme = uri.partition(":")[0]  # not as urlsplit lowers it: MLflow reads it as it is written
     if scheme in ("http", "https") and parts.password:
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise InputError(f"tracking.uri: the address must not hold a password; set {names}")
     if scheme == "sqlite":
-        _check_sqlite(sqlite_file(uri))
+        _check_sqlite(uri, experiment)
     elif scheme in ("http", "https"):
-        _check_server(uri.rstrip("/"))
+        _check_server(uri.rstrip("/"), experiment)
     else:
         raise InputError(
-            f"tracking.uri: {uri!r} is neither sqlite:///FILE nor the http(s):// address of an MLflow server"
+            f"tracking.uri: {quote(uri)} is neither sqlite:///FILE nor the http(s):// address of an MLflow"
+            " server"
         )
 
 
@@ -59,10 +61,23 @@ def sqlite_file(uri: str) -> Path:
         database = None
     if not database or database == ":memory:":
         raise InputError(f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db")
-    return Path(database).expanduser().absolute()
+    if database.startswith("~"):
+        raise InputError(
+            f"tracking.uri: ~ is not replaced in {uri!r}; write sqlite:///{Path(database).expanduser()}"
+        )
+    return Path(database).absolute()
 
 
-def _check_sqlite(file: Path) -> None:
+def deleted_experiment(uri: str, name: str, number: object) -> InputError:
+    """Return the error for an experiment that was deleted; ``number`` is its id."""
+    return InputError(
+        f"tracking.experiment: {name!r} was deleted at {uri}; restore it "
+        f"(`mlflow experiments restore --experiment-id {number}`) or choose another name"
+    )
+
+
+def _check_sqlite(uri: str, experiment: str | None) -> None:
+    file = sqlite_file(uri)
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -81,7 +96,12 @@ def _check_sqlite(file: Path) -> None:
     try:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            if experiment is not None and ("experiments",) in tables:
+                which = "name = ? AND lifecycle_stage = 'deleted'"
+                query = f"SELECT experiment_id FROM experiments WHERE {which}"
+                for (number,) in connection.execute(query, (experiment,)):
+                    raise deleted_experiment(uri, experiment, number)
         finally:
             connection.close()
     except sqlite3.Error as error:
@@ -90,7 +110,7 @@ def _check_sqlite(file: Path) -> None:
         raise InputError(f"tracking.uri: {file} is not a usable SQLite database: {error}") from None
 
 
-def _check_server(uri: str) -> None:
+def _check_server(uri: str, experiment: str | None) -> None:
     start = f"tracking.uri: the MLflow server at {uri}"
     try:
         health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
@@ -106,7 +126,9 @@ def _check_server(uri: str) -> None:
         )
     # /health requires neither a login nor an allowed host name; this request requires both.
     try:
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+        client = mlflow.MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        found = client.get_experiment_by_name(experiment) if experiment is not None else None
     except MlflowException as error:
         status = error.get_http_status_code()
         why = describe_error(error)
@@ -116,3 +138,5 @@ def _check_server(uri: str) -> None:
         elif status == 403 or "403" in why:
             why = "access refused (403): no permission, or its --allowed-hosts lacks this host name"
         raise (UnreachableError if is_unreachable(error) else InputError)(f"{start}: {why}") from None
+    if found is not None and found.lifecycle_stage != "active":
+        raise deleted_experiment(uri, found.name, found.experiment_id)

@@ -12,8 +12,7 @@ import mlflow
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from orchestrator.errors import InputError
-from orchestrator.tracking.preflight import sqlite_file
+from orchestrator.tracking.preflight import deleted_experiment, sqlite_file
 
 _READS = ("_", "get_", "search_", "list_", "load_", "download_", "tracking_uri")
 """Beginnings of the names of methods and attributes that write nothing."""
@@ -58,11 +57,7 @@ def open_experiment(uri: str, name: str, check: Callable[[], None]) -> tuple[Che
                 if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
                     raise
     if experiment.lifecycle_stage != "active":
-        raise InputError(
-            f"tracking.experiment: {name!r} was deleted at {uri}; restore it "
-            f"(`mlflow experiments restore --experiment-id {experiment.experiment_id}`) or "
-            "choose another name"
-        )
+        raise deleted_experiment(uri, name, experiment.experiment_id)
     return client, experiment.experiment_id
 
 

@@ -331,6 +331,10 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("embed", "MODEL", "prid", ".", "x.parquet"), "did you mean 'prid2011'?"),
         (("embed", "models:/reid", "crops", "one", "x.parquet"), "models:/reid: not a valid address"),
         (("embed", "models:/reid/1", "crops", "one", "x.parquet"), "--tracking: missing; expected"),
+        *(
+            (("embed", "models:/reid/1", "crops", "one", "x.parquet", "--tracking", address), "is neither")
+            for address in ("localhost:5000", "./mlruns", "file:///mlruns", "databricks", "SQLITE:////x.db")
+        ),
     ],
 )
 def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path, capsys, monkeypatch):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from trainables.data.decoding import decode_image
 from trainables.data.tracklet import DataSet, Protocol, Split, Tracklet
-from trainables.errors import DataError
+from trainables.errors import DataError, check_name
 from trainables.network import images
 from trainables.network.flow import optical_flow
 
@@ -171,6 +171,7 @@ def pack(
     if path.is_dir():
         raise DataError(f"{path}: a folder; expected the name of a file to write")
     partial = path.with_name(f".{path.name}.partial")
+    check_name(path)
     new_folders = [folder for folder in path.parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_one_opencv_thread())

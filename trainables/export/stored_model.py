@@ -125,6 +125,11 @@ def _use_tracking(tracking: str | None) -> None:
     address = tracking or os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
         raise DataError("--tracking: missing; expected the address of MLflow here or in MLFLOW_TRACKING_URI")
+    if not re.match(r"(https?://|sqlite:///)", address):
+        raise DataError(
+            f"--tracking: {_without_password(address)!r} is neither sqlite:///FILE nor the http(s):// address"
+            " of an MLflow server"
+        )
     file = re.fullmatch(r"sqlite:///(.+)", address)
     if file is not None and not Path(file[1]).is_file():
         raise DataError(f"--tracking: {address}: no such file; the summary of a sweep prints its address")
@@ -154,7 +159,12 @@ def _explain(client: mlflow.MlflowClient, match: re.Match[str], error: MlflowExc
 
 def _describe(error: Exception) -> str:
     """Return the message of an error as one line, without the password of an address."""
-    return re.sub(r"//[^/@\s]*@", "//", one_line(error))[:300]
+    return _without_password(one_line(error))[:300]
+
+
+def _without_password(text: str) -> str:
+    """Return a text without the logins of its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _facts_of_first_release(folder: Path) -> dict[str, Any]:

@@ -136,8 +136,13 @@ AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the most similar of ``names``; None if its similarity (0..1) is below ``cutoff``."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
+    """Return the most similar of ``names``; None if its similarity (0..1) is below ``cutoff``.
+
+    Case does not count.
+    """
+    lowered = {each.lower(): each for each in names}
+    match = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=cutoff)
+    return lowered[match[0]] if match else None
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:

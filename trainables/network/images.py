@@ -7,9 +7,24 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+
+class _UnknownRangeError(ValueError):
+    """The pixels of an image have no known range."""
 
 
 def decode(
@@ -35,7 +50,9 @@ def decode(
                 return _upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large ({error})") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UnknownRangeError:
+        raise
+    except Exception as error:  # for damaged files, Pillow's parsers raise many kinds
         # Pillow's message for an unidentified file only gives the address of its buffer.
         reason = "unknown image format" if "cannot identify" in str(error) else error
         raise ValueError(f"damaged or truncated ({reason})") from error
@@ -51,9 +68,19 @@ def resize(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """Return an image in 8 bits for each of three channels, turned as its EXIF record says."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-        raise ValueError(f"{image.mode}: pixels of 32 bits, whose range is not known")
+        raise _UnknownRangeError(f"{image.mode}: pixels of 32 bits, whose range is not known")
+    image.load()  # a damaged picture is an error here, a damaged record below is not
     if image.mode.startswith("I"):  # of 16 bits; Pillow would cut the values off at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    elif (turn := _UPRIGHT.get(_orientation(image))) is not None:
+        # ImageOps.exif_transpose also rewrites the record, and fails at other entries that are damaged.
+        image = image.transpose(turn)
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image; 1, upright, where its record is damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser raises many kinds; the pixels may be sound
+        return 1

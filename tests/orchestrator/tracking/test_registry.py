@@ -138,6 +138,15 @@ def test_pull_of_other_files_is_refused(capsys: pytest.CaptureFixture[str], uri:
     assert not (tmp_path / "model").exists()
 
 
+def test_pull_of_files_that_are_gone_is_refused(
+    capsys: pytest.CaptureFixture[str], uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = (tmp_path / "gone").as_uri()
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_download_uri", lambda *names: gone)
+    code, line = run(capsys, uri, "pull", f"{NAME}@champion", str(tmp_path / "model"))
+    assert code == 2 and f"the files of version 2 are no longer at {gone}; restore them" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -330,11 +330,24 @@ def test_check_passes_and_writes_nothing(uri: str, tmp_path: Path) -> None:
         ("file:///tmp/mlruns", "neither"),
         ("mlruns", "neither"),
         ("postgresql://host/db", "neither"),
+        ("postgresql://me:secret@host/db", "'postgresql://me:...@host/db' is neither"),
+        ("SQLITE:////tmp/mlflow.db", "neither"),
+        ("sqlite:///~/mlflow.db", f"~ is not replaced in .*; write sqlite:///{Path.home()}/mlflow.db"),
     ],
 )
 def test_store_that_cannot_be_used_is_refused(uri: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         check(uri)
+
+
+def test_deleted_experiment_is_refused_before_anything_is_written(uri: str) -> None:
+    client = mlflow.MlflowClient(uri)
+    number = client.create_experiment("deleted")
+    check(uri, "deleted")
+    check(uri, "another")
+    client.delete_experiment(number)
+    with pytest.raises(InputError, match=f"'deleted' was deleted .*--experiment-id {number}`"):
+        check(uri, "deleted")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -133,6 +134,11 @@ def test_pack_truncated_frame_stops_with_its_name(damaged: DataSet, tmp_path: Pa
         packed(damaged)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*arrow*")) + list(tmp_path.glob(".*"))
+
+
+def test_pack_under_a_name_that_is_not_utf8_is_refused(data_set: DataSet) -> None:
+    with pytest.raises(DataError, match=r"a\\xe9\.arrow: the name is not UTF-8; rename it"):
+        packed(data_set, os.fsdecode(b"a\xe9"))
 
 
 def test_pack_that_fails_leaves_no_new_folder(damaged: DataSet, tmp_path: Path) -> None:

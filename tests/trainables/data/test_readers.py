@@ -1,8 +1,10 @@
 """Tests of the readers: rules for all layouts, one clear line per kind of damage, and real excerpts."""
 
 import json
+import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,6 +97,8 @@ class TestEveryLayout:
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
             for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0001.png", "._0001.jpg"):
                 (place / name).write_bytes(b"litter")
+        for name in ("._my_splits.json", ".splits.json"):
+            (folder / name).write_bytes(b"litter")
         for name in ("@eaDir", ".ipynb_checkpoints"):
             (folder / name).mkdir()
             save_image(folder / name / "0001.jpg", 0)
@@ -170,6 +174,14 @@ def cut_short(path: str) -> Callable[[Path], None]:
     return damage
 
 
+def renamed(pattern: str, before: str, after: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.rename(path.with_name(path.name.replace(before, after)))
+
+    return damage
+
+
 ILIDS = "i-LIDS-VID/sequences"
 ILIDS_SPLITS = "train-test people splits/train_test_splits_ilidsvid.mat"
 DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
@@ -198,6 +210,8 @@ DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("mars", "query beyond tracks", one_more("query_IDX", "info/query_IDX.mat"),
      r"query_IDX ranges from \d+ to"),
     ("market1501", "no query", remove("query"), r"query: no such folder"),
+    ("market1501", "trained and tested", renamed("bounding_box_train/0002_*", "0002", "0004"),
+     r"market1501, split 0: 0004 in the train part and in query or gallery; expected different"),
     ("market1501", "no gallery", empty("bounding_box_test"), r"bounding_box_test: holds no images"),
     ("cuhk03", "no images", empty("images_labeled"), r"images_labeled: holds no images"),
     ("cuhk01", "no images", empty("campus"), r"campus: holds no images"),
@@ -479,7 +493,7 @@ def test_generic_set_follows_its_split_list(layout: str, unpacked: Unpacked) -> 
         ("[{}]", r"split 0: a part is empty"),
         (
             '[{"train": ["p1"], "query": ["p1/front"], "gallery": ["p2"]}]',
-            r"split 0: p1 in train and in query",
+            r"split 0: p1 in the train part and in query or gallery",
         ),
     ],
 )
@@ -620,8 +634,62 @@ def test_image_of_16_bits_is_scaled(value: int, expected: int, tmp_path: Path) -
 
 def test_image_of_32_bits_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 6), np.float32)).save(tmp_path / "depth.tif")
-    with pytest.raises(DataError, match=r"depth\.tif: .*pixels of 32 bits"):
+    with pytest.raises(DataError, match=r"depth\.tif: F: pixels of 32 bits, whose range is not known"):
         decode(Frame(tmp_path / "depth.tif"))
+
+
+def exif(*entries: bytes) -> bytes:
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+TURN = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+ODD = struct.pack("<HHI", 0x128, 2, 2) + b"2\0\0\0"  # a text where a number belongs
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    ("record", "shape"),
+    [
+        (exif(TURN), (6, 4, 3)),
+        (exif(TURN, ODD), (6, 4, 3)),
+        (exif(ODD), (4, 6, 3)),
+        (exif(struct.pack("<HHI", 0x112, 2, 2) + b"x\0\0\0"), (4, 6, 3)),
+        (exif(TURN)[:18], (4, 6, 3)),
+        (b"Exif\0\0nonsense", (4, 6, 3)),
+    ],
+    ids=["turned", "turned, odd entry", "odd entry", "odd orientation", "cut short", "nonsense"],
+)
+def test_odd_exif_record_does_not_hide_the_picture(
+    record: bytes, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    Image.new("RGB", (6, 4), (200, 30, 30)).save(tmp_path / "photo.jpg", exif=record)
+    pixels = decode(Frame(tmp_path / "photo.jpg"))
+    assert pixels.shape == shape and abs(pixels.mean(axis=(0, 1)) - (200, 30, 30)).max() < 5
+
+
+def test_name_that_is_not_utf8_is_refused(unpacked: Unpacked) -> None:
+    folder = unpacked("images")
+    identity = folder / "images" / "p1"
+    identity.rename(os.fsdecode(os.fsencode(identity) + b"\xe9"))
+    assert "p1\\xe9/front/0.jpg: the name is not UTF-8; rename it" in refused("images", folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"), [("prid2011", "splits_prid2011.json"), ("mars", "info/test_name.txt")]
+)
+def test_list_with_a_byte_order_mark_is_read(layout: str, file: str, unpacked: Unpacked) -> None:
+    folder = unpacked(layout)
+    before = read(layout, folder, name="set")
+    (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+    assert read(layout, folder, name="set") == before
+
+
+def test_junk_and_distractors_of_market1501_do_not_train(unpacked: Unpacked) -> None:
+    folder = unpacked("market1501")
+    before = read("market1501", folder, name="set")
+    for name in ("-1_c1s1_000401_03.jpg", "0000_c2s1_000401_03.jpg"):
+        save_image(folder / "bounding_box_train" / name, 0)
+    assert read("market1501", folder, name="set") == before
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from trainables import components
 from trainables.components import Options
 from trainables.data.readers import cuhk01, cuhk03, generic, ilids_vid, market1501, mars, prid2011
+from trainables.data.readers.folders import some
 from trainables.data.readers.reader import Reader
-from trainables.data.tracklet import DataSet
-from trainables.errors import DataError, describe_raised, nearest
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet
+from trainables.errors import DataError, check_name, describe_raised, nearest
 
 __all__ = ["READERS", "Reader", "detect_layout", "find_reader", "read", "read_checked"]
 
@@ -53,7 +54,7 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
     reader = find_reader(layout)()
     root = check_folder(layout, reader, Path(folder).expanduser().absolute())
     try:
-        return reader.read(root, name, options)
+        data_set = reader.read(root, name, options)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {reader.expected}") from error
     except DataError:
@@ -62,6 +63,23 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
         if layout in READERS:
             raise
         raise DataError(f"{root}: the reader {layout} failed: {describe_raised(error)}") from error
+    for tracklet in data_set.tracklets:
+        for frame in tracklet.frames:
+            check_name(frame.path)
+    _check_identities(root, data_set)
+    return data_set
+
+
+def _check_identities(root: Path, data_set: DataSet) -> None:
+    """Raise DataError for an identity that trains and is tested."""
+    for number, split in enumerate(data_set.splits):
+        parts = (split.train, (*split.query, *split.gallery))
+        train, test = ({data_set.tracklets[index].identity for index in part} for part in parts)
+        if both := sorted((train & test) - {JUNK, DISTRACTOR}):
+            raise DataError(
+                f"{root}, split {number}: {some(both)} in the train part and in query or gallery; expected"
+                " different identities"
+            )
 
 
 def find_reader(layout: str) -> type[Reader]:

@@ -3,7 +3,14 @@
 import os
 from pathlib import Path
 
-from trainables.data.readers.folders import IMAGE_SUFFIXES, by_numbers, image_names, sequence, still
+from trainables.data.readers.folders import (
+    IMAGE_SUFFIXES,
+    by_numbers,
+    image_names,
+    is_content,
+    sequence,
+    still,
+)
 from trainables.data.tracklet import DataSet, Tracklet
 from trainables.errors import DataError
 
@@ -23,7 +30,7 @@ def read_crops(folder: Path) -> DataSet:
         raise DataError(f"{folder}: {'a file' if root.exists() else 'no such folder'}; {EXPECTED}")
     tracklets: list[Tracklet] = []
     for path, folders, files in os.walk(root):
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=by_numbers)
+        folders[:] = sorted(filter(is_content, folders), key=by_numbers)
         if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "." for name in files):
             continue
         if Path(path) == root:

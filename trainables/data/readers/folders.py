@@ -37,6 +37,11 @@ def within(folder: Path, child: str) -> Path:
     return folder if folder.name == child and not (folder / child).is_dir() else folder / child
 
 
+def is_content(name: str) -> bool:
+    """Return whether a folder belongs to the set, and not to a Mac or a network storage."""
+    return name[0] != "." and name not in ("@eaDir", "__MACOSX")
+
+
 def subfolders(folder: Path, missing: str) -> list[str]:
     """Return the names of the folders in ``folder``, sorted.
 
@@ -45,7 +50,7 @@ def subfolders(folder: Path, missing: str) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {missing}")
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and is_content(child.name))
     if not names:
         raise DataError(f"{folder}: holds no folders; {missing}")
     return names

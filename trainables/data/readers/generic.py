@@ -150,9 +150,11 @@ def read_split_list(file: Path) -> list[ListedSplit]:
     """
     expected = 'expected [{"train": [...], "query": [...], "gallery": [...]}]'
     try:
-        return _SPLIT_LIST.validate_json(file.read_bytes())
+        return _SPLIT_LIST.validate_json(file.read_text("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; {expected}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text; {expected}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "top level"
@@ -165,7 +167,7 @@ def listed_split(
     """Return a split of the listed tracklets; ``place`` begins messages.
 
     Raises:
-        DataError: an item names no tracklet, a part is empty, or an identity trains and is tested.
+        DataError: an item names no tracklet, or a part is empty.
     """
     below: dict[str, list[int]] = {}
     for index, tracklet in enumerate(tracklets):
@@ -186,11 +188,6 @@ def listed_split(
     split = Split(chosen("train"), chosen("query"), chosen("gallery"))
     if bool(split.query) != bool(split.gallery) or not (split.train or split.query):
         raise DataError(f"{place}: a part is empty; expected train, or query and gallery, or all three")
-    tested = {tracklets[index].identity for index in (*split.query, *split.gallery)}
-    if both := sorted({tracklets[index].identity for index in split.train} & tested):
-        raise DataError(
-            f"{place}: {some(both)} in train and in query or gallery; expected different identities"
-        )
     return split
 
 

@@ -26,12 +26,7 @@ def recognise(folder: Path) -> bool:
 def read(folder: Path, name: str, options: Options) -> DataSet:
     """Read the three parts; junk and distractors stay in the gallery, as identities JUNK and DISTRACTOR."""
     train, query, gallery = (read_part(folder / part) for part in PARTS)
-    train_identities = {tracklet.identity for tracklet in train}
-    both = sorted(train_identities & {tracklet.identity for tracklet in query})
-    if both:
-        raise DataError(
-            f"{folder}: {both[0]} in both bounding_box_train and query; expected different identities"
-        )
+    train = [tracklet for tracklet in train if tracklet.identity not in (JUNK, DISTRACTOR)]
     first_gallery = len(train) + len(query)
     split = Split(
         train=tuple(range(len(train))),
@@ -39,7 +34,7 @@ def read(folder: Path, name: str, options: Options) -> DataSet:
         gallery=tuple(range(first_gallery, first_gallery + len(gallery))),
     )
     counts = {
-        "training identities": len(train_identities),
+        "training identities": len({tracklet.identity for tracklet in train}),
         "training images": len(train),
         "queries": len(query),
         "gallery images": len(gallery),

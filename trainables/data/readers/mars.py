@@ -64,7 +64,7 @@ def read_part(boxes: Path, info: Path, part: str) -> list[Tracklet]:
     names_path = info / f"{part}_name.txt"
     if not names_path.is_file():
         raise DataError(f"{names_path}: no such file; {EXPECTED}")
-    names = names_path.read_text(encoding="utf-8", errors="replace").split()
+    names = names_path.read_text(encoding="utf-8-sig", errors="replace").split()
     check_files(boxes, names, names_path)
 
     path = info / f"tracks_{part}_info.mat"

@@ -119,7 +119,7 @@ def split_list(folder: Path) -> Path | None:
     official = parent / "splits_prid2011.json"
     if official.is_file():
         return official
-    others = sorted(parent.glob("*split*.json"))
+    others = sorted(file for file in parent.glob("*split*.json") if file.name[0] != ".")
     if len(others) > 1:
         names = some(other.name for other in others)
         raise DataError(f"{parent}: several split lists ({names}); expected one, named splits_prid2011.json")
@@ -130,7 +130,9 @@ def read_split_list(path: Path) -> list[IdentitySplit]:
     """Read the splits of a list, and check that each has two non-empty, disjoint parts."""
     expected = 'expected a list of {"train": ["person_0001", ...], "test": [...]}'
     try:
-        splits = SplitList.validate_json(path.read_bytes())
+        splits = SplitList.validate_json(path.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text; {expected}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
