@@ -296,6 +296,9 @@ def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
 
     ``origin`` is the file, or the option of the command line: the line of an InputError begins with it.
     """
+    if odd := re.search(r"^[ \t]*([\u00a0\u2000-\u200b\u3000])", text, re.MULTILINE):
+        location = f"{origin}:{text.count(chr(10), 0, odd.start()) + 1}" if origin[:2] != "--" else origin
+        raise InputError(f"{location}: the character U+{ord(odd[1]):04X} is not a space; indent with spaces")
     try:
         composer = _Composer(text)
         node = composer.get_single_node()

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -280,7 +281,13 @@ def _open_bucket(endpoint: str | None, region: str | None) -> S3Files:
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    """Return the address of an S3 server other than Amazon's; raises ValueError."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if address := os.environ.get(name):
+            if not re.match(r"https?://\w", address):
+                raise ValueError(f"{name} is {address!r}; expected an address such as http://localhost:9000")
+            return address
+    return None
 
 
 def _is_temporary(error: BaseException) -> bool:

@@ -60,6 +60,7 @@ def file(tmp_path: Path) -> Path:
         (b"- a\n", ":1: the file holds ['a']; a sweep file is a mapping"),
         (b"name: x\nsearch: [1\n", ":3: expected ',' or ']'"),
         (b"config:\n  epochs: 2\n x: 3\n", ":3: the indentation does not match that of the lines before"),
+        ("a:\n \u00a0b: 1\n".encode(), ":2: the character U+00A0 is not a space; indent with spaces"),
         (b"a: {b: ${HOME}}\n", ":1: expected ',' or '}', but got '{'; put a value that contains ${NAME} in"),
         (b"name: a\n config:\n", ":2: mapping values are not allowed here; check the indentation, or"),
         (b"name: x\n\tbad: 1\n", ":2: found character '\\t'"),

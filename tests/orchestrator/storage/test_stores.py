@@ -189,6 +189,14 @@ def test_store_of_a_malformed_bucket_is_refused() -> None:
         open_store("s3://a b/x").check()
 
 
+@pytest.mark.parametrize("address", ["localhost:9000", "s3://bucket", "http://"])
+def test_endpoint_that_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    line = f"^storage: s3://a/x: AWS_ENDPOINT_URL is '{address}'; expected an address such as http://"
+    with pytest.raises(InputError, match=line):
+        open_store("s3://a/x")
+
+
 @pytest.mark.parametrize(("kind", "error"), [("expired", UnreachableError), ("denied", InputError)])
 def test_s3_store_refused_at_the_start_says_whether_to_wait(
     seaweed: Seaweed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[InputError]

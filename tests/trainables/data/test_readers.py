@@ -118,7 +118,9 @@ class TestEveryLayout:
             if path.suffix in (".jpg", ".png"):
                 path.rename(path.with_suffix(path.suffix.upper()))
         if layout == "mars":  # its lists name every file
-            assert "missing 0002/0002C1T0001F001.jpg" in refused(layout, folder)
+            line = refused(layout, folder)
+            assert "missing 0002/0002C1T0001F001.jpg" in line
+            assert "(there is 0002C1T0001F001.JPG: rename it)" in line
             return
         after = outline(read(layout, folder, name="set"), folder)
         assert [each[:2] for each in after] == [each[:2] for each in before]
@@ -182,6 +184,15 @@ def renamed(pattern: str, before: str, after: str) -> Callable[[Path], None]:
     return damage
 
 
+def into_itself(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).rename(folder / "outer")
+        (folder / name).mkdir()
+        (folder / "outer").rename(folder / name / name)
+
+    return damage
+
+
 ILIDS = "i-LIDS-VID/sequences"
 ILIDS_SPLITS = "train-test people splits/train_test_splits_ilidsvid.mat"
 DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
@@ -202,6 +213,7 @@ DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("ilids-vid", "broken splits", cut_short(ILIDS_SPLITS), r"not a readable MATLAB file"),
     ("mars", "no info", remove("info"), r"no folder info; expected bbox_train"),
     ("mars", "no test boxes", remove("bbox_test"), r"no folder bbox_test"),
+    ("mars", "folder in itself", into_itself("bbox_train"), r"\(are they in .*/bbox_train/bbox_train\?\)"),
     ("mars", "no names", remove("info/test_name.txt"), r"test_name.txt: no such file"),
     ("mars", "identity gone", remove("bbox_test/0000"),
      r"bbox_test: missing 0000/0000C\dT\d{4}F\d{3}.jpg"),

@@ -120,8 +120,19 @@ def check_files(boxes: Path, names: list[str], names_path: Path) -> None:
     if missing:
         raise DataError(
             f"{boxes}: missing {some(missing)}; expected all {len(names):,} frames of {names_path.name}"
-            " (partly unpacked?)"
+            f" ({_why_missing(boxes, missing[0])})"
         )
+
+
+def _why_missing(boxes: Path, name: str) -> str:
+    """Return what may have happened to the first missing frame."""
+    inner = boxes / boxes.name
+    if inner.is_dir():
+        return f"are they in {inner}?"
+    folder, alike = (boxes / name).parent, Path(name).name.lower()
+    names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+    other = next((each for each in names if each.lower() == alike), None)
+    return "partly unpacked?" if other is None else f"there is {other}: rename it"
 
 
 class MarsReader(Reader):
