@@ -37,7 +37,12 @@ from trainables.methods import Method, build_method
 from trainables.network.embedder import SequenceEmbedder
 from trainables.training.trainer import Training
 
-ENCODERS = ("residual", "mclaughlin2016", "resnet18")
+ENCODERS: dict[str, dict[str, Any]] = {
+    "residual": {"name": "residual"},
+    "residual, channels of alignment.yaml": {"name": "residual", "options": {"channels": [8, 16, 32, 64]}},
+    "mclaughlin2016": {"name": "mclaughlin2016"},
+    "resnet18": {"name": "resnet18"},
+}
 GENERATED = {
     "sets": {
         "walkers": {"layout": "prid2011", "generate": {"identities": 60, "frames": 12}},
@@ -53,7 +58,7 @@ GENERATED = {
 def rows(quick: bool) -> list[Row]:
     """Return the rows of this module."""
     with one_thread():
-        encoders = ENCODERS[:1] if quick else ENCODERS
+        encoders = [*ENCODERS][:1] if quick else [*ENCODERS]
         repetitions = 2 if quick else 5
         return [
             *(row for encoder in encoders for row in step_rows(encoder, repetitions)),
@@ -70,7 +75,7 @@ def real_config(**changes: Any) -> AlignmentConfig:
 
 def step_rows(encoder: str, repetitions: int) -> Iterator[Row]:
     """Yield the step of one encoder in float32 and bfloat16, against the convolution peak of the same run."""
-    config = real_config(encoder={"name": encoder, "features": 128, "dropout": 0.0})
+    config = real_config(encoder=ENCODERS[encoder] | {"features": 128, "dropout": 0.0})
     batch = random_batch(config)
     step = StepOf(config, batch)
     operations = convolution_operations(step.method, batch)
