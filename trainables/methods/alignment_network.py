@@ -49,10 +49,10 @@ class CrossModalityConfig(BaseModel):
     mgm: bool = Field(True, description="generate motion; false for an ablation")
     cgm: bool = Field(True, description="generate content; false for an ablation")
     noise: int = Field(16, ge=0, le=256, description="random numbers per sampled motion; 0: deterministic")
-    still_flow: Literal["zero", "mean"] = Field(
+    still_flow: Literal["zero", "mean", "borrowed"] = Field(
         "zero",
-        description="optical flow of a still image, for networks that take flow: none, or the mean of the"
-        " training sequences",
+        description="optical flow of a still image, for networks that take flow: none, the mean of the"
+        " training sequences, or that of a random one of them",
     )
     schedule: Literal["constant", "fade"] = Field(
         "constant", description="weight of pseudo sequences during training; fade: decreases to 0"

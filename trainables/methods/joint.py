@@ -3,41 +3,14 @@
 from abc import abstractmethod
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.data.batch import Batch
 from trainables.methods.gather import gather
 from trainables.methods.losses import ModalityLoss
 from trainables.methods.method import Method, MethodConfig, idle
+from trainables.methods.still_flow import RGB, build_still_flow
 from trainables.network.normalisation import frozen_statistics
-
-RGB = 3
-"""Channels of a frame without optical flow."""
-
-
-class MeanFlow(nn.Module):
-    """The mean optical flow of the training sequences at each point, taken as that of a still image."""
-
-    mean: Tensor
-    batches: Tensor
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(2, height, width))
-        self.register_buffer("batches", torch.zeros(()))
-
-    @torch.no_grad()
-    def observe(self, flow: Tensor) -> None:
-        """Add a worker's share of a batch, ``[sequence, time, 2, height, width]``, to the mean."""
-        mean = gather(flow.flatten(0, 1).mean(dim=0, keepdim=True)).mean(dim=0)
-        self.batches += 1
-        self.mean += (mean - self.mean) / self.batches
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``[image, 3, height, width]`` to ``[image, 5, height, width]``."""
-        flow = self.mean.to(images.dtype).expand(len(images), -1, -1, -1)
-        return torch.cat([images, flow], dim=1)
 
 
 class JointMethod(Method):
@@ -51,9 +24,7 @@ class JointMethod(Method):
 
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
-        self.still_flow: MeanFlow | None = None
-        if config.alignment.still_flow == "mean" and config.network.channels > RGB:
-            self.still_flow = MeanFlow(config.network.height, config.network.width)
+        self.still_flow = build_still_flow(config.alignment.still_flow, config.network)
         self.pseudo = None
         if config.alignment.weights.pseudo > 0:
             self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)

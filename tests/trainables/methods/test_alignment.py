@@ -354,6 +354,20 @@ def test_still_flow_mean_is_that_of_the_sequences(name: str, level: str) -> None
     assert torch.equal(resumed.as_frames(stills), frames)
 
 
+def test_still_flow_borrowed_is_that_of_sequences() -> None:
+    method, walks = make("static", flow="dis", still_flow="borrowed"), batch()
+    stills, _ = walks.stills()
+    assert not method.as_frames(stills)[:, 3:].any()  # no sequence was seen
+    flows = torch.randn(18, 4, 5, 2, 32, 24, generator=torch.Generator().manual_seed(2))
+    for flow in flows:
+        method.observe(torch.cat([walks.sequences, flow], dim=2))
+    last = flows[-16:, :, 2].flatten(0, 1)  # 64 sequences, each in its middle
+    frames = method.as_frames(stills.repeat(20, 1, 1, 1))
+    chosen = [int((last == flow).all(dim=(1, 2, 3)).nonzero()) for flow in frames[:, 3:]]
+    assert len(set(chosen)) > 40  # of 64, by 120 draws
+    assert method(replace(walks, sequences=torch.cat([walks.sequences, flows[0]], dim=2)))["loss"].isfinite()
+
+
 def test_pretrain_learns_from_images_then_from_sequences() -> None:
     method = make("pretrain")
     method.phase = 0

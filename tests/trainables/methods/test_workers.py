@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.methods import Batch, MethodConfig, build_method
 from trainables.methods.gather import gather
-from trainables.methods.joint import MeanFlow
+from trainables.methods.still_flow import BorrowedFlow, MeanFlow
 from trainables.network.encoders import ENCODERS
 from trainables.network.normalisation import (
     GlobalBatchNorm2d,
@@ -56,12 +56,13 @@ def similarity(rank: int, workers: int) -> Tensor:
     return inputs.grad / workers
 
 
-def mean_flow(rank: int, workers: int) -> Tensor:
-    """Return the mean over two batches, of which each worker sees its share."""
-    flow = MeanFlow(3, 2)
+def still_flow(rank: int, workers: int) -> dict[str, Tensor]:
+    """Return the mean and the bank of two batches, of which each worker sees its share."""
+    mean, borrowed = MeanFlow(3, 2), BorrowedFlow(3, 2)
     for values in torch.randn(2, 4, 5, 2, 3, 2, generator=torch.Generator().manual_seed(0)):
-        flow.observe(share(values, rank, workers))
-    return flow.mean
+        mean.observe(share(values, rank, workers))
+        borrowed.observe(share(values, rank, workers))
+    return {**mean.state_dict(), **borrowed.state_dict()}
 
 
 def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORKERS)
     result = {"norm": normalise(rank, WORKERS), "gather": similarity(rank, WORKERS)}
-    result["flow"] = mean_flow(rank, WORKERS)
+    result["flow"] = still_flow(rank, WORKERS)
     result |= {encoder: train(encoder, rank, WORKERS) for encoder in ENCODERS}
     torch.save(result, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
@@ -127,9 +128,9 @@ def test_gather_two_workers_has_the_global_gradient(workers: list[dict[str, Any]
     torch.testing.assert_close(torch.cat([result["gather"] for result in workers]), similarity(0, 1))
 
 
-def test_mean_flow_two_workers_equals_that_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
+def test_flow_of_stills_is_that_of_the_global_batch(workers: list[dict[str, Any]]) -> None:
     for result in workers:
-        torch.testing.assert_close(result["flow"], mean_flow(0, 1))
+        torch.testing.assert_close(result["flow"], still_flow(0, 1))
 
 
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
