@@ -181,7 +181,7 @@ def quote(value: object) -> str:
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     else:
-        text = re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:...@", repr(value))
+        text = re.sub(r"(://[^/@\s:]*):[^/\s]*@", r"\1:...@", repr(value))
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
 
 

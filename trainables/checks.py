@@ -11,7 +11,7 @@ from trainables.evaluation.pseudo import PSEUDO_METRICS, pseudo_metrics
 from trainables.evaluation.validation import OWN, SCORES, metric_name
 from trainables.export.encoder_module import check_portable, is_outside
 from trainables.methods import find_method
-from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder
+from trainables.network.encoders import ENCODERS, Encoder, EncoderConfig, build_encoder, check_shapes
 from trainables.network.weights import check_weights
 
 _MEASURES = (
@@ -69,7 +69,7 @@ def check_training(config: AlignmentConfig, workers: int, metrics: Sequence[str]
     measured = pseudo_metrics(find_method(config.method), config.method_config)
     if lost := [name for name in metrics if name in PSEUDO_METRICS and name not in measured]:
         raise DataError(
-            f"method: {config.method!r} does not report {lost[0]}; with these alignment.weights it reports"
+            f"method: {config.method!r} does not report {lost[0]} with these settings of alignment, but"
             f" {', '.join(sorted(measured))}"
         )
     if config.losses is not None:
@@ -101,6 +101,8 @@ def check_search(config: AlignmentConfig, paths: Sequence[str], metrics: Sequenc
             )
         if group.startswith(_LOSS_WEIGHTS) and (own := [name for name in metrics if "train/" in name]):
             raise DataError(f"{path}: it scales the objective {own[0]} itself; optimize for example val/mAP")
+        if path == "alignment.length" and (own := [name for name in metrics if name in PSEUDO_METRICS]):
+            raise DataError(f"{path}: it changes what {own[0]} measures; fix it under config")
         used = None if "method" in paths else _USED_ALIGNMENT.get(config.method)
         if used is not None and group.startswith("alignment.") and path not in used:
             raise DataError(f"{path}: it has no effect on method {config.method}; remove it")
@@ -113,7 +115,7 @@ def _check_encoder(config: AlignmentConfig) -> None:
         return
     with at_field("encoder.name"):
         check_portable(encoder_config.name)
-        description = encoder_config.model_dump_json(include={"name", "options"})
+        description = encoder_config.model_dump_json(include={"name", "options", "features"})
         try:
             encoder = _encoder(description, network.channels, network.height, network.width)
         except ValueError:
@@ -137,5 +139,5 @@ def _encoder(description: str, channels: int, height: int, width: int) -> Encode
     encoder = build_encoder(config, channels, height, width).eval()
     if is_outside(config.name):
         with torch.no_grad():
-            encoder.check_shapes(torch.zeros(2, channels, height, width), config.features)
+            check_shapes(encoder, torch.zeros(2, channels, height, width), config.features)
     return encoder

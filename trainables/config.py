@@ -119,6 +119,12 @@ class AlignmentConfig(BaseModel):
                 f"alignment.still_flow is {self.alignment.still_flow}, but data.flow is none, so no frame has"
                 " optical flow; write data.flow: dis, or alignment.still_flow: zero"
             )
+        generated = issubclass(method, AlignmentMethod) and self.alignment.level == "pixel"
+        if self.alignment.still_flow != "zero" and generated:
+            raise ValueError(
+                f"alignment.still_flow is {self.alignment.still_flow}, but alignment.level is pixel, which"
+                " generates the flow; write alignment.still_flow: zero"
+            )
         fewest = 1 if issubclass(method, PretrainMethod) else 0
         most = self.epochs - 1 if issubclass(method, JointMethod) else 0
         if not fewest <= self.pretrain_epochs <= most:

@@ -28,7 +28,7 @@ from trainables.export.encoder_module import check_portable
 from trainables.methods import Method, MethodConfig, build_method, find_method
 from trainables.methods.joint import JointMethod
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
-from trainables.network.encoders import EncoderConfig, build_encoder, find_encoder
+from trainables.network.encoders import EncoderConfig, build_encoder, check_shapes, find_encoder
 
 __all__ = ["check_augmentation", "check_encoder", "check_method", "check_reader", "check_sampler"]
 
@@ -88,7 +88,7 @@ def check_encoder(name: str, options: Mapping[str, Any] | None = None) -> None:
         assert isinstance(encoder.layers, nn.Module), "layers is not a module"
         frames = torch.rand(3, channels, _HEIGHT, _WIDTH, generator=torch.Generator().manual_seed(0))
         try:
-            features = encoder.check_shapes(frames, _FEATURES)
+            features = check_shapes(encoder, frames, _FEATURES)
         except ValueError as error:
             raise AssertionError(str(error)) from error
         features.square().sum().backward()  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ from orchestrator.errors import Fault, FieldError, InputError, nearest, quote
 
 _MAX_BYTES = 1 << 18
 _MAX_LEVELS = 32
+_ODD_SPACES = "\u00a0\u2002\u2003\u2009\u200b\u3000"
+"""Characters that look like a space and that YAML takes as text."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -279,6 +281,10 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
+def _odd_space(character: str) -> str:
+    return f"the character U+{ord(character):04X} is not a space; indent with spaces"
+
+
 def _problem(error: yaml.MarkedYAMLError) -> str:
     """Return the problem of a YAML text in the words of a user."""
     problem = str(error.problem)
@@ -296,9 +302,6 @@ def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
 
     ``origin`` is the file, or the option of the command line: the line of an InputError begins with it.
     """
-    if odd := re.search(r"^[ \t]*([\u00a0\u2000-\u200b\u3000])", text, re.MULTILINE):
-        location = f"{origin}:{text.count(chr(10), 0, odd.start()) + 1}" if origin[:2] != "--" else origin
-        raise InputError(f"{location}: the character U+{ord(odd[1]):04X} is not a space; indent with spaces")
     try:
         composer = _Composer(text)
         node = composer.get_single_node()
@@ -306,6 +309,9 @@ def _parse(text: str, origin: str, locations: dict[errors.Path, str]) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         location = _location(origin, mark) if mark else origin
+        if odd := re.search(f"^[ \\t]*([{_ODD_SPACES}])", text, re.MULTILINE):
+            location = _location(origin, yaml.Mark(origin, 0, text.count("\n", 0, odd.start()), 0, None, 0))
+            raise InputError(f"{location}: {_odd_space(odd[1])}") from error
         raise InputError(f"{location}: {_problem(error)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -329,6 +335,8 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, locations: dict[erro
         for key_node, value_node in node.value:
             location = _location(origin, key_node.start_mark)
             key = _value(key_node, (*path, "?"), origin, {})
+            if isinstance(key, str) and key[:1] in tuple(_ODD_SPACES):
+                raise InputError(f"{location}: {_odd_space(key[0])}")
             if not isinstance(key, str):
                 raise InputError(f"{location}: the key {quote(key)} is not text; write it in quotes")
             if key in mapping:
@@ -368,7 +376,8 @@ def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> An
         return {key: _filled(inner, environment, (*path, key)) for key, inner in value.items()}
     if isinstance(value, list):
         return [_filled(inner, environment, (*path, index)) for index, inner in enumerate(value)]
-    if isinstance(value, str) and (bare := re.match(r"\$(\w+)(?=/|$)", value)):
+    bare = re.match(r"\$(\w+)(?=/|$)", value) if isinstance(value, str) else None
+    if bare is not None and bare[1] in environment:
         reason = f"{quote(bare[0])} is not replaced by the environment variable; write ${{{bare[1]}}}"
         raise FieldError(Fault(path, reason))
     if not isinstance(value, str) or "${" not in value:

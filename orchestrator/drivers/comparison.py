@@ -73,14 +73,14 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
 
     def _check_reported(self, metric: str) -> None:
         """Raise InputError if no variant reports a metric after each epoch."""
-        refusals = []
+        refusal = None
         for cell in self._comparison.first_cells:
             try:
-                self.check_config(self._comparison.cell_config(cell), [metric])
+                return self.check_config(self._comparison.cell_config(cell), [metric])
             except InputError as error:
-                refusals.append(error)
-        if len(refusals) == len(self._comparison.variants):
-            raise refusals[0]
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
 
     def is_final(self, outcome: ComparisonOutcome) -> bool:
         """Return whether it answers this file, and nothing failed."""

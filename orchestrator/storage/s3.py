@@ -11,7 +11,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -284,7 +283,8 @@ def _endpoint() -> str | None:
     """Return the address of an S3 server other than Amazon's; raises ValueError."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if address := os.environ.get(name):
-            if not re.match(r"https?://\w", address):
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.netloc:
                 raise ValueError(f"{name} is {address!r}; expected an address such as http://localhost:9000")
             return address
     return None

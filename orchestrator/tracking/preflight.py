@@ -32,8 +32,8 @@ def check(uri: str, experiment: str | None = None) -> None:
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise InputError(f"tracking.uri: {uri!r} is not a valid address: {error}") from error
-    scheme = uri.partition(":")[0]  # not as urlsplit lowers it: MLflow reads it as it is written
+        raise InputError(f"tracking.uri: {quote(uri)} is not a valid address: {error}") from error
+    scheme = "" if parts.scheme == "sqlite" and not uri.startswith("sqlite:") else parts.scheme
     if scheme in ("http", "https") and parts.password:
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise InputError(f"tracking.uri: the address must not hold a password; set {names}")
@@ -61,7 +61,7 @@ def sqlite_file(uri: str) -> Path:
         database = None
     if not database or database == ":memory:":
         raise InputError(f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db")
-    if database.startswith("~"):
+    if database.startswith("~/"):
         raise InputError(
             f"tracking.uri: ~ is not replaced in {uri!r}; write sqlite:///{Path(database).expanduser()}"
         )

@@ -119,8 +119,12 @@ def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
             "evaluation.crops is 8, but augmentation.crop is 0, so all crops .* or write evaluation.crops: 1",
         ),
         ({"alignment": {"still_flow": "mean"}}, "alignment.still_flow is mean, but data.flow is none"),
+        (
+            {"alignment": {"still_flow": "mean", "level": "pixel"}, "data": {"flow": "dis"}},
+            "alignment.still_flow is mean, but alignment.level is pixel",
+        ),
     ],
-    ids=["images", "length", "warmup", "crops", "flow"],
+    ids=["images", "length", "warmup", "crops", "flow", "pixel"],
 )
 def test_config_incompatible_fields_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):

@@ -299,6 +299,7 @@ def test_encoder_of_other_shapes_is_refused_before_training(tiny, prepared, monk
 
     project = my_encoders.PatchEncoder.project
     monkeypatch.setattr(my_encoders.PatchEncoder, "project", lambda self, maps: project(self, maps)[:, :5])
-    line = r"^encoder\.name: project\(\) returns \[2, 5\]; expected \[2, 128\]"
+    line = r"^encoder\.name: project\(\) returns \[2, 5\]; expected \[2, 16\]: encoder\.features"
+    changed = {**ENCODER, "options": {"channels": 48}}
     with pytest.raises(DataError, match=line):
-        prepared.check(tiny(encoder={**ENCODER, "options": {"channels": 48}}), workers=1)
+        prepared.check(tiny(encoder=changed), workers=1)

@@ -37,7 +37,8 @@ class Tracklet:
 class Split:
     """Indices of the tracklets of a ``DataSet`` that are for training, query and gallery.
 
-    Identities of ``train`` never occur in ``query``. A set without an official protocol has one split.
+    Identities of ``train`` never occur in ``query`` or ``gallery``. A set without an official protocol has
+    one split.
     """
 
     train: tuple[int, ...]

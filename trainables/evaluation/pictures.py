@@ -251,10 +251,9 @@ def _pseudo_cells(
 def _pseudo_notes(method: AlignmentMethod) -> tuple[str, ...]:
     """Return the lines that explain the steps of a picture."""
     if method.config.alignment.level == "pixel":
-        return (
-            "Above each generated frame: its offset from the image, in frames.",
-            "Optical flow: the hue is the direction, and no motion is white.",
-        )
+        offsets = "Above each generated frame: its offset from the image, in frames."
+        flow = "Optical flow: the hue is its direction; white is no motion, full colour the fastest real one."
+        return (offsets, flow) if method.config.network.flow != "none" else (offsets,)
     return (
         "Above each frame: its offset from the image, in frames.",
         "Each frame is the real one nearest to the generated feature. Below it: the distance of the two.",

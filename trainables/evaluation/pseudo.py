@@ -22,6 +22,9 @@ PSEUDO_METRICS = (STILL_GAP, PSEUDO_GAP, "val/pseudo/motion", "val/pseudo/conten
 _FRAMES_AT_ONCE = 512
 """Frames encoded at a time, to bound memory."""
 
+_SMALLEST = 1e-5
+"""Mean squared distance below which features of unit length count as equal, because of rounding."""
+
 
 def pseudo_metrics(method: type[Method], config: MethodConfig) -> set[str]:
     """Return the names of what `measure_pseudo` measures with a method."""
@@ -29,7 +32,8 @@ def pseudo_metrics(method: type[Method], config: MethodConfig) -> set[str]:
     if issubclass(method, JointMethod):
         names.add(PSEUDO_GAP)
     if issubclass(method, AlignmentMethod):
-        names |= {f"val/pseudo/{term}" for term in method.terms(config) & {"motion", "content"}}
+        terms = AlignmentMethod.terms(config) & {"motion", "content"}
+        names |= {f"val/pseudo/{term}" for term in terms}
     return names
 
 
@@ -42,13 +46,15 @@ def measure_pseudo(method: Method, part: Part, device: torch.device) -> dict[str
 
     - ``val/still/gap``: squared distance between the features of the still, shown as a motionless sequence
       without optical flow, and of the real sequence; relative to the mean squared distance between the real
-      sequences of two identities. At 0 nothing is left for generated motion to close.
-    - ``val/pseudo/gap``: the same with the still's pseudo sequence.
+      sequences of two identities.
+    - ``val/pseudo/gap``: the same with the still's pseudo sequence. Of sampled motions only the mean counts:
+      for two of them, a and b, and the real sequence r it is ``(|a - r|² + |b - r|² - |a - b|²) / 2``.
     - ``val/pseudo/motion`` and ``val/pseudo/content``: errors of what MGM and CGM generate, as their losses
       define them. Standing still has an error of 1.
 
-    Features have unit length, as in retrieval. The metrics are missing if no two identities can be compared.
-    The method stays in evaluation mode, and the motions that MGM samples are the same in every call.
+    Features have unit length, as in retrieval. The metrics are missing if there are no two identities, or if
+    their features are all equal. Every worker measures all of them. The method stays in evaluation mode, and
+    the motions that MGM samples are the same in every call.
     """
     method.eval()
     embedder, length = method.embedder, method.config.alignment.length
@@ -56,41 +62,54 @@ def measure_pseudo(method: Method, part: Part, device: torch.device) -> dict[str
     identities = part.identities[chosen]
     if len(np.unique(identities)) < 2:
         return {}
-    features: dict[str, list[Tensor]] = {"real": [], "still": [], "pseudo": []}
-    terms: dict[str, float] = {}
-    with torch.random.fork_rng():
+    real: list[Tensor] = []
+    totals: dict[str, float] = {}
+
+    def add(name: str, mean: Tensor, count: int) -> None:
+        totals[name] = totals.get(name, 0.0) + float(mean) * count / len(chosen)
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         for frames in _clips(part, chosen, length):
-            clips = frames.to(device)
+            clips, count = frames.to(device), len(frames)
+            maps = embedder.spatial(clips.flatten(0, 1))
+            steps = embedder.encoder.project(maps).view(count, length, -1)
+            real.append(normalize(embedder.aggregate(steps)))
             stills = clips[:, length // 2, :3]
-            features["real"].append(normalize(embedder(clips)))
-            held = embedder.hold(embedder.spatial(stills), length)
-            features["still"].append(normalize(embedder.aggregate(held)))
+            still = normalize(embedder.aggregate(embedder.hold(embedder.spatial(stills), length)))
+            add("still/gap", _squares(still - real[-1]), count)
             if isinstance(method, JointMethod):
-                steps = method.pseudo_steps(method.as_frames(stills))
-                features["pseudo"].append(normalize(embedder.aggregate(steps)))
+                one, two = (
+                    normalize(embedder.aggregate(method.pseudo_steps(method.as_frames(stills))))
+                    for _ in range(2)
+                )
+                distances = _squares(one - real[-1]) + _squares(two - real[-1]) - _squares(one - two)
+                add("pseudo/gap", distances / 2, count)
             if isinstance(method, AlignmentMethod):
-                maps = embedder.spatial(clips.flatten(0, 1))
                 for name, term in method.generator_terms(clips, maps).items():
-                    terms[name] = terms.get(name, 0.0) + float(term) * len(clips) / len(chosen)
-    real = torch.cat(features["real"])
-    between = _between_identities(real, identities)
-    if between == 0:
+                    add(f"pseudo/{name}", term, count)
+    between = _between_identities(torch.cat(real), identities)
+    if between < _SMALLEST:
         return {}
-    gaps = {
-        f"val/{kind}/gap": float((torch.cat(features[kind]) - real).square().sum(dim=1).mean()) / between
-        for kind in ("still", "pseudo")
-        if features[kind]
+    return {
+        f"val/{name}": total / between if name.endswith("/gap") else total for name, total in totals.items()
     }
-    return gaps | {f"val/pseudo/{name}": value for name, value in terms.items()}
+
+
+def _squares(differences: Tensor) -> Tensor:
+    """Return the mean squared length of ``[clip, dimension]``."""
+    return differences.square().sum(dim=1).mean()
 
 
 def _clips(part: Part, positions: NDArray[np.int64], length: int) -> Iterator[Tensor]:
-    """Yield the ``length`` frames in the middle of tracklets, ``[clip, length, channel, height, width]``."""
-    pack, size = part.pack, max(1, _FRAMES_AT_ONCE // length)
-    for first in range(0, len(positions), size):
+    """Yield the ``length`` frames in the middle of tracklets, ``[clip, length, channel, height, width]``.
+
+    All parts are of about one size: what is relative to the mean of a part needs many clips.
+    """
+    pack, parts = part.pack, -(-len(positions) * length // _FRAMES_AT_ONCE)
+    for chosen in np.array_split(positions, parts):
         clips = []
-        for tracklet in part.tracklets[positions[first : first + size]].tolist():
+        for tracklet in part.tracklets[chosen].tolist():
             start = (int(pack.lengths[tracklet]) - length) // 2
             window = slice(start, start + length)
             flow = pack.flow(tracklet, window) if pack.has_flow else None
@@ -109,5 +128,4 @@ def _between_identities(features: Tensor, identities: NDArray[np.str_]) -> float
 
     same = [features[torch.from_numpy(identities == name)] for name in np.unique(identities)]
     pairs = len(features) ** 2 - sum(len(rows) ** 2 for rows in same)
-    distance = (of_pairs(features) - sum(map(of_pairs, same))) / pairs
-    return max(0.0, distance)
+    return (of_pairs(features) - sum(map(of_pairs, same))) / pairs

@@ -125,7 +125,7 @@ def _use_tracking(tracking: str | None) -> None:
     address = tracking or os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
         raise DataError("--tracking: missing; expected the address of MLflow here or in MLFLOW_TRACKING_URI")
-    if not re.match(r"(https?://|sqlite:///)", address):
+    if not re.match(r"([hH][tT][tT][pP][sS]?://|sqlite:///)", address):
         raise DataError(
             f"--tracking: {_without_password(address)!r} is neither sqlite:///FILE nor the http(s):// address"
             " of an MLflow server"

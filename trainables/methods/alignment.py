@@ -47,9 +47,11 @@ class AlignmentMethod(JointMethod):
     @classmethod
     def terms(cls, config: MethodConfig) -> set[str]:
         """Return the names of the losses; see `Method`."""
-        weights = config.alignment.weights
+        alignment = config.alignment
         own = set(AlignmentMethod.possible_terms) - set(JointMethod.possible_terms)
-        return super().terms(config) | {name for name in own if getattr(weights, name) > 0}
+        own -= {"motion"} if not alignment.mgm else set()
+        own -= {"content"} if not alignment.cgm else set()
+        return super().terms(config) | {name for name in own if getattr(alignment.weights, name) > 0}
 
     def pseudo_steps(self, images: Tensor) -> Tensor:
         """Generate pseudo sequences with the alignment network; see `JointMethod`."""
@@ -65,7 +67,6 @@ class AlignmentMethod(JointMethod):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, the applicable terms of weight above 0, and their weighted total ``loss``."""
-        self.observe(batch.sequences)
         if self.phase == 0:
             return self.images_alone(batch)
         maps = self.embedder.spatial(batch.sequences.flatten(0, 1))
@@ -86,7 +87,7 @@ class AlignmentMethod(JointMethod):
 
     def _of_images(self, batch: Batch, sequences: Tensor) -> dict[str, Tensor]:
         images, identities = batch.stills()
-        pseudo = self.pseudo_features(self.as_frames(images))
+        pseudo = self.pseudo_features(images)
         terms = {}
         if self.pseudo is not None:
             terms["pseudo"] = self.pseudo(pseudo, gather(identities))

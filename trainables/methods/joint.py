@@ -25,6 +25,8 @@ class JointMethod(Method):
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
         self.still_flow = build_still_flow(config.alignment.still_flow, config.network)
+        if self.still_flow is not None:
+            self.register_forward_pre_hook(_observe)
         self.pseudo = None
         if config.alignment.weights.pseudo > 0:
             self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)
@@ -45,22 +47,15 @@ class JointMethod(Method):
         """Add to stills ``[image, 3, height, width]`` the flow of ``alignment.still_flow``, if any."""
         return images if self.still_flow is None else self.still_flow(images)
 
-    def observe(self, sequences: Tensor) -> None:
-        """Note the optical flow of a batch of sequences ``[sequence, time, 3 or 5, height, width]``."""
-        if self.still_flow is not None and self.training:
-            self.still_flow.observe(sequences[:, :, RGB:])
-
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, ``pseudo`` if its weight is above 0, and their weighted total ``loss``."""
-        self.observe(batch.sequences)
         if self.phase == 0:
             return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))
         terms = {"video": video}
         if self.pseudo is not None:
             images, identities = batch.stills()
-            pseudo = self.pseudo_features(self.as_frames(images))
-            terms["pseudo"] = self.pseudo(pseudo, gather(identities))
+            terms["pseudo"] = self.pseudo(self.pseudo_features(images), gather(identities))
         return {"loss": self.total(terms), **terms}
 
     def images_alone(self, batch: Batch) -> dict[str, Tensor]:
@@ -77,7 +72,7 @@ class JointMethod(Method):
     def pseudo_features(self, images: Tensor) -> Tensor:
         """Return features ``[image, dimension]`` of the pseudo sequences of all workers' ``images``."""
         with frozen_statistics(self.embedder):
-            return gather(self.embedder.aggregate(self.pseudo_steps(images)))
+            return gather(self.embedder.aggregate(self.pseudo_steps(self.as_frames(images))))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of ``terms``; ``video`` weighs 1."""
@@ -97,3 +92,9 @@ class StaticMethod(JointMethod):
     def pseudo_steps(self, images: Tensor) -> Tensor:
         """Repeat each image's feature at every step."""
         return self.embedder.hold(self.embedder.spatial(images), self.config.alignment.length)
+
+
+def _observe(method: JointMethod, inputs: tuple[Batch]) -> None:
+    """Note the optical flow of the sequences that a step trains on."""
+    if method.training and method.still_flow is not None:
+        method.still_flow.observe(inputs[0].sequences[:, :, RGB:])

@@ -23,7 +23,6 @@ class PretrainMethod(StaticMethod):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``pseudo`` in the first phase, ``video`` in the second, and ``loss``, equal to either."""
-        self.observe(batch.sequences)
         if self.phase == 0:
             return self.images_alone(batch)
         video = self.video(gather(self.embedder(batch.sequences)), gather(batch.sequence_identities))

@@ -83,23 +83,6 @@ class Encoder(nn.Module, ABC):
         features: Tensor = self.project(self.spatial(frames))
         return features
 
-    def check_shapes(self, frames: Tensor, features: int) -> Tensor:
-        """Return the features ``[frame, features]`` of frames ``[frame, channels, height, width]``.
-
-        Raises:
-            ValueError: `spatial` or `project` returns another shape.
-        """
-        count, maps = len(frames), self.spatial(frames)
-        if maps.ndim != 4 or maps.shape[:2] != (count, self.map_channels):
-            expected = f"[{count}, {self.map_channels}, rows, columns]"
-            raise ValueError(f"spatial() returns {list(maps.shape)}; expected {expected}")
-        projected = self.project(maps)
-        if projected.shape != (count, features):
-            raise ValueError(
-                f"project() returns {list(projected.shape)}; expected {[count, features]}: encoder.features"
-            )
-        return projected
-
 
 class McLaughlinEncoder(Encoder):
     """Encoder of McLaughlin et al., CVPR 2016, layer for layer as in their released code.
@@ -275,3 +258,21 @@ def build_encoder(config: EncoderConfig, channels: int, height: int, width: int)
         ValueError: a timm model outputs no map for frames of this size.
     """
     return find_encoder(config.name)(config, channels, height, width)
+
+
+def check_shapes(encoder: Encoder, frames: Tensor, features: int) -> Tensor:
+    """Return the features ``[frame, features]`` of frames ``[frame, channels, height, width]``.
+
+    Raises:
+        ValueError: `Encoder.spatial` or `Encoder.project` returns another shape.
+    """
+    count, maps = len(frames), encoder.spatial(frames)
+    if maps.ndim != 4 or maps.shape[:2] != (count, encoder.map_channels):
+        expected = f"[{count}, {encoder.map_channels}, rows, columns]"
+        raise ValueError(f"spatial() returns {list(maps.shape)}; expected {expected}")
+    projected = encoder.project(maps)
+    if projected.shape != (count, features):
+        raise ValueError(
+            f"project() returns {list(projected.shape)}; expected {[count, features]}: encoder.features"
+        )
+    return projected

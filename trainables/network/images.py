@@ -50,11 +50,11 @@ def decode(
                 return _upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large ({error})") from error
-    except _UnknownRangeError:
+    except (_UnknownRangeError, MemoryError):
         raise
     except Exception as error:  # for damaged files, Pillow's parsers raise many kinds
         # Pillow's message for an unidentified file only gives the address of its buffer.
-        reason = "unknown image format" if "cannot identify" in str(error) else error
+        reason = "unknown image format" if "cannot identify" in str(error) else error or type(error).__name__
         raise ValueError(f"damaged or truncated ({reason})") from error
     raise ValueError(f"too large ({height:,} x {width:,}, more than {most_pixels:,} pixels)")
 
@@ -82,5 +82,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image; 1, upright, where its record is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # Pillow's parser raises many kinds; the pixels may be sound
         return 1

@@ -147,7 +147,7 @@ class Training:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """Return retrieval scores of the validation identities, if any; every worker embeds its share.
+        """Return retrieval scores of the validation identities, if any, of which every worker embeds a share.
 
         What `measure_pseudo` measures is added if the job needs one of these metrics.
         """

@@ -53,6 +53,12 @@ def test_read_sweep_environment_fills_strings_and_tracking(file: Path) -> None:
     assert sweep.tracking.uri == "http://tracking:5000"
 
 
+def test_read_sweep_variable_without_braces_is_refused_if_it_is_set(file: Path) -> None:
+    with pytest.raises(InputError, match=r"'\$ROOM' is not replaced by .* variable; write \$\{ROOM\}"):
+        read(file, "storage=$ROOM/sweeps", ROOM="/data")
+    assert read(file, "storage=$ROOM/sweeps").storage.endswith("/$ROOM/sweeps")
+
+
 def test_read_sweep_overrides_reach_every_section(file: Path) -> None:
     sweep = read(
         file,

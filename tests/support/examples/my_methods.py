@@ -24,6 +24,6 @@ class JitterMethod(StaticMethod):
         self.amplitude = nn.Parameter(torch.full((features,), config.options.amplitude))
 
     def pseudo_steps(self, images: Tensor) -> Tensor:
-        """Map stills [image, 3, height, width] to pseudo sequences [image, length, features]."""
+        """Map stills [image, 3 or 5, height, width] to pseudo sequences [image, length, features]."""
         steps = super().pseudo_steps(images)
         return steps + self.amplitude * torch.randn_like(steps)

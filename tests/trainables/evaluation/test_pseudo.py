@@ -10,8 +10,15 @@ from torch.nn.functional import normalize
 from tests.support.recorder import Recorder
 from trainables.data.parts import Part
 from trainables.errors import DataError
-from trainables.evaluation.pseudo import PSEUDO_METRICS, _between_identities, measure_pseudo
+from trainables.evaluation.pseudo import (
+    PSEUDO_METRICS,
+    _between_identities,
+    _clips,
+    measure_pseudo,
+    pseudo_metrics,
+)
 from trainables.methods import MethodConfig, build_method
+from trainables.methods.alignment import AlignmentMethod
 
 LENGTHS = (6, 3, 4, 2, 5)
 """Frames of the tracklets; with an ``alignment.length`` of 3, the fourth one is too short."""
@@ -88,6 +95,47 @@ def test_new_generators_stand_still(level: str, flow: bool):
     assert measured["val/pseudo/gap"] == pytest.approx(measured["val/still/gap"])
 
 
+def test_gap_of_sampled_motions_is_that_of_their_mean(monkeypatch: pytest.MonkeyPatch):
+    method, part = make("static"), part_of(0.5)
+    plain = measure(method, part)["val/pseudo/gap"]
+    hold = type(method).pseudo_steps
+
+    def noisy(self, images):
+        steps = hold(self, images)
+        return steps + 0.01 * torch.randn(len(steps), 1, steps.shape[2])
+
+    monkeypatch.setattr(type(method), "pseudo_steps", noisy)
+    gaps, seed_generator = [], torch.manual_seed
+    for seed in range(100):
+        monkeypatch.setattr(torch, "manual_seed", lambda _, seed=seed: seed_generator(seed))
+        gaps.append(measure(method, part)["val/pseudo/gap"])
+    error = np.std(gaps) / np.sqrt(len(gaps))
+    assert error > 0 and np.mean(gaps) == pytest.approx(plain, abs=4 * error)
+
+
+def test_switched_off_modules_are_not_measured():
+    switches = {"mgm": False, "cgm": False}
+    method, part = make("alignment", **switches), part_of(0.5)
+    expected = {"val/still/gap", "val/pseudo/gap"}
+    assert measure(method, part).keys() == expected == pseudo_metrics(type(method), method.config)
+
+
+def test_method_whose_losses_vary_can_be_checked():
+    class Varying(AlignmentMethod):
+        @classmethod
+        def terms(cls, config: MethodConfig) -> None:
+            return None
+
+    assert pseudo_metrics(Varying, make("alignment").config) == set(PSEUDO_METRICS)
+
+
+def test_parts_of_one_size_are_measured_together():
+    part = part_of(0.5)
+    many = Part(part.pack, np.tile([0, 1, 2, 4], 60))
+    sizes = [len(clips) for clips in _clips(many, np.arange(240), 3)]
+    assert sum(sizes) == 240 and max(sizes) - min(sizes) <= 1 and len(sizes) == 2
+
+
 def test_measuring_repeats_and_leaves_random_numbers_alone():
     method, part = make("alignment"), part_of(0.5)
     torch.nn.init.normal_(method.alignment.mgm.output.weight)
@@ -136,7 +184,7 @@ def test_fit_measures_what_the_job_needs(tiny, prepared, tmp_path):
 def test_check_metric_that_a_method_does_not_report_is_refused(tiny, prepared):
     prepared.check(tiny(), workers=1, metrics=PSEUDO_METRICS)
     without = tiny(alignment={"weights": {"motion": 0}})
-    with pytest.raises(DataError, match=r"^method: 'alignment' does not report val/pseudo/motion; with"):
+    with pytest.raises(DataError, match=r"^method: 'alignment' does not report val/pseudo/motion with these"):
         prepared.check(without, workers=1, metrics=["val/pseudo/motion"])
     with pytest.raises(DataError, match=r"^method: 'sequence' does not report val/pseudo/gap"):
         prepared.check(tiny(method="sequence"), workers=1, metrics=["val/pseudo/gap"])

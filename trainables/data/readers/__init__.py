@@ -11,7 +11,7 @@ from trainables.components import Options
 from trainables.data.readers import cuhk01, cuhk03, generic, ilids_vid, market1501, mars, prid2011
 from trainables.data.readers.folders import some
 from trainables.data.readers.reader import Reader
-from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet
+from trainables.data.tracklet import DataSet
 from trainables.errors import DataError, check_name, describe_raised, nearest
 
 __all__ = ["READERS", "Reader", "detect_layout", "find_reader", "read", "read_checked"]
@@ -55,6 +55,7 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
     root = check_folder(layout, reader, Path(folder).expanduser().absolute())
     try:
         data_set = reader.read(root, name, options)
+        _check_identities(root, data_set)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); {reader.expected}") from error
     except DataError:
@@ -66,7 +67,6 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
     for tracklet in data_set.tracklets:
         for frame in tracklet.frames:
             check_name(frame.path)
-    _check_identities(root, data_set)
     return data_set
 
 
@@ -75,7 +75,7 @@ def _check_identities(root: Path, data_set: DataSet) -> None:
     for number, split in enumerate(data_set.splits):
         parts = (split.train, (*split.query, *split.gallery))
         train, test = ({data_set.tracklets[index].identity for index in part} for part in parts)
-        if both := sorted((train & test) - {JUNK, DISTRACTOR}):
+        if both := sorted(train & test):
             raise DataError(
                 f"{root}, split {number}: {some(both)} in the train part and in query or gallery; expected"
                 " different identities"
