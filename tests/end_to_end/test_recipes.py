@@ -53,6 +53,11 @@ RECIPE_CHANGES: dict[str, dict[str, Any]] = {
         "data.sets.walkers-stills.generate": {"identities": 24, "seed": 1},
         "data.sets.walkers-b.generate": {"identities": 8, "frames": 3, "seed": 2},
     },
+    "claim-flow.yaml": {
+        "pretrain_epochs": 0,
+        "data.sets.walkers.generate": {"identities": 24, "frames": 4},
+        "data.sets.stills.generate": {"identities": 24, "seed": 1},
+    },
     "mars.yaml": {"encoder.name": "residual"},
     "mclaughlin2016.yaml": {"pretrain_epochs": 0},
 }

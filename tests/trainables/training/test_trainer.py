@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from tests.support.recorder import InterruptedTrialError, Recorder
 from trainables.alignment import AlignmentTrainable
 from trainables.data.loading import Loader
+from trainables.evaluation.pseudo import PSEUDO_METRICS
 from trainables.network.encoders import ENCODERS
 from trainables.training.trainer import WEIGHTS, prefers_bfloat16
 
@@ -126,7 +127,7 @@ def test_loss_curve_equals_the_stored_one(tiny, prepared, tmp_path):
 
 
 def test_report_has_all_metrics_of_the_trainable(tiny, prepared, tmp_path):
-    reports = fit(tiny(epochs=1), tmp_path / "run", metrics=("model/milliseconds",)).reports
+    reports = fit(tiny(epochs=1), tmp_path / "run", metrics=("model/milliseconds", *PSEUDO_METRICS)).reports
     assert set(AlignmentTrainable.metrics) | {"epoch", "learning_rate", "train/pseudo"} <= set(reports[0])
     assert all(isinstance(value, int | float) for value in reports[0].values())
 
