@@ -32,7 +32,7 @@ from trainables.data.loading import as_tensor
 from trainables.data.packing import Pack
 from trainables.data.parts import Part
 from trainables.evaluation.cost import one_thread
-from trainables.evaluation.embedding import _FRAMES_AT_ONCE, embed
+from trainables.evaluation.embedding import FRAMES_AT_ONCE, embed
 from trainables.methods import Method, build_method
 from trainables.network.embedder import SequenceEmbedder
 from trainables.training.trainer import Training
@@ -241,7 +241,7 @@ def embedding_row(embedder: SequenceEmbedder, pack: Pack, repetitions: int) -> R
     """Return the embedding of a packed set against the bare forward pass on the same frames in memory."""
     part = Part(pack, np.arange(len(pack)))
     frames = torch.stack([as_tensor(pack.frames(tracklet).copy(), None) for tracklet in range(len(pack))])
-    chunks = frames.split(max(1, _FRAMES_AT_ONCE // frames.shape[1]))
+    chunks = frames.split(max(1, FRAMES_AT_ONCE // frames.shape[1]))
     embedder.eval()
 
     @torch.inference_mode()

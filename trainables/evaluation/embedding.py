@@ -19,7 +19,7 @@ from trainables.evaluation.scoring import Score, score, score_by_protocol
 LONGEST = 128
 """Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
 
-_FRAMES_AT_ONCE = 512
+FRAMES_AT_ONCE = 512
 """Frames embedded at a time, to bound memory."""
 
 
@@ -201,6 +201,6 @@ def _groups(part: Part, frames: int, rank: int, workers: int) -> Iterator[tuple[
     lengths = np.minimum(part.lengths, frames)
     for length in np.unique(lengths):
         positions = np.flatnonzero(lengths == length)[rank::workers]
-        size = max(1, _FRAMES_AT_ONCE // int(length))
+        size = max(1, FRAMES_AT_ONCE // int(length))
         for start in range(0, len(positions), size):
             yield positions[start : start + size], int(length)

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
+from trainables.evaluation.embedding import FRAMES_AT_ONCE
 from trainables.methods.alignment import AlignmentMethod
 from trainables.methods.joint import JointMethod
 from trainables.methods.method import Method, MethodConfig
@@ -18,9 +19,6 @@ STILL_GAP, PSEUDO_GAP = "val/still/gap", "val/pseudo/gap"
 
 PSEUDO_METRICS = (STILL_GAP, PSEUDO_GAP, "val/pseudo/motion", "val/pseudo/content")
 """All that `measure_pseudo` may measure; less is better."""
-
-_FRAMES_AT_ONCE = 512
-"""Frames encoded at a time, to bound memory."""
 
 _SMALLEST = 1e-5
 """Mean squared distance below which features of unit length count as equal, because of rounding."""
@@ -106,7 +104,7 @@ def _clips(part: Part, positions: NDArray[np.int64], length: int) -> Iterator[Te
 
     All parts are of about one size: what is relative to the mean of a part needs many clips.
     """
-    pack, parts = part.pack, -(-len(positions) * length // _FRAMES_AT_ONCE)
+    pack, parts = part.pack, -(-len(positions) * length // FRAMES_AT_ONCE)
     for chosen in np.array_split(positions, parts):
         clips = []
         for tracklet in part.tracklets[chosen].tolist():
