@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+import mlflow
 import yaml
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
+from orchestrator.errors import InputError, LeaseLostError, SweepError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
 from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
@@ -214,6 +215,7 @@ class Tracker:
                     },
                     run_name=f"trial-{number:04d} {name}".strip(),
                 )
+                self._withdraw_if_lost(number, run)
             self._note_run(number, run)
             self._log_params(run.info.run_id, {k: v for k, v in flat.items() if k not in run.data.params})
             if exists:
@@ -463,6 +465,21 @@ class Tracker:
         last = int(run.data.metrics.get("epoch", 0))
         self._recorded.setdefault(number, set(range(1, last + 1)))
 
+    def _withdraw_if_lost(self, number: int, run: Run) -> None:
+        """Delete the run just created if the job was lost meanwhile and its new driver created one too.
+
+        A driver may be suspended between the check and the arrival of its request.
+
+        Raises:
+            LeaseLostError: the job was lost.
+        """
+        try:
+            self.check()
+        except LeaseLostError:
+            if len(self._find_runs(number)) > 1:
+                mlflow.MlflowClient(self.uri, registry_uri=self.uri).delete_run(run.info.run_id)
+            raise
+
     def _post_to_trial(
         self, number: int, what: str, job: Callable[[], None], subject: Subject | None = None
     ) -> None:
@@ -492,14 +509,20 @@ class Tracker:
             )
 
     def _find_run(self, number: int | None = None) -> Run | None:
+        return next(iter(self._find_runs(number)), None)
+
+    def _find_runs(self, number: int | None) -> list[Run]:
+        """Return the runs of a trial, or of the job if ``number`` is None, the oldest first: one at most.
+
+        A driver that lost the job and creates a run at that moment makes a second one.
+        """
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
-        runs = self.client.search_runs(
+        return self.client.search_runs(
             [self.experiment_id],
             f"tags.`sweep.id` = '{self.sweep_id}' AND {which}",
-            max_results=1,
+            max_results=2,
             order_by=["attributes.start_time ASC"],
         )
-        return runs[0] if runs else None
 
     def _tags(self, kind: str) -> dict[str, str]:
         tags = {"sweep.id": self.sweep_id, "sweep.name": self.sweep_name, "run.kind": kind}

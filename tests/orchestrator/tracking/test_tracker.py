@@ -20,6 +20,7 @@ import mlflow
 import pytest
 import requests
 from botocore.exceptions import EndpointConnectionError
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 from sqlalchemy.exc import OperationalError
@@ -657,6 +658,47 @@ def test_tracker_of_a_lost_lease_writes_nothing(uri: str) -> None:
         client, trial = tracker.client, tracker.run_id(0)
     assert client.get_run(tracker.parent_run_id).info.status == "RUNNING"
     assert client.get_metric_history(trial, "val/score") == []
+
+
+@pytest.mark.parametrize("when", ["before its request arrives", "after its request arrived"])
+def test_trial_has_one_run_after_its_driver_was_suspended_while_it_created_it(
+    uri: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = False
+    sweep_id = f"suspended {when}"
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("another driver took over sweep alignment")
+
+    with (
+        Tracker(uri, "alignment", "alignment", sweep_id, check=check) as first,
+        Tracker(uri, "alignment", "alignment", sweep_id) as second,
+    ):
+        create = mlflow.MlflowClient.create_run
+
+        def take_over() -> None:
+            nonlocal lost
+            second.start_trial(0, "", {})
+            second.end_trial(0, "COMPLETE", value=0.5)
+            assert second.flush() is None
+            lost = True
+
+        def suspended(client: mlflow.MlflowClient, *arguments: Any, **options: Any) -> Run:
+            monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
+            if when.startswith("before"):
+                take_over()
+            run = create(client, *arguments, **options)
+            if when.startswith("after"):
+                take_over()
+            return run
+
+        monkeypatch.setattr(mlflow.MlflowClient, "create_run", suspended)
+        first.start_trial(0, "", {}, new=True)
+        assert first.flush() is None
+        which = f"tags.`sweep.id` = '{sweep_id}' AND tags.`run.kind` = 'trial'"
+        (run,) = second.client.search_runs([second.experiment_id], which)
+        assert (run.info.run_id, run.info.status) == (second.run_id(0), "FINISHED")
 
 
 def test_store_that_accepts_files_passes_the_check(uri: str) -> None:
