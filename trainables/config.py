@@ -119,6 +119,13 @@ class AlignmentConfig(BaseModel):
                 f"alignment.still_flow is {self.alignment.still_flow}, but data.flow is none, so no frame has"
                 " optical flow; write data.flow: dis, or alignment.still_flow: zero"
             )
+        if self.alignment.motion == "borrowed" and (
+            self.data.flow == "none" or self.alignment.level != "pixel" or not self.alignment.mgm
+        ):
+            raise ValueError(
+                "alignment.motion is borrowed, which moves frames by the optical flow of sequences; it needs"
+                " data.flow: dis, alignment.level: pixel and alignment.mgm: true"
+            )
         generated = issubclass(method, AlignmentMethod) and self.alignment.level == "pixel"
         if self.alignment.still_flow != "zero" and generated:
             raise ValueError(

@@ -121,11 +121,19 @@ def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
         ),
         ({"alignment": {"still_flow": "mean"}}, "alignment.still_flow is mean, but data.flow is none"),
         (
+            {"alignment": {"motion": "borrowed", "level": "pixel"}},
+            "alignment.motion is borrowed, .* it needs data.flow: dis",
+        ),
+        (
+            {"alignment": {"motion": "borrowed"}, "data": {"flow": "dis"}},
+            "alignment.motion is borrowed, .* alignment.level: pixel",
+        ),
+        (
             {"alignment": {"still_flow": "mean", "level": "pixel"}, "data": {"flow": "dis"}},
             "alignment.still_flow is mean, but alignment.level is pixel",
         ),
     ],
-    ids=["images", "length", "warmup", "crops", "flow", "pixel"],
+    ids=["images", "length", "warmup", "crops", "flow", "borrowed", "borrowed-features", "pixel"],
 )
 def test_config_incompatible_fields_are_refused(changes, line, tiny):
     with pytest.raises(ValidationError, match=line):

@@ -49,7 +49,7 @@ class AlignmentMethod(JointMethod):
         """Return the names of the losses; see `Method`."""
         alignment = config.alignment
         own = set(AlignmentMethod.possible_terms) - set(JointMethod.possible_terms)
-        own -= {"motion"} if not alignment.mgm else set()
+        own -= {"motion"} if not alignment.mgm or alignment.motion == "borrowed" else set()
         own -= {"content"} if not alignment.cgm else set()
         return super().terms(config) | {name for name in own if getattr(alignment.weights, name) > 0}
 
@@ -135,7 +135,7 @@ def build_alignment(config: CrossModalityConfig, embedder: SequenceEmbedder) -> 
             encoder = embedder.config.encoder
             return FeatureAlignment(config, encoder.features, embedder.encoder.map_channels)
         case "pixel":
-            return PixelAlignment(config)
+            return PixelAlignment(config, embedder.config.height, embedder.config.width)
 
 
 @contextmanager

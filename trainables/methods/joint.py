@@ -6,10 +6,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from trainables.data.batch import Batch
+from trainables.methods.flow_memory import build_still_flow, observe_flow
 from trainables.methods.gather import gather
 from trainables.methods.losses import ModalityLoss
 from trainables.methods.method import Method, MethodConfig, idle
-from trainables.methods.still_flow import RGB, build_still_flow
 from trainables.network.normalisation import frozen_statistics
 
 
@@ -25,8 +25,7 @@ class JointMethod(Method):
     def __init__(self, config: MethodConfig, sequences: int, images: int) -> None:
         super().__init__(config, sequences, images)
         self.still_flow = build_still_flow(config.alignment.still_flow, config.network)
-        if self.still_flow is not None:
-            self.register_forward_pre_hook(_observe)
+        self.register_forward_pre_hook(_observe)
         self.pseudo = None
         if config.alignment.weights.pseudo > 0:
             self.pseudo = ModalityLoss(self.embedder.dimension, images, config.loss)
@@ -96,5 +95,5 @@ class StaticMethod(JointMethod):
 
 def _observe(method: JointMethod, inputs: tuple[Batch]) -> None:
     """Note the optical flow of the sequences that a step trains on."""
-    if method.training and method.still_flow is not None:
-        method.still_flow.observe(inputs[0].sequences[:, :, RGB:])
+    if method.training and method.config.network.flow != "none":
+        observe_flow(method, inputs[0].sequences)

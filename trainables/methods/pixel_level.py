@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from trainables.methods.alignment_network import CrossModalityAlignment, CrossModalityConfig
 from trainables.methods.feature_level import OffsetGenerator, energy_score
+from trainables.methods.flow_memory import FlowBank
 from trainables.network.embedder import SequenceEmbedder
 from trainables.network.preprocess import resize
 
@@ -80,6 +81,9 @@ class PixelAlignment(CrossModalityAlignment):
     and height. It is a velocity times the signed offset, so displacements grow with the offset. `SPEED`
     bounds velocities and `TINT` colours. `FeatureAlignment` explains why motion is sampled, not predicted.
 
+    With ``alignment.motion: borrowed``, paths follow the optical flow of a random training sequence instead,
+    and nothing bounds them.
+
     Both modules learn only from real sequences; a module whose term weighs 0 is not built. The other losses
     treat pseudo sequences as data: their gradient would teach MGM and CGM to mark each identity by tinting
     and shifting all steps alike.
@@ -87,13 +91,15 @@ class PixelAlignment(CrossModalityAlignment):
 
     offsets: Tensor
 
-    def __init__(self, config: CrossModalityConfig) -> None:
+    def __init__(self, config: CrossModalityConfig, height: int, width: int) -> None:
         super().__init__()
         self.length, self.reach = config.length, config.length // 2
         offsets = torch.arange(-self.reach, self.reach + 1)
         self.register_buffer("offsets", offsets[offsets != 0].view(-1, 1, 1, 1), persistent=False)
-        self.mgm = self.cgm = None
-        if config.mgm and config.weights.motion > 0:
+        self.mgm = self.cgm = self.borrowed = None
+        if config.mgm and config.motion == "borrowed":
+            self.borrowed = FlowBank(config.length - 1, height, width)
+        elif config.mgm and config.weights.motion > 0:
             self.mgm = FieldGenerator(3, 2, config.length, noise=config.noise, modes=16, hidden=32)
         if config.cgm and config.weights.content > 0:
             self.cgm = FieldGenerator(6, 3, config.length, modes=8, hidden=16)
@@ -102,8 +108,10 @@ class PixelAlignment(CrossModalityAlignment):
         """Return ``draws`` samples of paths for ``sketches [image, 3, *SKETCH]``.
 
         Each is ``[image, length - 1, 2, rows, columns]``: without the middle step, at half the resolution of
-        a sketch. Without MGM all paths are 0.
+        a sketch, or at that of borrowed flow. Without motion all paths are 0.
         """
+        if self.borrowed is not None:
+            return [paths_along(self.borrowed.draw(len(sketches))) for _ in range(draws)]
         if self.mgm is None:
             rows, columns = SKETCH
             return [sketches.new_zeros(len(sketches), self.length - 1, 2, rows // 2, columns // 2)] * draws
@@ -137,9 +145,14 @@ class PixelAlignment(CrossModalityAlignment):
         """Map stills to frames and the flow between them; see `CrossModalityAlignment` and `flow`."""
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         sketches = resize(images, *SKETCH)
-        (paths,) = self.paths(sketches, draws=1)
+        if self.borrowed is not None:
+            flow = self.borrowed.draw(len(images))
+            paths, flow = paths_along(flow), torch.cat([flow, flow[:, -1:]], dim=1)
+        else:
+            (paths,) = self.paths(sketches, draws=1)
+            flow = self.flow(paths, images.shape[-2:])
         frames = self.repaint(warp(images, paths), sketches, warp(sketches, paths))
-        return around(frames, images), self.flow(paths, images.shape[-2:])
+        return around(frames, images), flow
 
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
         """Map stills ``[image, 3 or 5, height, width]`` to pseudo sequences ``[image, length, features]``.
@@ -238,6 +251,32 @@ def warp(images: Tensor, paths: Tensor) -> Tensor:
     return moved.reshape(len(images), -1, steps, height, width).movedim(2, 1)
 
 
+def paths_along(flow: Tensor) -> Tensor:
+    """Return the paths into the middle step along the optical flow between steps.
+
+    Flow ``[image, length - 1, 2, height, width]`` is (right, down) in pixels, step t leads to step t + 1.
+    Paths have the same shape, without the middle step, in fractions of the width and height.
+    """
+    height, width = flow.shape[-2:]
+    flow = flow / flow.new_tensor([width, height]).view(2, 1, 1)
+    reach = flow.shape[1] // 2
+    before: list[Tensor] = [torch.zeros_like(flow[:, 0])]
+    for step in reversed(range(reach)):  # the flow of a step leads towards the middle
+        before.append(flow[:, step] + _at(before[-1], flow[:, step]))
+    after = [torch.zeros_like(flow[:, 0])]
+    for step in range(reach, 2 * reach):
+        back = -flow[:, step]
+        for _ in range(2):  # the inverse of flow: what it maps here
+            back = -_at(flow[:, step], back)
+        after.append(back + _at(after[-1], back))
+    return torch.stack(before[:0:-1] + after[1:], dim=1)
+
+
+def _at(field: Tensor, path: Tensor) -> Tensor:
+    """Return ``field [image, 2, rows, columns]`` at the points that ``path`` of the same shape leads to."""
+    return warp(field, path.unsqueeze(1)).squeeze(1)
+
+
 def step_flow(paths: Tensor) -> Tensor:
     """Return the flow from each step to the next, given the steps' paths into one image.
 
@@ -248,5 +287,5 @@ def step_flow(paths: Tensor) -> Tensor:
     here, ahead = paths[:, :-1], paths[:, 1:]
     flow = here - ahead
     for _ in range(2):
-        flow = here - warp(ahead.flatten(0, 1), flow.flatten(0, 1).unsqueeze(1)).view_as(flow)
+        flow = here - _at(ahead.flatten(0, 1), flow.flatten(0, 1)).view_as(flow)
     return flow

@@ -13,7 +13,17 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.methods import Batch, CrossModalityConfig, MethodConfig, build_method
-from trainables.methods.pixel_level import SPEED, PixelAlignment, around, enlarge, neighbours, step_flow, warp
+from trainables.methods.flow_memory import observe_flow
+from trainables.methods.pixel_level import (
+    SPEED,
+    PixelAlignment,
+    around,
+    enlarge,
+    neighbours,
+    paths_along,
+    step_flow,
+    warp,
+)
 from trainables.network.flow import optical_flow
 
 WORKERS = 2
@@ -34,7 +44,7 @@ def make(encoder: str = "mclaughlin2016", flow: str = "none", **alignment: Any) 
 
 def alone(**alignment: Any) -> PixelAlignment:
     torch.manual_seed(0)
-    return PixelAlignment(CrossModalityConfig(level="pixel", **alignment))
+    return PixelAlignment(CrossModalityConfig(level="pixel", **alignment), 32, 24)
 
 
 def shake(alignment: PixelAlignment) -> None:
@@ -157,6 +167,44 @@ def test_step_flow_leads_to_the_same_point_of_the_image() -> None:
 
     assert error(step_flow(paths)) < 0.2 * error(here - ahead)
     assert (around(neighbours(paths), paths[:, 2]) == paths).all()
+
+
+@pytest.mark.parametrize("length", [3, 7])
+def test_paths_along_flow_have_that_flow(length: int) -> None:
+    torch.manual_seed(0)
+    flow = enlarge(torch.randn(2, length - 1, 2, 3, 3), (64, 48))
+    paths = around(paths_along(flow), torch.zeros(2, 2, 64, 48))
+    found = step_flow(paths) * torch.tensor([48.0, 64.0]).view(2, 1, 1)
+    error = (found - flow)[..., 12:-12, 12:-12].abs().mean()  # paths that leave the frame end at the border
+    assert error < 0.02 * flow.abs().mean()
+
+
+@torch.no_grad()
+def test_borrowed_motion_is_that_of_training_sequences() -> None:
+    torch.manual_seed(0)
+    config = CrossModalityConfig(level="pixel", length=5, motion="borrowed", cgm=False)
+    alignment, real = PixelAlignment(config, 64, 48), passing(64, 6)
+    still = real[:, 2, :3]
+    frames, flow = alignment.generate(still)
+    torch.testing.assert_close(frames, still.unsqueeze(1).expand_as(frames))  # no sequence was seen
+    assert not flow.any()
+    observe_flow(alignment, real)
+    frames, flow = alignment.generate(still)
+    torch.testing.assert_close(flow, real[:, :5, 3:])
+    inside = np.s_[..., 4:-4, 6:-6]  # pixels that enter at the border are not in the still
+    torch.testing.assert_close(frames[inside], real[:, :5, :3][inside], atol=1e-4, rtol=1e-4)
+
+
+def test_borrowed_motion_is_not_learned() -> None:
+    method = make(flow="dis", length=3, motion="borrowed")
+    terms = method(batch(channels=5))
+    assert "motion" not in terms and terms["loss"].isfinite()
+    terms["loss"].backward()
+    assert method.alignment.borrowed.bank[-4:].any() and method.alignment.mgm is None
+    kept = method.alignment.borrowed.bank.clone()
+    method.eval()
+    method(batch(channels=5))
+    assert (method.alignment.borrowed.bank == kept).all()  # training alone counts
 
 
 @torch.no_grad()

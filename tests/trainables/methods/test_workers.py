@@ -11,8 +11,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.methods import Batch, MethodConfig, build_method
+from trainables.methods.flow_memory import BorrowedFlow, MeanFlow
 from trainables.methods.gather import gather
-from trainables.methods.still_flow import BorrowedFlow, MeanFlow
 from trainables.network.encoders import ENCODERS
 from trainables.network.normalisation import (
     GlobalBatchNorm2d,
