@@ -178,14 +178,16 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
     def note(self, outcome: ComparisonOutcome) -> str:
         """Return the table."""
         rows = _rows(outcome)
-        table = report.markdown_table(self._comparison, self._summary(rows))
-        return "\n\n".join([table, *report.explain_table(self._comparison, rows)])
+        columns = self._summary(rows)
+        table = report.markdown_table(self._comparison, columns)
+        return "\n\n".join([table, *report.explain_table(self._comparison, columns, rows)])
 
     def summarise(self, outcome: ComparisonOutcome) -> None:
         """Show the table, what it means, and the addresses to look at."""
         rows = _rows(outcome)
         self._show(rows)
-        for line in (*report.explain_table(self._comparison, rows), *outcome.trouble, *self._unknown(rows)):
+        explanation = report.explain_table(self._comparison, self._summary(rows), rows)
+        for line in (*explanation, *outcome.trouble, *self._unknown(rows)):
             self._progress.print(line)
         self._progress.print(f"MLflow: {preflight.ui_command(outcome.tracking)}")
         self._progress.print(f"report: {outcome.report}")

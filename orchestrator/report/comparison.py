@@ -13,7 +13,7 @@ from rich.table import Table
 from orchestrator.config.comparison import Comparison
 from orchestrator.console.tables import format_number
 from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, data_uri, picture_of, template
-from orchestrator.study.statistics import CONFIDENCE, MIN_VALUES, Column, Row, Summary
+from orchestrator.study.statistics import CONFIDENCE, MIN_VALUES, POWER, Column, Row, Summary
 
 _TABLE_METRICS = 3
 """Most metrics in one table of the terminal."""
@@ -22,8 +22,8 @@ _CHART_METRICS = 8
 """Most metrics in the chart of differences."""
 
 
-def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """Return sentences that explain the table and its limits."""
+def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """Return sentences that explain the table of ``columns`` and its limits."""
     splits = len(next(iter(comparison.splits.values()), ()))
     runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
     pairs = len(comparison.grid_points)
@@ -36,6 +36,7 @@ def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
             f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
             f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} of them)."
         )
+        lines += _explain_tests(columns)
     if splits > 1 and len(comparison.variants) > 1:
         lines.append(
             "Pairs are not independent where splits share data: an interval shows how much the result "
@@ -44,6 +45,22 @@ def explain_table(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     if failed := [row for row in rows if row.state == "failed"]:
         lines.append(f"{len(failed)} of {len(rows)} trials failed; a pair with a failed trial is left out.")
     return lines
+
+
+def _explain_tests(columns: Sequence[Column]) -> list[str]:
+    """Return a sentence that explains p and what the comparison can detect; none where neither is known."""
+    known = [column for column in columns if column.detectable]
+    if not known:
+        return []
+    tests = max(sum(each.p is not None for each in column.variants.values()) for column in known)
+    correction = f", corrected for the {tests} differences of a metric (Holm)" if tests > 1 else ""
+    detectable = ", ".join(
+        f"{column.number(column.detectable)} in {column.metric}" for column in known[:_TABLE_METRICS]
+    )
+    return [
+        f"p is by Student's t test{correction}. A true difference would be significant in {POWER:.0%} of such"
+        f" comparisons, before correction, from about {detectable}."
+    ]
 
 
 def terminal_tables(comparison: Comparison, columns: Sequence[Column]) -> list[Table]:
@@ -70,7 +87,7 @@ def _table(comparison: Comparison, group: str, columns: Sequence[Column]) -> Tab
             summary = column.variants[name]
             spread = column.spread(summary)
             cells.append(f"[bold]{spread} *[/bold]" if summary.best else f"{spread}  ")
-            cells.append("" if summary.difference is None else column.gain(summary.difference))
+            cells.append("" if summary.difference is None else column.gain(summary))
         table.add_row(*cells)
     return table
 
@@ -84,7 +101,7 @@ def markdown_table(comparison: Comparison, columns: Sequence[Column]) -> str:
         for column in columns:
             summary = column.variants[name]
             spread = f"**{column.spread(summary)}**" if summary.best else column.spread(summary)
-            gain = f"<br>{column.gain(summary.difference)}" if summary.difference else ""
+            gain = f"<br>{column.gain(summary)}" if summary.difference else ""
             cells.append(f"{spread} ({len(summary.values)}){gain}")
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines)
@@ -162,7 +179,7 @@ def write_report(
         columns=columns,
         rows=rows,
         summary=summary,
-        explanation=explain_table(comparison, rows),
+        explanation=explain_table(comparison, columns, rows),
         counts={state: sum(row.state == state for row in rows) for state in ("complete", "failed")},
         leader=_leader(columns),
         settings={name: _settings(settings) for name, settings in comparison.variants.items()},
@@ -180,7 +197,7 @@ def _leader(columns: Sequence[Column]) -> dict[str, str]:
     for column in columns[:1]:
         for name, summary in column.variants.items():
             if summary.best:
-                gain = f", {column.gain(summary.difference)}" if summary.difference else ", the baseline"
+                gain = f", {column.gain(summary)}" if summary.difference else ", the baseline"
                 return {"value": column.number(summary.mean), "text": f"best {column.metric}: {name}{gain}"}
     return {}
 

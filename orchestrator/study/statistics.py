@@ -15,6 +15,9 @@ import scipy.stats
 from orchestrator.config.comparison import SEED
 
 CONFIDENCE = 0.95
+POWER = 0.8
+"""Share of comparisons in which a difference of `Sample.detectable` is significant."""
+
 MIN_VALUES = 2
 """Smallest number of values for which a deviation and an interval are given."""
 
@@ -98,6 +101,28 @@ class Sample:
         return self.mean - width, self.mean + width
 
     @property
+    def p(self) -> float | None:
+        """Probability of a mean at least as far from 0 if the true one is 0, by Student's t test.
+
+        None with fewer than two values, or if all are 0.
+        """
+        if self.mean is None or self.error is None or self.mean == self.error == 0:
+            return None
+        statistic = abs(self.mean) / self.error if self.error else math.inf
+        return 2 * float(scipy.stats.t.sf(statistic, len(self._independent) - 1))
+
+    @property
+    def detectable(self) -> float | None:
+        """The true mean that would be significant in 80 % of repetitions; None with fewer than two values.
+
+        It follows from the spread of the values: ``(t(0.975) + t(0.8)) * error`` by quantiles of Student's t.
+        """
+        if self.error is None:
+            return None
+        quantiles = scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], len(self._independent) - 1)
+        return float(quantiles.sum()) * self.error
+
+    @property
     def _independent(self) -> Sequence[float]:
         """The mean of each split; the values themselves if all are of one split."""
         by_split: dict[str, list[float]] = {}
@@ -116,6 +141,9 @@ class Summary(Sample):
     best: bool
     """Whether no other variant has a better mean."""
 
+    p: float | None = None
+    """Of the difference, corrected by `holm` for all variants; None without two pairs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -133,13 +161,21 @@ class Column:
         """Return mean ± standard deviation."""
         return f"{self.number(summary.mean)} ± {self.number(summary.deviation)}"
 
-    def gain(self, difference: Sample) -> str:
-        """Return the mean difference and its interval."""
-        if difference.mean is None:
+    def gain(self, summary: Summary) -> str:
+        """Return the mean difference from the baseline, its interval and its corrected p."""
+        difference = summary.difference
+        if difference is None or difference.mean is None:
             return NONE
         interval = difference.interval
         ends = [NONE] if interval is None else [self.number(end, sign=True) for end in interval]
-        return f"{self.number(difference.mean, sign=True)} [{', '.join(ends)}]"
+        p = "" if summary.p is None else f" p {summary.p:.2g}" if summary.p >= 0.001 else " p < 0.001"
+        return f"{self.number(difference.mean, sign=True)} [{', '.join(ends)}]{p}"
+
+    @property
+    def detectable(self) -> float | None:
+        """The largest of all variants' `Sample.detectable` differences from the baseline."""
+        differences = [summary.difference for summary in self.variants.values() if summary.difference]
+        return max((each.detectable for each in differences if each.detectable is not None), default=None)
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
@@ -179,17 +215,33 @@ def _column(
         name: sample({point: values[point] - base[point] for point in values if point in base})
         for name, values in scores.items()
     }
+    p = holm({name: each.p for name, each in differences.items() if name != baseline})
     summaries = {
         name: Summary(
             each.values,
             None if name == baseline else differences[name],
             best=each.mean == best is not None,
+            p=p.get(name),
             splits=each.splits,
         )
         for name, each in samples.items()
     }
     largest = max((abs(value) for values in scores.values() for value in values.values()), default=0.0)
     return Column(metric, decimals(largest), summaries)
+
+
+def holm(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Correct p-values of tests for their number (Holm, 1979); those that are None do not count.
+
+    If no true difference exists, the smallest corrected value is below 0.05 in at most 5 % of cases.
+    """
+    ordered = sorted((value, name) for name, value in values.items() if value is not None)
+    corrected: dict[str, float | None] = dict.fromkeys(values)
+    largest = 0.0
+    for rank, (value, name) in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - rank) * value))
+        corrected[name] = largest
+    return corrected
 
 
 def decimals(largest: float) -> int:

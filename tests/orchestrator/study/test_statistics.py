@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.study.statistics import Row, Sample, summarise, write
+from orchestrator.study.statistics import Row, Sample, holm, summarise, write
 
 
 def rows_of(**scores: list[float | None]) -> list[Row]:
@@ -29,7 +29,7 @@ def test_statistics_differences_are_paired() -> None:
     assert a.deviation == pytest.approx(np.std([0.1, 0.2, 0.4], ddof=1))
     assert column.spread(b) == "0.500 ± 0.361"
     # Student's t with one degree of freedom: 12.706 times the standard error, 0.05.
-    assert column.gain(b.difference) == "+0.150 [-0.485, +0.785]"
+    assert column.gain(b) == "+0.150 [-0.485, +0.785] p 0.2"
     lower = summarise(rows, ["a", "b"], "a", {"rank1": "min"})[0]
     assert lower.variants["a"].best and not lower.variants["b"].best
 
@@ -67,10 +67,39 @@ def test_difference_pairs_seeds_and_counts_splits() -> None:
         for point, value in zip(grid, values, strict=True)
     ]
     (column,) = summarise(rows, ["a", "b"], "a", {"rank1": "max"})
-    difference = column.variants["b"].difference
-    assert difference is not None and difference.values == pytest.approx((0.1, 0.1, 0.2, 0.2))
+    compared = column.variants["b"]
+    assert compared.difference is not None
+    assert compared.difference.values == pytest.approx((0.1, 0.1, 0.2, 0.2))
     # Two splits, of 0.1 and 0.2 each: Student's t with one degree of freedom, as of two values.
-    assert column.gain(difference) == "+0.150 [-0.485, +0.785]"
+    assert column.gain(compared) == "+0.150 [-0.485, +0.785] p 0.2"
+
+
+@pytest.mark.parametrize("runs", [3, 4, 10])
+def test_detectable_difference_is_significant_in_80_percent(runs: int) -> None:
+    random = np.random.default_rng(0)
+    guesses = [Sample(tuple(draw)).detectable for draw in random.normal(0, 0.1, (1500, runs)).tolist()]
+    # The spread of so few values is uncertain, and so is each guess: their root mean square is compared.
+    true = float(np.sqrt(np.mean(np.square(guesses))))  # type: ignore[arg-type]
+    values = [Sample(tuple(draw)).p for draw in random.normal(true, 0.1, (1500, runs)).tolist()]
+    significant = np.mean([p is not None and p < 0.05 for p in values])
+    assert significant == pytest.approx(0.8, abs=0.04)
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    # Worked by hand: 0.01 * 4, 0.02 * 3, 0.025 * 2 = 0.05 raised to the one before, 0.5.
+    corrected = holm({"a": 0.5, "b": 0.01, "c": None, "d": 0.025, "e": 0.02})
+    assert corrected == pytest.approx({"a": 0.5, "b": 0.04, "c": None, "d": 0.06, "e": 0.06})
+    draws = np.random.default_rng(0).normal(0, 1, (600, 5, 6))
+    smallest = [
+        min(filter(None, holm({str(i): Sample(tuple(v)).p for i, v in enumerate(draw)}).values()))
+        for draw in draws.tolist()
+    ]
+    assert np.mean(np.array(smallest) < 0.05) == pytest.approx(0.05, abs=0.025)
+
+
+@pytest.mark.parametrize(("values", "p"), [((0.1,), None), ((0.0, 0.0), None), ((0.25, 0.25), 0.0)])
+def test_p_without_spread(values: tuple[float, ...], p: float | None) -> None:
+    assert Sample(values).p == p
 
 
 @pytest.mark.parametrize(
