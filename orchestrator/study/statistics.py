@@ -159,6 +159,8 @@ class Column:
 
     def spread(self, summary: Summary) -> str:
         """Return mean ± standard deviation."""
+        if summary.mean is None:
+            return NONE
         return f"{self.number(summary.mean)} ± {self.number(summary.deviation)}"
 
     def gain(self, summary: Summary) -> str:
