@@ -14,7 +14,7 @@ RGB = 3
 
 
 class FlowMemory(nn.Module, ABC):
-    """Base class of modules that learn from the optical flow of the sequences seen in training.
+    """Base class of what remembers the optical flow of the sequences seen in training.
 
     Flow is 0 before any sequence was seen. All workers keep the same state, so that a checkpoint holds it.
     """
@@ -25,11 +25,36 @@ class FlowMemory(nn.Module, ABC):
         self._observe(flow)
 
     @abstractmethod
+    def draw(self, images: int) -> Tensor:
+        """Return the flow of consecutive frames for each image, ``[image, time, 2, height, width]``."""
+
+    @abstractmethod
     def _observe(self, flow: Tensor) -> None: ...
 
 
+class MeanFlow(FlowMemory):
+    """The mean flow of the training sequences at each point, for one frame."""
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2, height, width))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def draw(self, images: int) -> Tensor:
+        """Return the mean for each image; see `FlowMemory`."""
+        return self.mean.expand(images, 1, -1, -1, -1)
+
+    def _observe(self, flow: Tensor) -> None:
+        mean = gather(flow.flatten(0, 1).mean(dim=0, keepdim=True)).mean(dim=0)
+        self.batches += 1
+        self.mean += (mean - self.mean) / self.batches
+
+
 class FlowBank(FlowMemory):
-    """The flow of ``steps`` frames in the middle of each sequence of the last batches.
+    """The flow of ``time`` frames in the middle of each sequence of the last batches.
 
     People are cropped alike, so the flow of one fits another one roughly: it has the distribution of real
     flow, but does not depend on the image that it is drawn for.
@@ -40,68 +65,28 @@ class FlowBank(FlowMemory):
 
     bank: Tensor
 
-    def __init__(self, steps: int, height: int, width: int) -> None:
+    def __init__(self, time: int, height: int, width: int) -> None:
         super().__init__()
-        self.steps = steps
-        self.register_buffer("bank", torch.zeros(self.SIZE, steps, 2, height, width))
+        self.register_buffer("bank", torch.zeros(self.SIZE, time, 2, height, width))
 
     def draw(self, images: int) -> Tensor:
-        """Return the flow of a random sequence for each image, ``[image, steps, 2, height, width]``."""
+        """Return the flow of a random sequence for each image; see `FlowMemory`."""
         return self.bank[torch.randint(self.SIZE, (images,), device=self.bank.device)]
 
     def _observe(self, flow: Tensor) -> None:
-        start = (flow.shape[1] - self.steps) // 2
-        new = gather(flow[:, start : start + self.steps])[-self.SIZE :]
+        time = self.bank.shape[1]
+        start = (flow.shape[1] - time) // 2
+        new = gather(flow[:, start : start + time])[-self.SIZE :]
         self.bank.copy_(torch.cat([self.bank[len(new) :], new]))
 
 
-class StillFlow(nn.Module, ABC):
-    """Base class of what gives still images optical flow."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``[image, 3, height, width]`` to ``[image, 5, height, width]``."""
-        return torch.cat([images, self._of(len(images)).to(images.dtype)], dim=1)
-
-    @abstractmethod
-    def _of(self, images: int) -> Tensor:
-        """Return the flow of a number of images, ``[image, 2, height, width]``."""
-
-
-class MeanFlow(StillFlow, FlowMemory):
-    """The mean flow of the training sequences at each point."""
-
-    mean: Tensor
-    batches: Tensor
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(2, height, width))
-        self.register_buffer("batches", torch.zeros(()))
-
-    def _observe(self, flow: Tensor) -> None:
-        mean = gather(flow.flatten(0, 1).mean(dim=0, keepdim=True)).mean(dim=0)
-        self.batches += 1
-        self.mean += (mean - self.mean) / self.batches
-
-    def _of(self, images: int) -> Tensor:
-        return self.mean.expand(images, -1, -1, -1)
-
-
-class BorrowedFlow(StillFlow, FlowBank):
-    """For each image, the flow of one frame of a random sequence."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__(1, height, width)
-
-    def _of(self, images: int) -> Tensor:
-        return self.draw(images)[:, 0]
-
-
-def build_still_flow(kind: Literal["zero", "mean", "borrowed"], network: NetworkConfig) -> StillFlow | None:
+def build_still_flow(kind: Literal["zero", "mean", "borrowed"], network: NetworkConfig) -> FlowMemory | None:
     """Build what ``alignment.still_flow`` names; None for ``zero``, and for a network without flow."""
     if kind == "zero" or network.channels == RGB:
         return None
-    return {"mean": MeanFlow, "borrowed": BorrowedFlow}[kind](network.height, network.width)
+    if kind == "mean":
+        return MeanFlow(network.height, network.width)
+    return FlowBank(1, network.height, network.width)
 
 
 def observe_flow(method: nn.Module, sequences: Tensor) -> None:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from trainables.data.batch import Batch
@@ -44,7 +45,9 @@ class JointMethod(Method):
 
     def as_frames(self, images: Tensor) -> Tensor:
         """Add to stills ``[image, 3, height, width]`` the flow of ``alignment.still_flow``, if any."""
-        return images if self.still_flow is None else self.still_flow(images)
+        if self.still_flow is None:
+            return images
+        return torch.cat([images, self.still_flow.draw(len(images))[:, 0].to(images.dtype)], dim=1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``video``, ``pseudo`` if its weight is above 0, and their weighted total ``loss``."""

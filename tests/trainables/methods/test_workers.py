@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.methods import Batch, MethodConfig, build_method
-from trainables.methods.flow_memory import BorrowedFlow, MeanFlow
+from trainables.methods.flow_memory import FlowBank, MeanFlow
 from trainables.methods.gather import gather
 from trainables.network.encoders import ENCODERS
 from trainables.network.normalisation import (
@@ -58,11 +58,11 @@ def similarity(rank: int, workers: int) -> Tensor:
 
 def still_flow(rank: int, workers: int) -> dict[str, Tensor]:
     """Return the mean and the bank of two batches, of which each worker sees its share."""
-    mean, borrowed = MeanFlow(3, 2), BorrowedFlow(3, 2)
+    mean, bank = MeanFlow(3, 2), FlowBank(2, 3, 2)
     for values in torch.randn(2, 4, 5, 2, 3, 2, generator=torch.Generator().manual_seed(0)):
         mean.observe(share(values, rank, workers))
-        borrowed.observe(share(values, rank, workers))
-    return {**mean.state_dict(), **borrowed.state_dict()}
+        bank.observe(share(values, rank, workers))
+    return {**mean.state_dict(), **bank.state_dict()}
 
 
 def train(encoder: str, rank: int, workers: int) -> dict[str, Any]:
