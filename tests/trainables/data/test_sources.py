@@ -3,6 +3,8 @@
 import logging
 import multiprocessing
 import os
+import tempfile
+from collections.abc import Iterator
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from trainables.data.sources import resolve
 from trainables.data.splits import check
 from trainables.data.walkers import layouts
 from trainables.errors import DataError
+
+NOBODY = 65534
+"""Number of a user without rights."""
 
 
 @pytest.fixture
@@ -121,13 +126,29 @@ def test_resolve_cache_under_a_file_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
-def test_check_cache_without_permission_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    chosen = data_config(tmp_path, cache=tmp_path / "locked" / "cache")
+@pytest.fixture
+def folder_of_ordinary_user() -> Iterator[Path]:
+    """Run the test as a user who is bound by permissions, and yield a folder of this user."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    finally:
+        if was_root:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000], ids=["not writable", "not accessible"])
+def test_check_cache_without_permission_is_refused(folder_of_ordinary_user: Path, mode: int) -> None:
+    locked = folder_of_ordinary_user / "locked"
+    locked.mkdir(mode=mode)
+    chosen = data_config(folder_of_ordinary_user, cache=locked / "cache")
     for call in (lambda: check(chosen), lambda: resolve(chosen, "walkers")):
-        with pytest.raises(DataError, match=r"^data\.cache: "):
+        with pytest.raises(DataError, match=r"^data\.cache: .*locked/cache.*another folder") as caught:
             call()
+        assert "\n" not in str(caught.value)
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
