@@ -275,8 +275,9 @@ def _aliases(aliases: dict[str, int]) -> str:
 
 def _by(by: dict[str, str]) -> str:
     where = by.get("sweep") or by.get("command", "")
+    login = f"login {by['login']}" if "login" in by else ""
     person = f"{by['user']}@{by['host']}" if "user" in by else ""
-    return ", ".join(filter(None, [person, where]))
+    return ", ".join(filter(None, [login, person, where]))
 
 
 if __name__ == "__main__":

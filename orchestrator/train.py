@@ -256,7 +256,7 @@ def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> 
             with progress.activity("checking the data"):
                 training.subject.check(training.config, 1, [])
             if parsed.dry_run:
-                progress.print("dry run: everything was checked, nothing was trained")
+                progress.print("dry run: file and data were checked; nothing was trained")
                 return ExitCode.DONE
             with progress.activity("preparing the data"):
                 training.subject.prepare(training.config)

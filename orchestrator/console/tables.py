@@ -44,6 +44,11 @@ def pareto_table(trials: Sequence[Mapping[str, Any]], size: int) -> Table:
     return table
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number of things: ``1 epoch``, ``2 epochs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """Return seconds as ``h:mm:ss``."""
     return str(timedelta(seconds=round(seconds)))

@@ -104,11 +104,13 @@ class Driver(ABC, Generic[OutcomeType]):
                 self._directory.check_driver()
             with self._explained_errors():
                 try:
+                    if not fresh:
+                        self._directory.check_study()
                     joined = self._check_and_plan(address, fresh)
                 except StorageError as error:
                     raise error.as_input_error() from error
                 if dry_run:
-                    self._progress.print("dry run: everything was checked, no trial was started")
+                    self._progress.print("dry run: file, data and servers were checked; nothing was written")
                     return ExitCode.DONE
                 code, outcome = self._run(joined, fresh)
                 if outcome is not None:

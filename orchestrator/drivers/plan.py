@@ -5,7 +5,7 @@ from rich.table import Table
 
 from orchestrator.config.job import Job
 from orchestrator.config.sweep import Sweep
-from orchestrator.console.tables import format_duration, pairs
+from orchestrator.console.tables import format_count, format_duration, pairs
 from orchestrator.execution.cluster import Cluster
 
 
@@ -21,7 +21,8 @@ def sweep_plan(sweep: Sweep, cluster: Cluster) -> RenderableType:
 
 def _settings(sweep: Sweep, cluster: Cluster) -> dict[str, str]:
     budget = sweep.budget
-    limits = [f"{budget.trials} trials of at most {sweep.epochs} epochs"]
+    epochs = format_count(sweep.epochs, "epoch")
+    limits = [f"{format_count(budget.trials, 'trial')} of at most {epochs}"]
     if budget.wall is not None:
         limits.append(f"{format_duration(budget.wall)} of wall time")
     if budget.no_gain_for is not None:
@@ -44,18 +45,17 @@ def _scheduler(sweep: Sweep) -> str:
     if rungs:
         name += f", trials may stop after epoch {', '.join(map(str, rungs))}"
     elif name != "none":
-        name += f", stops no trial, because a trial has only {sweep.epochs} epochs"
+        name += f", stops no trial, because a trial has only {format_count(sweep.epochs, 'epoch')}"
     return name
 
 
 def _finals(sweep: Sweep) -> str:
     if sweep.finals is None:
         return "none: the best trial is the candidate"
-    runs = len(sweep.final_runs({"": {}}).cells)
-    return (
-        f"the best {sweep.finals.top} trials again, {runs} times each, of at most {sweep.epochs} epochs; the "
-        "winner is scored"
-    )
+    best = format_count(sweep.finals.top, "trial")
+    runs = format_count(len(sweep.final_runs({"": {}}).cells), "time")
+    epochs = format_count(sweep.epochs, "epoch")
+    return f"the best {best} again, {runs} each, of at most {epochs}; the winner is scored"
 
 
 def _objective_rows(sweep: Sweep) -> dict[str, str]:
@@ -80,9 +80,9 @@ def resource_rows(job: Job, trials: int, cluster: Cluster) -> dict[str, str]:
     at_once, now = min(cluster.concurrency(resources), trials), cluster.fitting(resources)
     worker = f"{resources.cpus:g} CPU" + (f" + {resources.gpus:g} GPU" if resources.gpus else "")
     rows = {
-        "each trial": f"{resources.workers} Ray Train worker(s) of {worker}",
-        "at once": f"{at_once} trial(s) on "
-        f"{len(cluster.nodes)} node(s) with {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs"
+        "each trial": f"{format_count(resources.workers, 'Ray Train worker')} of {worker}",
+        "at once": f"{format_count(at_once, 'trial')} on {format_count(len(cluster.nodes), 'node')} with "
+        f"{cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs"
         + (f"; {now} fit now, the others wait for new nodes" if now < at_once else ""),
         "storage": f"{job.storage}/{job.name}",
         "tracking": f"{job.tracking.uri}, experiment {job.tracking.experiment}",

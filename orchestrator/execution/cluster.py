@@ -90,7 +90,7 @@ class Cluster:
             grows = "; if it adds nodes, set resources.concurrent to the number of trials" * self.joined
             raise InputError(
                 f"resources.{self._scarce(resources)}: {resources.workers} workers of {needs} do not fit "
-                f"on this cluster of {len(self.nodes)} node(s) with {self.total('CPU'):g} CPUs and "
+                f"on this cluster of {len(self.nodes)} nodes with {self.total('CPU'):g} CPUs and "
                 f"{self.total('GPU'):g} GPUs in all; at most {self._workers(resources)} fit{grows}"
             )
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)

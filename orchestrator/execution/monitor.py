@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune import Callback
 
 from orchestrator.config.job import Job
-from orchestrator.console.tables import format_duration, format_values
+from orchestrator.console.tables import format_count, format_duration, format_values
 from orchestrator.errors import TrackingError
 from orchestrator.execution.metrics import SweepMetrics
 from orchestrator.execution.tune_adapters import NotSnapshotted
@@ -142,7 +142,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         total, ended = self._study.total, self._ended()
         elapsed = time.monotonic() - self._start
         epochs = sum(self._epochs.values())
-        line = f"trials: {counts} of {total} | {self._study.headline()} | {epochs} epochs"
+        line = f"trials: {counts} of {total} | {self._study.headline()} | {format_count(epochs, 'epoch')}"
         line += f" | {format_duration(elapsed)} elapsed"
         ended_here = ended - self._ended_before
         if ended_here:

@@ -40,6 +40,9 @@ class Store(ABC):
     heartbeat_only: ClassVar[bool]
     """Whether a driver that died shows only by its missing heartbeat, because the store has no locks."""
 
+    study_prefix: ClassVar[str]
+    """Beginning of the names of a study's files in the folder of its job."""
+
     path: str
     """The root, as its file system names it."""
 
@@ -150,6 +153,18 @@ class Store(ABC):
     @abstractmethod
     def study_file(self, job: str) -> Path | None:
         """Return the SQLite file of the study of a job; None where it is not one."""
+
+    def foreign_study(self, job: str) -> str:
+        """Return what is wrong if all that a job has is a study that a store of another kind wrote; else "".
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        files = self.list_files(f"{job}/study")
+        if not files or any(file.startswith(f"{job}/{self.study_prefix}") for file in files):
+            return ""
+        kinds = ("bucket", "folder") if self.heartbeat_only else ("folder", "bucket")
+        return f"its study was written in a {kinds[1]} and cannot be read in a {kinds[0]}; move the job back"
 
     def locate(self, name: str) -> str:
         """Return the address under which a user finds a file."""

@@ -121,6 +121,13 @@ class JobDirectory:
         """Raise InputError if a driver is known to run the job; writes nothing."""
         check_driver(self.store, self._job.name, self._label)
 
+    def check_study(self) -> None:
+        """Raise InputError if the job has a study that a storage of another kind wrote."""
+        if not self._job.study and (problem := self.store.foreign_study(self._job.name)):
+            raise InputError(
+                f"{self._label}: {problem}, or start over with --fresh (which keeps the old folder)"
+            )
+
     def is_new(self) -> bool:
         """Return whether the job has no record yet."""
         return self._renaming() is not None or self.recorded() is None

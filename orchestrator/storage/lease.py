@@ -165,10 +165,40 @@ def read_driver_record(store: Store, job: str) -> tuple[DriverRecord, str] | Non
 
 
 def check_driver(store: Store, job: str, label: str) -> None:
-    """Raise InputError if a driver holds the lock of a job; writes nothing."""
+    """Raise InputError if a driver has a job; writes nothing.
+
+    A bucket has no locks: where the last heartbeat is recent, the next one is awaited for a few seconds.
+    """
     current = read_driver_record(store, job)
     if (current is not None and _is_driven(store, current[0])) or store.is_locked(job):
         raise _taken(store, job, label)
+    if (
+        current is not None
+        and _may_beat(store, current[0])
+        and abs(time.time() - current[0].renewed) < LEASE_TIMEOUT_SECONDS
+    ):
+        _wait_for_silence(store, job, label, current, 1.5 * HEARTBEAT_SECONDS)
+
+
+def _may_beat(store: Store, driver: DriverRecord) -> bool:
+    """Return whether only the next heartbeat can tell that a driver runs."""
+    return store.heartbeat_only and not driver.ended and not driver.is_gone()
+
+
+def _wait_for_silence(
+    store: Store, job: str, label: str, last: tuple[DriverRecord, str], seconds: float
+) -> tuple[DriverRecord, str]:
+    """Wait until the record of a driver has not changed for some time; raises InputError if it does."""
+    _log.info("checking whether %s still drives %s", last[0], label)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        current = read_driver_record(store, job)
+        if current is not None and current[0].ended:
+            return current
+        if current is not None and current[1] != last[1]:
+            raise _taken(store, job, label, current[0])
+    return last
 
 
 def _is_driven(store: Store, driver: DriverRecord) -> bool:
@@ -238,13 +268,8 @@ class Lease:
             before = read_driver_record(self._store, self._job)
             if before is not None and _is_driven(self._store, before[0]):
                 raise _taken(self._store, self._job, self._label, before[0])
-            if (
-                before is not None
-                and self._store.heartbeat_only
-                and not before[0].ended
-                and not before[0].is_gone()
-            ):
-                before = self._wait_for_silence(*before)
+            if before is not None and _may_beat(self._store, before[0]):
+                before = _wait_for_silence(self._store, self._job, self._label, before, LEASE_TIMEOUT_SECONDS)
             if before is not None:
                 record, self._seen = before
                 self.record.ray_jobs = record.ray_jobs
@@ -358,16 +383,3 @@ class Lease:
         if record.identity == self.record.identity:
             return True
         return not self._store.heartbeat_only and (record.ended or record.is_gone())
-
-    def _wait_for_silence(self, last: DriverRecord, version: str) -> tuple[DriverRecord, str]:
-        """Wait until the record of a driver has not changed for long enough; raises InputError if it does."""
-        _log.info("checking whether %s still drives %s", last, self._label)
-        deadline = time.monotonic() + LEASE_TIMEOUT_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(1.0)
-            current = read_driver_record(self._store, self._job)
-            if current is not None and current[0].ended:
-                return current
-            if current is not None and current[1] != version:
-                raise _taken(self._store, self._job, self._label, current[0])
-        return last, version

@@ -30,6 +30,7 @@ class LocalStore(Store):
     """A folder; a version is the hash of the content."""
 
     heartbeat_only = False
+    study_prefix = "study.db"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))

@@ -58,6 +58,7 @@ class S3Store(Store):
     """
 
     heartbeat_only = True
+    study_prefix = "study/"
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri.rstrip("/"))

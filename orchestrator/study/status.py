@@ -96,7 +96,8 @@ def read_status(store: Store, name: str) -> Status:
     try:
         started = _add_study(status, store, resolved, activity)
         if started is None and outcome is not None:
-            status.problem = "its study is missing: put it back before you rerun the command"
+            missing = "its study is missing: put it back before you rerun the command"
+            status.problem = store.foreign_study(name) or missing
     except StorageError as error:
         if outcome is None or error.unreachable:
             raise

@@ -286,6 +286,7 @@ def describe_error(error: Exception, limit: int = 200) -> str:
         ("Connection reset", "connection reset"),
         ("Connection aborted", "connection lost"),
         ("RemoteDisconnected", "connection lost"),
+        ("error responses", "it answers with errors; its log says why, its database may be down"),
         ("not in a valid JSON format", "the answer is not MLflow's, but for example the page of a login"),
     ):
         if sign in str(error):

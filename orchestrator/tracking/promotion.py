@@ -17,6 +17,7 @@ from typing import Any, Literal
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import read_mlflow_creds
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.config.sections import CHALLENGER
@@ -250,12 +251,12 @@ def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mappi
 
 
 def who(**where: str) -> dict[str, str]:
-    """Return user, host and login of this process, and the sweep or command that ``where`` names."""
+    """Return user, host and MLflow login of this process, and the sweep or command that ``where`` names."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a name for its user
         user = str(os.getuid())
-    login = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    login = read_mlflow_creds().username
     return {"user": user, "host": platform.node(), **({"login": login} if login else {}), **where}
 
 

@@ -114,7 +114,7 @@ def test_recipe_loads_and_plans(name: str, reid_data: Path) -> None:
         console.print(sweep_plan(sweep, ONE_GPU))
     shown = captured.get()
     assert all(path in shown for path in sweep.search)
-    assert "1 trial(s)" in shown or not sweep.resources.gpus
+    assert "1 trial on" in shown or not sweep.resources.gpus
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -225,6 +225,18 @@ def test_comparison_in_the_folder_of_a_sweep_is_refused(folder: Path, tmp_path: 
         JobDirectory(load_comparison(tmp_path)).check(fresh=False)
 
 
+def test_study_of_a_bucket_in_a_folder_is_refused(sweep: Sweep, folder: Path) -> None:
+    directory = JobDirectory(sweep)
+    directory.check_study()  # it has no study yet
+    (folder / "study").mkdir()
+    (folder / "study/000000.jsonl").touch()
+    problem = "its study was written in a bucket and cannot be read in a folder; move the job back"
+    with pytest.raises(InputError, match=f"^sweep {folder}: {problem}, or start over with --fresh"):
+        directory.check_study()
+    (folder / "study.db").touch()
+    directory.check_study()
+
+
 def test_job_of_another_kind_is_refused(sweep: Sweep, tmp_path: Path) -> None:
     LocalStore(tmp_path / "store").write("parabola/comparison.json", b"{}")
     assert refusal_of(sweep).startswith(f"{tmp_path}/store/parabola holds a comparison of the same name; ")

@@ -190,6 +190,25 @@ def test_error_of_a_database_is_told_in_its_own_words() -> None:
     assert describe_error(error) == "database or disk is full"
 
 
+def test_server_that_answers_with_errors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = mlflow.MlflowClient(f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(MlflowException) as failure:
+            client.search_experiments()
+        server.shutdown()
+    assert describe_error(failure.value).startswith("it answers with errors; its log says why")
+
+
 def test_page_instead_of_an_answer_is_not_shown() -> None:
     error = MlflowException(
         "API request to endpoint was successful but the response body was not in a valid JSON format."
