@@ -276,6 +276,8 @@ def describe_error(error: Exception, limit: int = 200) -> str:
     text = one_line(error, 10 * limit)
     if of_database := re.search(r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?: \[SQL:|$)", text):
         return one_line(of_database[1], limit)  # without what SQLAlchemy 2 adds
+    if answer := re.search(r"failed with error code (\d+) != 200\. Response body: '(.*)'", text):
+        return one_line(f"{answer[2]} ({answer[1]})", limit)
     for sign, meaning in (
         ("Connection refused", "connection refused"),
         ("Name or service not known", "host name not known"),

@@ -209,6 +209,14 @@ def test_server_that_answers_with_errors_is_told(monkeypatch: pytest.MonkeyPatch
     assert describe_error(failure.value).startswith("it answers with errors; its log says why")
 
 
+def test_refusal_is_told_in_the_words_of_the_server() -> None:
+    error = MlflowException(
+        "API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code 403 != 200."
+        " Response body: 'Permission denied'"
+    )
+    assert describe_error(error) == "Permission denied (403)"
+
+
 def test_page_instead_of_an_answer_is_not_shown() -> None:
     error = MlflowException(
         "API request to endpoint was successful but the response body was not in a valid JSON format."
