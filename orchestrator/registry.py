@@ -151,6 +151,7 @@ def _show(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCo
     }
     progress.show(pairs(f"Model {found['model']} version {found['version']}", rows_shown))
     progress.show(pairs("Scores", {name: format_number(value) for name, value in found["scores"].items()}))
+    progress.show(pairs("Data sets, by the digest of their content", found["data"]))
     return ExitCode.DONE
 
 
