@@ -57,6 +57,7 @@ RECIPE_CHANGES: dict[str, dict[str, Any]] = {
         "pretrain_epochs": 0,
         "data.sets.walkers.generate": {"identities": 24, "frames": 4},
         "data.sets.stills.generate": {"identities": 24, "seed": 1},
+        "data.sets.others.generate": {"identities": 8, "frames": 4, "seed": 2},
     },
     "mars.yaml": {"encoder.name": "residual"},
     "mclaughlin2016.yaml": {"pretrain_epochs": 0},
