@@ -309,6 +309,14 @@ def print_ranking(
     OUT.print(f"{verdict.decision}: {verdict.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _labels(row: Row) -> tuple[str, str]:
+    """Return identity and camera of a tracklet; without labels its folder and file, or its file alone."""
+    if row.identity:
+        return row.identity, row.camera or ""
+    path = Path(row.path)
+    return (path.parent.name, path.name) if path.parent.name else (path.name, "")
+
+
 def draw_sheet(
     shown: Sequence[tuple[Query, Sequence[tuple[Match, Row]]]], gallery: Gallery, chosen: argparse.Namespace
 ) -> None:
@@ -319,15 +327,12 @@ def draw_sheet(
     rankings = []
     for query, candidates in shown:
         cells = [
-            Shown(
-                thumbnail(row.frame(folder)),
-                (row.identity or Path(row.path).name, row.camera or "", f"{match.distance:.3f}"),
-            )
+            Shown(thumbnail(row.frame(folder)), (*_labels(row), f"{match.distance:.3f}"))
             for match, row in candidates
         ]
         verdict = judge(candidates[0][0].distance, gallery)
         rankings.append((f"{query.name}: {verdict.decision}", thumbnail(query.frame), cells))
-    notes = ("Below each frame: identity or file, camera, and Euclidean distance of unit features.",)
+    notes = ("Below each frame: identity and camera, or folder and file; distance of unit features.",)
     try:
         draw_rankings(f"The nearest of {len(gallery):,} tracklets", notes, rankings, chosen.sheet)
     except OSError as error:

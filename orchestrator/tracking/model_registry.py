@@ -31,6 +31,7 @@ from orchestrator.tracking.promotion import (
     Judge,
     ScoreModel,
     check_family,
+    check_writable,
     decision_of_gate,
     is_of_first_release,
     now,
@@ -41,9 +42,6 @@ from orchestrator.tracking.promotion import (
 from orchestrator.tracking.records import dataset_digest, dataset_inputs
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
-
-_CHECK_TAG = "sweep.check"
-"""Tag of a registered model that is there only for a moment."""
 
 _REASON_CHARACTERS = 300
 
@@ -165,8 +163,7 @@ def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        client.set_registered_model_tag(model, _CHECK_TAG, tracker.sweep_id)
-        client.delete_registered_model_tag(model, _CHECK_TAG)
+        check_writable(client, model)
         if (holder := client.get_registered_model(model).aliases.get(alias)) is not None:
             check_family(client.get_model_version(model, str(holder)), trainable)
     except MlflowException as error:

@@ -43,6 +43,9 @@ SCHEMA = 3
 DECISION_TAG = "decision"
 """Tag of a version with the verdict of its last record, for readers; release 0.1.0 wrote no records."""
 
+_CHECK_TAG = "sweep.check"
+"""Tag of a registered model that is there only for a moment."""
+
 _RECORD_CHARACTERS = 3000
 """The longest record as text within JSON. While an alias changes, it is part of a tag of the registered
 model, and MLflow's column for these has 5000 characters, which PostgreSQL enforces."""
@@ -248,6 +251,12 @@ def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mappi
 
     version = client.get_model_version(model, str(target))
     return promote(client, version, alias, judge, by=by, action="rolled back", once=False)
+
+
+def check_writable(client: mlflow.MlflowClient, model: str) -> None:
+    """Check that this login may change a model, by setting and deleting a tag; raises MlflowException."""
+    client.set_registered_model_tag(model, _CHECK_TAG, "may this login change the model?")
+    client.delete_registered_model_tag(model, _CHECK_TAG)
 
 
 def who(**where: str) -> dict[str, str]:

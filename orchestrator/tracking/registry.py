@@ -34,6 +34,7 @@ from orchestrator.tracking.promotion import (
     Record,
     all_versions,
     check_family,
+    check_writable,
     history,
     promote,
     rollback,
@@ -130,6 +131,7 @@ class Registry:
             state = moved.read()
             if state.holder == int(version.version) and not state.is_late:
                 raise InputError(f"version {version.version} of {version.name} has the alias {alias} already")
+            self._check_writable(version.name)
             judge = self._judge(version, metric).decide if gate else self._by_hand(version, reason)
             action: Action = "gate" if gate else "promoted by hand"
             by = who(command=self.command)
@@ -139,7 +141,19 @@ class Registry:
         """Move an alias back to the version that had it before."""
         with self._explained():
             self._model(name)
+            self._check_writable(name)
             return rollback(self.client, name, Alias(self.client, name, alias), by=who(command=self.command))
+
+    def _check_writable(self, name: str) -> None:
+        """Refuse a login that may not change a model, before an alias is locked for it."""
+        try:
+            check_writable(self.client, name)
+        except MlflowException as error:
+            if error.error_code != "PERMISSION_DENIED":
+                raise
+            raise InputError(
+                f"{name}: this login may not change the model; use another one, or ask its owner"
+            ) from error
 
     def history(self, name: str, alias: str | None = None) -> list[dict[str, Any]]:
         """Return every decision and change about the aliases of a model, the oldest first."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 import trainables.retrieve as commands
 from tests.support.tiny_sets import FRAMES, PEOPLE
 from trainables.errors import DataError
-from trainables.evaluation.gallery import Gallery, judge, nearest
+from trainables.evaluation.gallery import Gallery, Row, judge, nearest
 from trainables.export.export import export
 from trainables.export.stored_model import StoredModel
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -286,6 +286,18 @@ def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
     with Image.open(sheet) as image:
         assert image.height > 2 * PEOPLE * 128
     assert "not in the gallery" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "labels"),
+    [
+        (Row("person_0386", "b", "cam_b/person_0386/0005.png", None), ("person_0386", "b")),
+        (Row(None, None, "b_person_0386/0005.png", None), ("b_person_0386", "0005.png")),
+        (Row(None, None, "crop.jpg", None), ("crop.jpg", "")),
+    ],
+)
+def test_tracklets_of_a_sheet_are_told_apart(row, labels):
+    assert commands._labels(row) == labels
 
 
 def test_rank_sheet_has_a_bounded_width(gallery, tmp_path, monkeypatch):

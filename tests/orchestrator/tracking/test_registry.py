@@ -9,6 +9,8 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from orchestrator import registry
 from orchestrator.tracking import evidence as evidences
@@ -89,6 +91,24 @@ def test_promotion_that_the_gate_declines_exits_with_1(capsys: pytest.CaptureFix
     code, found = run(capsys, uri, "promote", f"{NAME}/1")
     assert (code, found["verdict"], found["champion"]) == (1, "declined", 2)
     assert aliases(uri)["champion"] == 2
+
+
+@pytest.mark.parametrize("action", [("promote", f"{NAME}/1", "--no-gate"), ("rollback", NAME)])
+def test_login_that_may_not_write_is_refused_and_leaves_nothing(
+    action: tuple[str, ...], capsys: pytest.CaptureFixture[str], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object) -> None:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", deny)
+    before = [model.name for model in mlflow.MlflowClient(uri, registry_uri=uri).search_registered_models()]
+    code, error = run(capsys, uri, *action)
+    assert (code, error) == (
+        2,
+        f"error: {NAME}: this login may not change the model; use another one, or ask its owner\n",
+    )
+    after = [model.name for model in mlflow.MlflowClient(uri, registry_uri=uri).search_registered_models()]
+    assert after == before and aliases(uri)["champion"] == 2
 
 
 def test_promotion_through_the_gate_is_recorded_as_such(capsys: pytest.CaptureFixture[str], uri: str) -> None:

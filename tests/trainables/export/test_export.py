@@ -194,6 +194,10 @@ REFUSED = {
     ),
     "a huge PNG": ([[blank_png(20000, 10000)]], "frame 0: too large (Image size (200000000 pixels) exceeds"),
     "another name": ({"frames": [[PICTURE]]}, "no 'sequences' in the input"),
+    "another key": (
+        {"sequences": [[PICTURE]], "channels": "BGR"},
+        "unknown key 'channels' beside 'sequences'",
+    ),
 }
 
 
