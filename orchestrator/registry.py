@@ -193,9 +193,9 @@ def _rollback(registry: "Registry", parsed: Namespace, progress: Progress) -> Ex
         raise InputError(
             f"{parsed.model}: give the name alone, and the alias as --alias {reference.alias or 'NAME'}"
         )
-    return _show_record(
-        progress, reference.name, registry.rollback(reference.name, parsed.alias), parsed.json
-    )
+    with _activity(progress, parsed, "rolling back"):
+        record = registry.rollback(reference.name, parsed.alias)
+    return _show_record(progress, reference.name, record, parsed.json)
 
 
 def _history(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCode:
