@@ -51,6 +51,27 @@ _TRAINING = "training"
 _WAITING = "waiting for "
 
 
+class Estimate:
+    """An estimate of the time that trials will take, by the mean of those that ended before."""
+
+    def __init__(self) -> None:
+        self._ended, self._seconds = 0, 0.0
+
+    def remaining(self, ended: int, left: int, elapsed: float) -> float | None:
+        """Return the seconds until ``left`` trials have ended; None before the first end.
+
+        Args:
+            ended: trials that have ended.
+            left: those that have not.
+            elapsed: seconds since the first start. Between two ends the estimate counts down.
+        """
+        if ended != self._ended:
+            self._ended, self._seconds = ended, elapsed
+        if not ended:
+            return None
+        return max(0.0, self._seconds / ended * left - (elapsed - self._seconds))
+
+
 class TrialMonitor(NotSnapshotted, Callback):
     """A callback of Ray Tune that publishes every report of every trial."""
 
@@ -67,6 +88,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._activity: dict[int, str] = {}
         self._rates: dict[int, float] = {}
         self._metrics = SweepMetrics(job)
+        self._estimate = Estimate()
         self._last_update = -HEARTBEAT_SECONDS
         self._last_usage = self._start
 
@@ -144,9 +166,9 @@ class TrialMonitor(NotSnapshotted, Callback):
         epochs = sum(self._epochs.values())
         line = f"trials: {counts} of {total} | {self._study.headline()} | {format_count(epochs, 'epoch')}"
         line += f" | {format_duration(elapsed)} elapsed"
-        ended_here = ended - self._ended_before
-        if ended_here:
-            line += f", about {format_duration(elapsed / ended_here * (total - ended))} remaining"
+        remaining = self._estimate.remaining(ended - self._ended_before, total - ended, elapsed)
+        if remaining is not None:
+            line += f", about {format_duration(remaining)} remaining"
         return line
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

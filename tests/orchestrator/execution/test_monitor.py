@@ -1,4 +1,4 @@
-"""MLflow gets again what was deleted or changed there, below the trials that count as delivered."""
+"""The monitor of trials: the estimate of the time left, and what MLflow gets again after it lost it."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from mlflow.entities import Run
 
 from orchestrator.config.sweep import Sweep
+from orchestrator.execution.monitor import Estimate
 from orchestrator.tracking.tracker import Tracker
 from tests.benchmarks import many_trials
 
@@ -72,3 +73,12 @@ def test_runs_of_a_deleted_sweep_get_its_new_run(sweep: Sweep, tracker: Tracker)
     assert parent != tracker.parent_run_id and again.data.tags == run.data.tags
     assert tracker.client.get_run(parent).info.lifecycle_stage == "active"
     assert points(tracker, run) == [1, 2, 3]
+
+
+def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
+    estimate = Estimate()
+    assert estimate.remaining(0, 4, 50.0) is None
+    assert estimate.remaining(1, 3, 60.0) == 180.0
+    assert estimate.remaining(1, 3, 70.0) == 170.0
+    assert estimate.remaining(1, 3, 300.0) == 0.0  # the next one takes longer than expected
+    assert estimate.remaining(3, 1, 300.0) == 100.0
