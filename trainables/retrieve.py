@@ -332,7 +332,7 @@ def draw_sheet(
         ]
         verdict = judge(candidates[0][0].distance, gallery)
         rankings.append((f"{query.name}: {verdict.decision}", thumbnail(query.frame), cells))
-    notes = ("Below each frame: identity and camera, or folder and file; distance of unit features.",)
+    notes = ("Below each frame: identity and camera, or folder and file; Euclidean distance.",)
     try:
         draw_rankings(f"The nearest of {len(gallery):,} tracklets", notes, rankings, chosen.sheet)
     except OSError as error:

@@ -2,8 +2,8 @@
 # MLflow with logins: `server`, or `users`, which creates the logins of MLFLOW_USERS_DIR.
 #
 # Secrets are read from the files MLFLOW_DATABASE_PASSWORD_FILE, MLFLOW_ADMIN_PASSWORD_FILE and MLFLOW_SECRET_KEY_FILE
-# (which signs the forms of the web pages). MLFLOW_DATABASE is an address without a password, MLFLOW_ARTIFACTS an s3://
-# address, and MLFLOW_ALLOWED_HOSTS lists the names at which browsers and clients may reach the server.
+# (which signs the forms of the web pages). MLFLOW_DATABASE is an address without a password, MLFLOW_ARTIFACTS an
+# address of a bucket (s3://) or a folder (file://), and MLFLOW_ALLOWED_HOSTS lists the names at which browsers and clients may reach the server.
 set -eu
 umask 077
 

@@ -15,6 +15,7 @@ from ray import tune
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from orchestrator.config.sections import Resources
+from orchestrator.console.tables import format_count
 from orchestrator.errors import InputError, UnreachableError
 
 _log = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class Cluster:
             grows = "; if it adds nodes, set resources.concurrent to the number of trials" * self.joined
             raise InputError(
                 f"resources.{self._scarce(resources)}: {resources.workers} workers of {needs} do not fit "
-                f"on this cluster of {len(self.nodes)} nodes with {self.total('CPU'):g} CPUs and "
-                f"{self.total('GPU'):g} GPUs in all; at most {self._workers(resources)} fit{grows}"
+                f"on this cluster of {format_count(len(self.nodes), 'node')} with {self.total('CPU'):g} CPUs "
+                f"and {self.total('GPU'):g} GPUs in all; at most {self._workers(resources)} fit{grows}"
             )
         return fitting if resources.concurrent == "auto" else min(fitting, resources.concurrent)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from orchestrator.config.comparison import Comparison
-from orchestrator.console.tables import format_number
+from orchestrator.console.tables import format_count, format_number
 from orchestrator.report.style import BEST, BLUE, INK, MUTED, SETTINGS, data_uri, picture_of, template
 from orchestrator.study.statistics import CONFIDENCE, MIN_VALUES, POWER, Column, Row, Summary
 
@@ -32,8 +32,8 @@ def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Seque
     over = "splits, each of which is the mean of its seeds," if several else "pairs"
     if len(comparison.variants) > 1:
         lines.append(
-            f"Differences are from {comparison.baseline}, on the same split and seed ({pairs} "
-            f"{'pair' if pairs == 1 else 'pairs'} if no trial failed): their mean and its "
+            f"Differences are from {comparison.baseline}, on the same split and seed ("
+            f"{format_count(pairs, 'pair')} if no trial failed): their mean and its "
             f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} of them)."
         )
         lines += _explain_tests(columns)
@@ -48,18 +48,16 @@ def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Seque
 
 
 def _explain_tests(columns: Sequence[Column]) -> list[str]:
-    """Return a sentence that explains p and what the comparison can detect; none where neither is known."""
-    known = [column for column in columns if column.detectable]
-    if not known:
+    """Return a sentence about p and about the differences that the comparison finds; none without a test."""
+    tested = [column for column in columns if column.detectable is not None][:_TABLE_METRICS]
+    if not tested:
         return []
-    tests = max(sum(each.p is not None for each in column.variants.values()) for column in known)
-    correction = f", corrected for the {tests} differences of a metric (Holm)" if tests > 1 else ""
-    detectable = ", ".join(
-        f"{column.number(column.detectable)} in {column.metric}" for column in known[:_TABLE_METRICS]
-    )
+    tests = max(column.tests for column in tested)
+    corrected = f", corrected for the {tests} differences of a metric (Holm)" if tests > 1 else ""
+    found = ", ".join(f"{column.number(column.detectable)} in {column.metric}" for column in tested)
     return [
-        f"p is by Student's t test{correction}. A true difference would be significant in {POWER:.0%} of such"
-        f" comparisons, before correction, from about {detectable}."
+        f"p is by Student's t test{corrected}. In {POWER:.0%} of cases, such a comparison finds (p < 0.05)"
+        f" a true difference of {found}."
     ]
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import optuna
 import pyarrow.fs
@@ -39,6 +39,9 @@ class Store(ABC):
 
     heartbeat_only: ClassVar[bool]
     """Whether a driver that died shows only by its missing heartbeat, because the store has no locks."""
+
+    kind: ClassVar[Literal["folder", "bucket"]]
+    """What it is called in messages."""
 
     study_prefix: ClassVar[str]
     """Beginning of the names of a study's files in the folder of its job."""
@@ -163,8 +166,8 @@ class Store(ABC):
         files = self.list_files(f"{job}/study")
         if not files or any(file.startswith(f"{job}/{self.study_prefix}") for file in files):
             return ""
-        kinds = ("bucket", "folder") if self.heartbeat_only else ("folder", "bucket")
-        return f"its study was written in a {kinds[1]} and cannot be read in a {kinds[0]}; move the job back"
+        other = "folder" if self.kind == "bucket" else "bucket"
+        return f"its study was written in a {other} and cannot be read in a {self.kind}; move the job back"
 
     def locate(self, name: str) -> str:
         """Return the address under which a user finds a file."""

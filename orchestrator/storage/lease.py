@@ -3,7 +3,8 @@
 The record of the driver lies beside the folder of the job and is renewed every few seconds. In a local folder
 a lock of the operating system, which ends with its process, keeps a second driver out. A bucket has no locks:
 a second driver watches whether the record is still renewed, and takes the job over when it is not. Only
-monotonic clocks of one process are compared.
+monotonic clocks of one process decide that. The wall clocks of two machines decide only whether
+`check_driver` waits for a heartbeat, so that a driver is refused before it has done any work.
 
 `Lease.check` precedes everything that a driver writes, so that one which was suspended, and whose job another
 driver has taken over meanwhile, writes nothing any more.
@@ -34,6 +35,9 @@ HEARTBEAT_SECONDS = 5.0
 
 LEASE_TIMEOUT_SECONDS = 20.0
 """Time without a renewal after which a driver counts as dead."""
+
+_NEXT_HEARTBEAT = 1.5
+"""Intervals within which the next heartbeat of a driver arrives."""
 
 _SAFE_SECONDS = LEASE_TIMEOUT_SECONDS / 2
 """Age of a renewal up to which nothing is asked before a write: no other driver may take the job before
@@ -177,7 +181,7 @@ def check_driver(store: Store, job: str, label: str) -> None:
         and _may_beat(store, current[0])
         and abs(time.time() - current[0].renewed) < LEASE_TIMEOUT_SECONDS
     ):
-        _wait_for_silence(store, job, label, current, 1.5 * HEARTBEAT_SECONDS)
+        _wait_for_silence(store, job, label, current, _NEXT_HEARTBEAT * HEARTBEAT_SECONDS)
 
 
 def _may_beat(store: Store, driver: DriverRecord) -> bool:

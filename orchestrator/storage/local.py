@@ -30,6 +30,7 @@ class LocalStore(Store):
     """A folder; a version is the hash of the content."""
 
     heartbeat_only = False
+    kind = "folder"
     study_prefix = "study.db"
 
     def __init__(self, folder: Path) -> None:

@@ -58,6 +58,7 @@ class S3Store(Store):
     """
 
     heartbeat_only = True
+    kind = "bucket"
     study_prefix = "study/"
 
     def __init__(self, uri: str) -> None:

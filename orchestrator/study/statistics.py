@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import scipy.optimize
 import scipy.stats
 
 from orchestrator.config.comparison import SEED
@@ -17,6 +18,9 @@ from orchestrator.config.comparison import SEED
 CONFIDENCE = 0.95
 POWER = 0.8
 """Share of comparisons in which a difference of `Sample.detectable` is significant."""
+
+_ROUNDING = 1e-9
+"""Spread relative to the mean below which values count as equal."""
 
 MIN_VALUES = 2
 """Smallest number of values for which a deviation and an interval are given."""
@@ -104,23 +108,34 @@ class Sample:
     def p(self) -> float | None:
         """Probability of a mean at least as far from 0 if the true one is 0, by Student's t test.
 
-        None with fewer than two values, or if all are 0.
+        None with fewer than two values, or if all are equal.
         """
-        if self.mean is None or self.error is None or self.mean == self.error == 0:
+        if (found := self._mean_and_error) is None:
             return None
-        statistic = abs(self.mean) / self.error if self.error else math.inf
-        return 2 * float(scipy.stats.t.sf(statistic, len(self._independent) - 1))
+        mean, error = found
+        return 2 * float(scipy.stats.t.sf(abs(mean) / error, len(self._independent) - 1))
+
+    def detectable(self, tests: int = 1) -> float | None:
+        """Return the true mean that the t test finds in 80 % of repetitions, from the spread of the values.
+
+        It finds a mean if p is below 0.05, divided by the number of ``tests``. None with fewer than two
+        values, or if all are equal.
+        """
+        if (found := self._mean_and_error) is None:
+            return None
+        degrees = len(self._independent) - 1
+        critical = scipy.stats.t.isf((1 - CONFIDENCE) / 2 / tests, degrees)
+
+        def missing_power(shift: float) -> float:
+            return POWER - float(scipy.stats.nct.sf(critical, degrees, shift))
+
+        return float(scipy.optimize.brentq(missing_power, 0, 4 * critical + 4)) * found[1]
 
     @property
-    def detectable(self) -> float | None:
-        """The true mean that would be significant in 80 % of repetitions; None with fewer than two values.
-
-        It follows from the spread of the values: ``(t(0.975) + t(0.8)) * error`` by quantiles of Student's t.
-        """
-        if self.error is None:
-            return None
-        quantiles = scipy.stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], len(self._independent) - 1)
-        return float(quantiles.sum()) * self.error
+    def _mean_and_error(self) -> tuple[float, float] | None:
+        """Mean and standard error; None where at most rounding distinguishes the values."""
+        mean, error = self.mean, self.error
+        return None if mean is None or error is None or error <= _ROUNDING * abs(mean) else (mean, error)
 
     @property
     def _independent(self) -> Sequence[float]:
@@ -141,8 +156,8 @@ class Summary(Sample):
     best: bool
     """Whether no other variant has a better mean."""
 
-    p: float | None = None
-    """Of the difference, corrected by `holm` for all variants; None without two pairs."""
+    corrected_p: float | None = None
+    """p of the difference, corrected by `holm` for all variants; None where `Sample.p` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +185,23 @@ class Column:
             return NONE
         interval = difference.interval
         ends = [NONE] if interval is None else [self.number(end, sign=True) for end in interval]
-        p = "" if summary.p is None else f" p {summary.p:.2g}" if summary.p >= 0.001 else " p < 0.001"
-        return f"{self.number(difference.mean, sign=True)} [{', '.join(ends)}]{p}"
+        text = f"{self.number(difference.mean, sign=True)} [{', '.join(ends)}]"
+        p = summary.corrected_p
+        return text if p is None else f"{text} p < 0.001" if p < 0.001 else f"{text} p = {p:.2g}"
 
     @property
     def detectable(self) -> float | None:
-        """The largest of all variants' `Sample.detectable` differences from the baseline."""
-        differences = [summary.difference for summary in self.variants.values() if summary.difference]
-        return max((each.detectable for each in differences if each.detectable is not None), default=None)
+        """A true difference from the baseline that is found in 80 % of such comparisons, of any variant.
+
+        It is found if p is below 0.05, corrected for all variants.
+        """
+        found = [each.difference.detectable(self.tests) for each in self.variants.values() if each.difference]
+        return max((each for each in found if each is not None), default=None)
+
+    @property
+    def tests(self) -> int:
+        """The number of differences that are tested."""
+        return max(1, sum(each.corrected_p is not None for each in self.variants.values()))
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
@@ -217,13 +241,13 @@ def _column(
         name: sample({point: values[point] - base[point] for point in values if point in base})
         for name, values in scores.items()
     }
-    p = holm({name: each.p for name, each in differences.items() if name != baseline})
+    corrected = holm({name: each.p for name, each in differences.items() if name != baseline})
     summaries = {
         name: Summary(
             each.values,
             None if name == baseline else differences[name],
             best=each.mean == best is not None,
-            p=p.get(name),
+            corrected_p=corrected.get(name),
             splits=each.splits,
         )
         for name, each in samples.items()

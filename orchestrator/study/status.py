@@ -95,9 +95,9 @@ def read_status(store: Store, name: str) -> Status:
     started: int | None = 0
     try:
         started = _add_study(status, store, resolved, activity)
-        if started is None and outcome is not None:
+        if started is None:
             missing = "its study is missing: put it back before you rerun the command"
-            status.problem = store.foreign_study(name) or missing
+            status.problem = store.foreign_study(name) or missing * (outcome is not None)
     except StorageError as error:
         if outcome is None or error.unreachable:
             raise

@@ -4,6 +4,7 @@ MLflow's own `log_batch(..., synchronous=False)` is not used: it logs and drops 
 and exit hook have no time limit, and the creation and end of runs overtake its batches.
 """
 
+import http
 import logging
 import re
 import threading
@@ -268,6 +269,11 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 
+def _phrase(code: str) -> str:
+    """Return the words for a status of HTTP."""
+    return http.HTTPStatus(int(code)).phrase if int(code) in set(http.HTTPStatus) else "an error"
+
+
 def describe_error(error: Exception, limit: int = 200) -> str:
     """Return the cause of a failed request in one line.
 
@@ -276,8 +282,11 @@ def describe_error(error: Exception, limit: int = 200) -> str:
     text = one_line(error, 10 * limit)
     if of_database := re.search(r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?: \[SQL:|$)", text):
         return one_line(of_database[1], limit)  # without what SQLAlchemy 2 adds
-    if answer := re.search(r"failed with error code (\d+) != 200\. Response body: '(.*)'", text):
-        return one_line(f"{answer[2]} ({answer[1]})", limit)
+    if answer := re.search(r"failed with error code (\d+) != 200\. Response body: '(.*)", text):
+        body = "" if answer[2].startswith("<") else answer[2].rstrip("'")
+        return f"{one_line(body, limit) or _phrase(answer[1])} ({answer[1]})"
+    if answer := re.search(r"too many (\d+) error responses", str(error)):
+        return f"the server answers {_phrase(answer[1])} ({answer[1]}), again and again; see its log"
     for sign, meaning in (
         ("Connection refused", "connection refused"),
         ("Name or service not known", "host name not known"),
@@ -288,7 +297,6 @@ def describe_error(error: Exception, limit: int = 200) -> str:
         ("Connection reset", "connection reset"),
         ("Connection aborted", "connection lost"),
         ("RemoteDisconnected", "connection lost"),
-        ("error responses", "it answers with errors; its log says why, its database may be down"),
         ("not in a valid JSON format", "the answer is not MLflow's, but for example the page of a login"),
     ):
         if sign in str(error):

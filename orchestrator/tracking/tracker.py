@@ -477,7 +477,8 @@ class Tracker:
             self.check()
         except LeaseLostError:
             if len(self._find_runs(number)) > 1:
-                mlflow.MlflowClient(self.uri, registry_uri=self.uri).delete_run(run.info.run_id)
+                unchecked = mlflow.MlflowClient(self.uri, registry_uri=self.uri)  # writes after the loss
+                unchecked.delete_run(run.info.run_id)
             raise
 
     def _post_to_trial(
@@ -512,9 +513,9 @@ class Tracker:
         return next(iter(self._find_runs(number)), None)
 
     def _find_runs(self, number: int | None) -> list[Run]:
-        """Return the runs of a trial, or of the job if ``number`` is None, the oldest first: one at most.
+        """Return the runs of a trial, or of the job if ``number`` is None, the oldest first.
 
-        A driver that lost the job and creates a run at that moment makes a second one.
+        There is more than one only while a driver loses the job: see `_withdraw_if_lost`.
         """
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
         return self.client.search_runs(

@@ -96,7 +96,7 @@ def test_train_dry_run_checks_and_writes_nothing(
     arguments = [*write_form("config", tmp_path), *output, "--dry-run"]
     before = set(tmp_path.rglob("*"))
     assert train.main(arguments) == 0
-    assert capsys.readouterr().out.endswith("checked; nothing was trained\n")
+    assert capsys.readouterr().out.endswith("dry run: file and data were checked; nothing was trained\n")
     assert train.main([*write_form("config", tmp_path, fault="data"), *output, "--dry-run"]) == 2
     assert set(tmp_path.rglob("*")) == before
 

@@ -122,7 +122,7 @@ def test_embed_does_not_depend_on_other_tracklets(tiny, prepared, tmp_path):
         ({"alignment": {"still_flow": "mean"}}, "alignment.still_flow is mean, but data.flow is none"),
         (
             {"alignment": {"motion": "borrowed", "level": "pixel"}},
-            "alignment.motion is borrowed, .* it needs data.flow: dis",
+            "alignment.motion is borrowed, .* needs data.flow: dis",
         ),
         (
             {"alignment": {"motion": "borrowed"}, "data": {"flow": "dis"}},

@@ -204,7 +204,7 @@ def _sequences(model_input: Any) -> Sequence[Any]:
         if INPUT not in model_input:
             raise _refuse(f"no {INPUT!r} in the input; expected {{'{INPUT}': [[frame, ...], ...]}}")
         if others := [str(key) for key in model_input if key != INPUT]:
-            raise _refuse(f"unknown key {others[0][:40]!r} beside {INPUT!r}; frames are always RGB")
+            raise _refuse(f"unknown key {others[0][:40]!r}; expected {INPUT!r} alone")
         model_input = model_input[INPUT]
     if isinstance(model_input, np.ndarray) and model_input.dtype != object:
         _check_array(model_input, 5, "[batch, time, height, width, 3]")

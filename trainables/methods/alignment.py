@@ -81,7 +81,7 @@ class AlignmentMethod(JointMethod):
             terms["match"] = self.video(together, identities.repeat(3))
         if self.pseudo is not None or self.distribution is not None:
             terms |= self._of_images(batch, sequences.detach())
-        if self.weights.motion > 0 or self.weights.content > 0:
+        if self.terms(self.config) & {"motion", "content"}:
             terms |= self.generator_terms(batch.sequences, maps.detach())
         return {"loss": self.total(terms), **terms}
 
@@ -117,6 +117,9 @@ class AlignmentMethod(JointMethod):
             maps: their spatial maps, ``[sequence * time, channel, rows, columns]``, without gradient.
         """
         shape = frames.shape[:2]
+        if self.alignment.supervised_by_frames:
+            empty = frames.new_empty(0)
+            return self._weighted(self.alignment.supervise(frames, empty, empty, empty))
         with torch.no_grad(), frozen_statistics(self.embedder), without_dropout(self.embedder):
             features = stills = self.embedder.encoder.project(maps)
             if frames.shape[2] > 3:
@@ -125,6 +128,10 @@ class AlignmentMethod(JointMethod):
         terms = self.alignment.supervise(
             frames, maps.view(*shape, *maps.shape[1:]), stills.view(*shape, -1), features.view(*shape, -1)
         )
+        return self._weighted(terms)
+
+    def _weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the terms whose weight is above 0."""
         return {name: term for name, term in terms.items() if getattr(self.weights, name) > 0}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class CrossModalityAlignment(nn.Module, ABC):
     """
 
     length: int
+    supervised_by_frames: ClassVar[bool] = False
+    """Whether `supervise` looks at frames alone, so that it needs none of their maps and features."""
 
     @abstractmethod
     def forward(self, embedder: SequenceEmbedder, images: Tensor) -> Tensor:
@@ -121,6 +123,7 @@ class CrossModalityAlignment(nn.Module, ABC):
                 ``[sequence, time, channel, rows, columns]``, without gradient.
             stills: features computed from ``maps``, ``[sequence, time, features]``.
             features: features of the real frames, ``[sequence, time, features]``, without gradient.
+                All but ``frames`` may be empty if `supervised_by_frames`.
 
         Returns:
             Scalars ``motion`` and ``content`` of the global batch, without those that do not apply. Each is

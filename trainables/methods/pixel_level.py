@@ -90,6 +90,7 @@ class PixelAlignment(CrossModalityAlignment):
     """
 
     offsets: Tensor
+    supervised_by_frames = True
 
     def __init__(self, config: CrossModalityConfig, height: int, width: int) -> None:
         super().__init__()

@@ -80,6 +80,32 @@ def test_check_driver_names_a_running_driver_alone(tmp_path: Path, other: subpro
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
+def test_check_driver_of_a_bucket_awaits_the_next_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "heartbeat_only", True)  # as a bucket, which has no locks
+    store, file = LocalStore(tmp_path), tmp_path / ".job.driver.json"
+    with hold(tmp_path):
+        with pytest.raises(InputError, match=r"^sweep job is driven by process .* started "):
+            check_driver(store, "job", "sweep job")
+        beating = file.read_bytes()
+    check_driver(store, "job", "sweep job")  # it recorded its end
+    file.write_bytes(beating)
+    check_driver(store, "job", "sweep job")  # it died after this heartbeat
+
+
+def test_check_driver_of_a_bucket_does_not_wait_for_an_old_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "heartbeat_only", True)
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    store = LocalStore(tmp_path)
+    for renewed in (time.time() - 60, time.time() + 60):
+        record = own_record().model_copy(update={"renewed": renewed})
+        store.write(lease.record_name("job"), record.to_json())
+        check_driver(store, "job", "sweep job")
+
+
 def test_lease_of_a_dead_driver_is_taken_over(
     tmp_path: Path, other: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,6 +139,17 @@ def test_local_store_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "job") == ["file"]
 
 
+def test_study_of_a_folder_in_a_bucket_is_told(seaweed: Seaweed) -> None:
+    store = s3_store(seaweed, "moved")
+    assert store.foreign_study("job") == ""
+    store.write("job/study.db", b"")
+    assert store.foreign_study("job").startswith(
+        "its study was written in a folder and cannot be read in a b"
+    )
+    store.write("job/study/000000.jsonl", b"")
+    assert store.foreign_study("job") == ""
+
+
 def test_s3_store_without_its_bucket_is_refused(seaweed: Seaweed) -> None:
     with pytest.raises(InputError, match=r"^storage: s3://none/x: there is no such bucket \(404\)$"):
         S3Store("s3://none/x").check()

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.errors import InputError, LeaseLostError, TrackingError
+from orchestrator.errors import InputError, LeaseLostError, TrackingError, one_line
 from orchestrator.tracking.outbox import Outbox, describe_error
 from orchestrator.tracking.preflight import check, ui_command
 from orchestrator.tracking.tracker import Tracker
@@ -206,15 +206,27 @@ def test_server_that_answers_with_errors_is_told(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(MlflowException) as failure:
             client.search_experiments()
         server.shutdown()
-    assert describe_error(failure.value).startswith("it answers with errors; its log says why")
+    assert describe_error(failure.value) == (
+        "the server answers Internal Server Error (500), again and again; see its log"
+    )
 
 
-def test_refusal_is_told_in_the_words_of_the_server() -> None:
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("Permission denied", "Permission denied (403)"),
+        ("", "Forbidden (403)"),
+        ("<html><title>Sign in</title></html>", "Forbidden (403)"),
+        ("no " * 2000, f"{one_line('no ' * 2000, 200)} (403)"),
+    ],
+    ids=["text", "empty", "page", "long"],
+)
+def test_refusal_is_told_in_the_words_of_the_server(body: str, reason: str) -> None:
     error = MlflowException(
         "API request to endpoint /api/2.0/mlflow/registered-models/get failed with error code 403 != 200."
-        " Response body: 'Permission denied'"
+        f" Response body: '{body}'"
     )
-    assert describe_error(error) == "Permission denied (403)"
+    assert describe_error(error) == reason
 
 
 def test_page_instead_of_an_answer_is_not_shown() -> None:
@@ -687,7 +699,7 @@ def test_tracker_of_a_lost_lease_writes_nothing(uri: str) -> None:
     assert client.get_metric_history(trial, "val/score") == []
 
 
-@pytest.mark.parametrize("when", ["before its request arrives", "after its request arrived"])
+@pytest.mark.parametrize("when", ["before the request arrives", "after the other driver has adopted the run"])
 def test_trial_has_one_run_after_its_driver_was_suspended_while_it_created_it(
     uri: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

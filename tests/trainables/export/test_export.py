@@ -196,7 +196,7 @@ REFUSED = {
     "another name": ({"frames": [[PICTURE]]}, "no 'sequences' in the input"),
     "another key": (
         {"sequences": [[PICTURE]], "channels": "BGR"},
-        "unknown key 'channels' beside 'sequences'",
+        "unknown key 'channels'; expected 'sequences' alone",
     ),
 }
 

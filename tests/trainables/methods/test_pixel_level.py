@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainables.methods import Batch, CrossModalityConfig, MethodConfig, build_method
-from trainables.methods.flow_memory import observe_flow
+from trainables.methods.flow_memory import FlowBank, observe_flow
 from trainables.methods.pixel_level import (
     SPEED,
     PixelAlignment,
@@ -193,6 +193,19 @@ def test_borrowed_motion_is_that_of_training_sequences() -> None:
     torch.testing.assert_close(flow, real[:, :5, 3:])
     inside = np.s_[..., 4:-4, 6:-6]  # pixels that enter at the border are not in the still
     torch.testing.assert_close(frames[inside], real[:, :5, :3][inside], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("time", "steps"), [(1, [2]), (2, [2, 3]), (4, [1, 2, 3, 4]), (6, [0, 1, 2, 3, 4, 5])]
+)
+def test_bank_keeps_the_middle_of_the_last_sequences(time: int, steps: list[int]) -> None:
+    bank = FlowBank(time, 3, 2)
+    numbers = torch.arange(70).view(70, 1) + torch.arange(6) / 10  # sequence.frame
+    bank.observe(numbers.view(70, 6, 1, 1, 1).expand(-1, -1, 2, 3, 2))
+    bank.observe(-numbers[:3].view(3, 6, 1, 1, 1).expand(-1, -1, 2, 3, 2))
+    kept = torch.cat([numbers[9:70], -numbers[:3]])[:, steps]
+    torch.testing.assert_close(bank.bank[:, :, 0, 0, 0], kept)
+    assert (bank.bank == bank.bank[:, :, :1, :1, :1]).all() and bank.draw(5).shape == (5, time, 2, 3, 2)
 
 
 def test_borrowed_motion_is_not_learned() -> None:
