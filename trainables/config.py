@@ -123,8 +123,8 @@ class AlignmentConfig(BaseModel):
             self.data.flow == "none" or self.alignment.level != "pixel" or not self.alignment.mgm
         ):
             raise ValueError(
-                "alignment.motion is borrowed, which moves frames by the flow of sequences in place of MGM; it"
-                " needs data.flow: dis, alignment.level: pixel and alignment.mgm: true"
+                "alignment.motion is borrowed, which moves frames by the flow of sequences in place of MGM;"
+                " it needs data.flow: dis, alignment.level: pixel and alignment.mgm: true"
             )
         generated = issubclass(method, AlignmentMethod) and self.alignment.level == "pixel"
         if self.alignment.still_flow != "zero" and generated:
