@@ -468,7 +468,8 @@ class Tracker:
     def _withdraw_if_lost(self, number: int, run: Run) -> None:
         """Delete the run just created if the job was lost meanwhile and its new driver created one too.
 
-        A driver may be suspended between the check and the arrival of its request.
+        A driver may be suspended between the check and the arrival of its request. Two runs stay if the new
+        driver looks for one before this request arrives, and creates its own after this search.
 
         Raises:
             LeaseLostError: the job was lost.
