@@ -1,9 +1,9 @@
 """Show and change registered models: ``python -m orchestrator.registry list``.
 
 A version is named ``NAME@ALIAS`` or ``NAME/VERSION``. ``--json`` prints one document: ``list`` prints
-``{models: [{model, aliases, versions}]}``; ``show`` the same keys of one model with its versions, and of a
-version also ``run``, ``trainable``, ``digest``, ``scores``, ``data`` and ``records``; ``compare`` the fields
-of `orchestrator.tracking.gate.Decision`; ``promote`` and ``rollback`` those of
+``{models: [{model, aliases, versions, data}]}``, with the data sets of the latest version; ``show`` a model
+with its versions, and of a version also ``run``, ``trainable``, ``digest``, ``scores``, ``data`` and ``records``;
+``compare`` the fields of `orchestrator.tracking.gate.Decision`; ``promote`` and ``rollback`` those of
 `orchestrator.tracking.promotion.Record`; ``history`` ``{model, records}``; ``pull`` ``{model, version,
 folder, digest, verified}``.
 """
@@ -95,7 +95,13 @@ def _parser() -> Parser:
     promote = add("promote", _promote, "move an alias to a version that passes the gate", ("MODEL", version))
     rollback = add("rollback", _rollback, "move an alias back to the version before", ("MODEL", "NAME"))
     shown = add("history", _history, "list who had an alias when, and why", ("MODEL", "NAME"))
-    add("pull", _pull, "download a version and compare its checksum", ("MODEL", version), ("FOLDER", "new"))
+    add(
+        "pull",
+        _pull,
+        "download a version and compare its checksum",
+        ("MODEL", version),
+        ("FOLDER", "new, or pulled before: it is compared again"),
+    )
     for action in (compare, promote):
         action.add_argument(
             "--metric", default="", help="score to compare, such as mAP (default: as registered)"
@@ -123,8 +129,12 @@ def _list(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCo
     elif not models:
         progress.print(f"there is no registered model at {registry.uri}")
     else:
-        rows = [[each["model"], _aliases(each["aliases"]), str(each["versions"])] for each in models]
-        _show_table(progress, f"Models at {registry.uri}", ("model", "aliases", "versions"), rows)
+        columns = ("model", "aliases", "versions", "data sets of the latest version")
+        rows = [
+            [each["model"], _aliases(each["aliases"]), str(each["versions"]), ", ".join(each["data"])]
+            for each in models
+        ]
+        _show_table(progress, f"Models at {registry.uri}", columns, rows)
     return ExitCode.DONE
 
 

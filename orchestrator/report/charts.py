@@ -93,7 +93,7 @@ class _Search:
         """Value of every complete trial."""
         return np.array([trial.value for trial in self.complete], np.float64)
 
-    @property
+    @cached_property
     def best(self) -> int | None:
         """Number of the best trial, which satisfies the constraints."""
         best = best_trial(self.complete, "max" if self.maximise else "min")

@@ -1,5 +1,6 @@
 """What `python -m orchestrator.registry` shows and changes: models, versions, aliases and their history."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models.model import MLMODEL_FILE_NAME
 from pydantic import ValidationError
 
 from orchestrator import components, trainable
@@ -25,7 +27,7 @@ from orchestrator.tracking import preflight
 from orchestrator.tracking.alias import Alias, is_lease
 from orchestrator.tracking.evidence import Evidence, copied
 from orchestrator.tracking.gate import Decision, Rule, TargetResults
-from orchestrator.tracking.model_files import DIGEST_TAG, client_of, download
+from orchestrator.tracking.model_files import DIGEST_TAG, client_of, digest, download
 from orchestrator.tracking.outbox import describe_error, is_unreachable
 from orchestrator.tracking.promotion import (
     DECISION_TAG,
@@ -87,9 +89,9 @@ class Registry:
         self.client = client_of(self.uri)
 
     def models(self) -> list[dict[str, Any]]:
-        """Return the models, with their aliases and their number of versions."""
+        """Return the models, with their aliases, number of versions, and data sets of the latest version."""
         with self._explained():
-            return [self._summary(name) for name in self._names()]
+            return [{**self._summary(name), "data": self._data_sets(name)} for name in self._names()]
 
     def show(self, reference: Reference) -> dict[str, Any]:
         """Return a model with its versions, or one version with all that is known about it."""
@@ -176,21 +178,31 @@ class Registry:
             return sorted(earlier + records, key=lambda entry: str(entry["at"]))
 
     def pull(self, reference: Reference, folder: Path) -> dict[str, Any]:
-        """Download the files of a version into a new folder, and compare them with their checksum."""
+        """Download the files of a version into a folder, and compare them with their checksum.
+
+        A folder that holds them already is only compared.
+        """
         with self._explained():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            pulled = (folder / MLMODEL_FILE_NAME).is_file()
+            if folder.exists() and not pulled and (not folder.is_dir() or any(folder.iterdir())):
                 raise InputError(f"{folder} exists; name a new folder")
             version = self.find(reference)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
-                shutil.copytree(download(self.uri, version, Path(partial)), folder, dirs_exist_ok=True)
-        digest = version.tags.get(DIGEST_TAG, "")
+            expected = version.tags.get(DIGEST_TAG, "")
+            if pulled and (not expected or digest(folder) != expected):
+                raise InputError(
+                    f"{folder} exists, and its files are not those of version {version.version}; name a new"
+                    " folder"
+                )
+            if not pulled:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+                    shutil.copytree(download(self.uri, version, Path(partial)), folder, dirs_exist_ok=True)
         return {
             "model": version.name,
             "version": int(version.version),
             "folder": str(folder),
-            "digest": digest,
-            "verified": bool(digest),
+            "digest": expected,
+            "verified": bool(expected),
         }
 
     def find(self, reference: Reference) -> ModelVersion:
@@ -295,6 +307,13 @@ class Registry:
     def _summary(self, name: str) -> dict[str, Any]:
         aliases = {alias: int(version) for alias, version in self._model(name).aliases.items()}
         return {"model": name, "aliases": aliases, "versions": len(all_versions(self.client, name))}
+
+    def _data_sets(self, name: str) -> list[str]:
+        """Return the data sets of the latest version, or none where its evidence cannot be read."""
+        versions = all_versions(self.client, name)
+        with contextlib.suppress(TrackingError):
+            return sorted(evidences.read(self.client, versions[-1]).data) if versions else []
+        return []
 
     def _short(self, version: ModelVersion) -> dict[str, Any]:
         records = self._records([version])

@@ -85,6 +85,7 @@ class Tracker:
         Raises:
             InputError: the store cannot be opened.
             UnreachableError: it does not answer.
+            LeaseLostError: `check` raised it.
         """
         quiet_mlflow()
         self.uri = uri.rstrip("/") if uri.startswith("http") else uri
@@ -100,13 +101,10 @@ class Tracker:
 
         self._lock = threading.Lock()
         self._monitor: CheckedMonitor | None = None
+        self.check = check
         try:
             self.client, self.experiment_id = open_experiment(self.uri, experiment, check)
-            parent = self._find_run() or self.client.create_run(
-                self.experiment_id,
-                tags=self._tags(kind) | run_source(),
-                run_name=sweep_name,
-            )
+            parent = self._find_run() or self._create_run(None, sweep_name, self._tags(kind) | run_source())
             self.parent_run_id: str = parent.info.run_id
             self._artifact_uri = parent.info.artifact_uri
             self.client.update_run(self.parent_run_id, status="RUNNING")
@@ -119,7 +117,6 @@ class Tracker:
         """Every trial below this number has ended, and MLflow has all its records."""
 
         self._recorded_params = set(parent.data.params)
-        self.check = check
         self._outbox = Outbox(self.uri, check)
 
     def __enter__(self) -> Self:
@@ -204,18 +201,13 @@ class Tracker:
             if run is not None and run.data.tags.get(_PARENT) != self.parent_run_id:
                 self.client.set_tag(run.info.run_id, _PARENT, self.parent_run_id)
             if run is None:
-                run = self.client.create_run(
-                    self.experiment_id,
-                    start_time=started,
-                    tags=self._tags("trial")
-                    | {
-                        "trial.number": str(number),
-                        "trial.state": "RUNNING",
-                        _PARENT: self.parent_run_id,
-                    },
-                    run_name=f"trial-{number:04d} {name}".strip(),
-                )
-                self._withdraw_if_lost(number, run)
+                tags = {
+                    "trial.number": str(number),
+                    "trial.state": "RUNNING",
+                    _PARENT: self.parent_run_id,
+                }
+                label = f"trial-{number:04d} {name}".strip()
+                run = self._create_run(number, label, self._tags("trial") | tags, started)
             self._note_run(number, run)
             self._log_params(run.info.run_id, {k: v for k, v in flat.items() if k not in run.data.params})
             if exists:
@@ -465,15 +457,19 @@ class Tracker:
         last = int(run.data.metrics.get("epoch", 0))
         self._recorded.setdefault(number, set(range(1, last + 1)))
 
-    def _withdraw_if_lost(self, number: int, run: Run) -> None:
-        """Delete the run just created if the job was lost meanwhile and its new driver created one too.
+    def _create_run(
+        self, number: int | None, name: str, tags: dict[str, str], started: int | None = None
+    ) -> Run:
+        """Create the run of a trial, or of the job if ``number`` is None.
 
-        A driver may be suspended between the check and the arrival of its request. Two runs stay if the new
-        driver looks for one before this request arrives, and creates its own after this search.
+        A driver may be suspended between the check and the arrival of its request. If the job was lost
+        meanwhile and its new driver created a run too, this one is deleted. Two runs stay if the new driver
+        looks for one before this request arrives, and creates its own after this search.
 
         Raises:
             LeaseLostError: the job was lost.
         """
+        run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
         try:
             self.check()
         except LeaseLostError:
@@ -481,6 +477,7 @@ class Tracker:
                 unchecked = mlflow.MlflowClient(self.uri, registry_uri=self.uri)  # writes after the loss
                 unchecked.delete_run(run.info.run_id)
             raise
+        return run
 
     def _post_to_trial(
         self, number: int, what: str, job: Callable[[], None], subject: Subject | None = None
@@ -516,7 +513,7 @@ class Tracker:
     def _find_runs(self, number: int | None) -> list[Run]:
         """Return the runs of a trial, or of the job if ``number`` is None, the oldest first.
 
-        There is more than one only while a driver loses the job: see `_withdraw_if_lost`.
+        There is more than one only while a driver loses the job: see `_create_run`.
         """
         which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
         return self.client.search_runs(

@@ -240,6 +240,8 @@ def _picture(frame: Any) -> Image.Image:
         ValueError: it cannot be a picture.
     """
     if isinstance(frame, str):
+        if frame.startswith("data:"):
+            raise ValueError("a data: address; expected its base64 text alone, which follows the comma")
         try:
             frame = base64.b64decode("".join(frame.split()), validate=True)  # MLflow breaks its lines
         except (binascii.Error, ValueError):

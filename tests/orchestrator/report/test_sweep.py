@@ -12,9 +12,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from orchestrator.report import charts
 from orchestrator.report.charts import _Search
 from orchestrator.report.sweep import write_report
 from orchestrator.study import attributes
+from orchestrator.study.selection import best_trial
 
 CELL = CategoricalDistribution(["rnn", "gru", "lstm"])
 COST = "Cost and early stopping"
@@ -282,12 +284,22 @@ def test_charts_mark_a_trial_that_satisfies_the_constraints(tmp_path: Path) -> N
     assert page.figures == ["Optimisation history", "Parallel coordinates", "Slices"]
 
 
-def test_report_of_a_long_study_is_small(tmp_path: Path) -> None:
+def test_report_of_a_long_study_is_small_and_looks_for_the_best_trial_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[int] = []
+
+    def find(trials: list[optuna.trial.FrozenTrial], *modes: str) -> optuna.trial.FrozenTrial | None:
+        searches.append(len(trials))
+        return best_trial(trials, *modes)
+
+    monkeypatch.setattr(charts, "best_trial", find)
     study = optuna.create_study(direction="maximize")
     study.add_trials(finished(number, COMPLETE if number % 2 else PRUNED) for number in range(1500))
     path = write_report(study, {}, tmp_path / "report.html")
     page = Page(path)
     assert path.stat().st_size < 2_000_000
+    assert searches == [750]
     assert page.row("1499")[1] == "complete"
     assert "1000 of 1500" in page.source
 

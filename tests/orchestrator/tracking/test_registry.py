@@ -57,7 +57,7 @@ def aliases(uri: str) -> dict[str, int]:
 
 def test_list_shows_models_with_their_aliases(capsys: pytest.CaptureFixture[str], uri: str) -> None:
     code, found = run(capsys, uri, "list")
-    mine = {"model": NAME, "aliases": {"champion": 2, "challenger": 3}, "versions": 3}
+    mine = {"model": NAME, "aliases": {"champion": 2, "challenger": 3}, "versions": 3, "data": ["walkers"]}
     assert code == 0 and mine in found["models"]
     assert registry.main(["--json", "--tracking", uri, "list"]) == 0  # before the action
     assert json.loads(capsys.readouterr().out) == found
@@ -151,6 +151,11 @@ def test_pull_compares_the_files_with_their_checksum(
     assert code == 0, found
     assert found["verified"] and (tmp_path / "model" / "MLmodel").is_file()
     assert not list(tmp_path.glob(".model*"))
+    assert run(capsys, uri, "pull", f"{NAME}@champion", str(tmp_path / "model")) == (0, found)
+    (tmp_path / "model" / "MLmodel").write_text("other")
+    code, line = run(capsys, uri, "pull", f"{NAME}@champion", str(tmp_path / "model"))
+    assert code == 2 and "its files are not those of version 2; name a new folder" in line
+    assert (tmp_path / "model" / "MLmodel").read_text() == "other"
 
 
 def test_pull_of_other_files_is_refused(capsys: pytest.CaptureFixture[str], uri: str, tmp_path: Path) -> None:

@@ -700,6 +700,42 @@ def test_tracker_of_a_lost_lease_writes_nothing(uri: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["before the request arrives", "after the other driver has adopted the run"])
+def test_job_has_one_run_after_its_driver_was_suspended_while_it_created_it(
+    uri: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = False
+    sweep_id = f"job suspended {when}"
+    create = mlflow.MlflowClient.create_run
+
+    def check() -> None:
+        if lost:
+            raise LeaseLostError("another driver took over sweep alignment")
+
+    def take_over() -> str:
+        nonlocal lost
+        with Tracker(uri, "alignment", "alignment", sweep_id) as second:
+            lost = True
+            return second.parent_run_id
+
+    def suspended(client: mlflow.MlflowClient, *arguments: Any, **options: Any) -> Run:
+        monkeypatch.setattr(mlflow.MlflowClient, "create_run", create)
+        if when.startswith("before"):
+            adopted.append(take_over())
+        run = create(client, *arguments, **options)
+        if when.startswith("after"):
+            adopted.append(take_over())
+        return run
+
+    adopted: list[str] = []
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", suspended)
+    with pytest.raises(LeaseLostError):
+        Tracker(uri, "alignment", "alignment", sweep_id, check=check)
+    with Tracker(uri, "alignment", "alignment", sweep_id) as later:
+        runs = later.client.search_runs([later.experiment_id], f"tags.`sweep.id` = '{sweep_id}'")
+    assert [run.info.run_id for run in runs] == adopted == [later.parent_run_id]
+
+
+@pytest.mark.parametrize("when", ["before the request arrives", "after the other driver has adopted the run"])
 def test_trial_has_one_run_after_its_driver_was_suspended_while_it_created_it(
     uri: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

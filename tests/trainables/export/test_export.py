@@ -172,6 +172,10 @@ def blank_png(height, width):
 PICTURE = np.zeros((16, 8, 3), np.uint8)
 REFUSED = {
     "a path": ([["/etc/passwd"]], "sequence 0, frame 0: a text that is not base64"),
+    "a data address": (
+        [["data:image/jpeg;base64,AAAA"]],
+        "expected its base64 text alone, which follows the comma",
+    ),
     "an address": ([["https://example.org/1.jpg"]], "paths and addresses are not read"),
     "floats": (np.zeros((1, 1, 16, 8, 3)), "float64 [1, 1, 16, 8, 3]; expected uint8 RGB"),
     "listed floats": ([[[[[0.5, 0.5, 0.5]] * 8] * 8]], "a list of float64 values; expected uint8"),
