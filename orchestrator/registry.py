@@ -3,9 +3,9 @@
 A version is named ``NAME@ALIAS`` or ``NAME/VERSION``. ``--json`` prints one document: ``list`` prints
 ``{models: [{model, aliases, versions, data}]}``, with the data sets of the latest version; ``show`` a model
 with its versions, and of a version also ``run``, ``trainable``, ``digest``, ``scores``, ``data`` and
-``records``; ``compare`` the fields of `orchestrator.tracking.gate.Decision`; ``promote`` and ``rollback`` those of
-`orchestrator.tracking.promotion.Record`; ``history`` ``{model, records}``; ``pull`` ``{model, version,
-folder, digest, verified}``.
+``records``; ``compare`` the fields of `orchestrator.tracking.gate.Decision`; ``promote`` and ``rollback``
+those of `orchestrator.tracking.promotion.Record`; ``history`` ``{model, records}``; ``pull`` ``{model,
+version, folder, digest, verified}``.
 """
 
 import json
