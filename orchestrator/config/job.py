@@ -50,7 +50,8 @@ class Job(Section):
     def _folder_name(cls, value: str) -> str:
         if not re.fullmatch(JOB_NAME, value):
             raise ValueError(
-                f"invalid name {quote(value)}; expected at most 63 of a-z, 0-9, '-', '_' and '.'"
+                f"invalid name {quote(value)}; expected at most 63 of a-z, 0-9, '-', '_' and '.', of which"
+                " the first is a letter or digit"
             )
         if value == "artifacts" or value.startswith("mlflow.db"):
             raise ValueError(

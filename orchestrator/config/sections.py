@@ -195,7 +195,7 @@ class Constraint(Section):
 class Budget(Section):
     """The limits of a sweep; it ends at the first one that it reaches."""
 
-    trials: Annotated[Integer, Field(ge=1)] = Field(description="number of trials")
+    trials: Annotated[Integer, Field(ge=1, le=10**9)] = Field(description="number of trials")
     wall: Seconds | None = Field(
         None,
         description="time after which trials are stopped, summed over all runs of the command: 90s, 30m, 2h",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from orchestrator.components import describe_raised
 from orchestrator.config.comparison import Cell
 from orchestrator.config.document import Override
 from orchestrator.config.finals import (
@@ -324,6 +325,9 @@ def _checked(tree: dict[str, Any], environment: Mapping[str, str], overrides: Se
         except implementation.InputError as error:
             path, _, reason = str(error).partition(": ")
             raise FieldError(Fault(("search", path), reason)) from error
+        except (Exception, SystemExit) as error:  # whatever the trainable raises
+            reason = f"its check_search raised {describe_raised(error)}"
+            raise FieldError(Fault(("trainable",), reason)) from error
     refuse_ineffective(
         overrides,
         {

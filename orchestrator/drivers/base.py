@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.console import RenderableType
 from sqlalchemy.exc import SQLAlchemyError
 
+from orchestrator.components import describe_raised
 from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
 from orchestrator.errors import (
@@ -368,17 +369,25 @@ class Driver(ABC, Generic[OutcomeType]):
 
     @contextlib.contextmanager
     def explained_data(self, config: BaseModel | None = None) -> Iterator[None]:
-        """Raise what the trainable raises for the user's data, which may be a ValueError, as InputError.
+        """Raise what the trainable raises as InputError, with the place of what is wrong.
 
-        ``config`` is the config that the trainable is given.
+        That is a key of ``config``, the config that the trainable is given, for its own InputError, which may
+        be a ValueError, and else a line of its code.
         """
         try:
             yield
-        except InputError:
+        except (InputError, SweepError):
             raise
         except self._job.implementation.InputError as error:
             path, colon, reason = str(error).partition(":")
             raise InputError(f"{self._job.place_of(path, config)}{colon}{reason}") from error
+        except (Exception, SystemExit) as error:
+            if isinstance(error, OSError) or database_problem(error) is not None:
+                raise
+            reason = describe_raised(error)
+            raise InputError(
+                f"trainable: {self._job.trainable} raised {reason}; correct it, and rerun the command"
+            ) from error
 
     @contextlib.contextmanager
     def _explained_errors(self) -> Iterator[None]:

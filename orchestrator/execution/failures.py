@@ -49,13 +49,14 @@ class FailurePolicy:
     """Decides the consequences of the failures of one trial, in order.
 
     A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
-    five times in a row without progress, or twice because the storage refuses it something. Progress is a new
-    checkpoint. A full storage halts all trials. One that takes no file at all is waited for.
+    five times in a row without progress, or twice because the storage refuses it something. Progress is a
+    checkpoint of a later epoch than any before. A full storage halts all trials. One that takes no file is
+    waited for.
     """
 
-    def __init__(self, checkpoint: str, hangs: int) -> None:
-        """Start with the last checkpoint of the trial, and the number of times it hung before."""
-        self._checkpoint = checkpoint
+    def __init__(self, epoch: int, hangs: int) -> None:
+        """Start with the epoch of the trial's last checkpoint, and the number of times it hung before."""
+        self._epoch = epoch
         self._hangs = min(hangs, MAX_HANGS - 1)  # rerunning the command gives one more attempt
         self._attempts = 0
         self.reason = ""
@@ -66,12 +67,12 @@ class FailurePolicy:
         """Whether the trial has failed because it hung."""
         return self._hangs >= MAX_HANGS
 
-    def decide(self, error: Exception, *, checkpoint: str, hung: bool, storage_answers: bool) -> Decision:
+    def decide(self, error: Exception, *, epoch: int, hung: bool, storage_answers: bool) -> Decision:
         """Return the consequence of a failure.
 
         Args:
             error: what an attempt raised.
-            checkpoint: the last checkpoint now, in any form that changes with it.
+            epoch: that of the last checkpoint now, 0 if there is none. It falls when a checkpoint is damaged.
             hung: whether a worker was ended because it hung.
             storage_answers: whether the storage takes other files now.
         """
@@ -84,8 +85,8 @@ class FailurePolicy:
         if error.by_storage and not storage_answers:
             return Decision.RETRY
         self._hangs += hung
-        self._attempts = 1 if checkpoint != self._checkpoint else self._attempts + 1
-        self._checkpoint = checkpoint
+        self._attempts = 1 if epoch > self._epoch else self._attempts + 1
+        self._epoch = max(epoch, self._epoch)
         if self._hangs >= MAX_HANGS:
             self.reason = f"it hung {MAX_HANGS} times"
             return Decision.FAIL

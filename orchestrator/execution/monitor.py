@@ -58,7 +58,7 @@ class Estimate:
         self._ended, self._seconds = 0, 0.0
 
     def remaining(self, ended: int, left: int, elapsed: float) -> float | None:
-        """Return the seconds until ``left`` trials have ended; None before the first end.
+        """Return the seconds until ``left`` trials have ended; None before the first end, or if one is late.
 
         Args:
             ended: trials that have ended.
@@ -69,7 +69,8 @@ class Estimate:
             self._ended, self._seconds = ended, elapsed
         if not ended:
             return None
-        return max(0.0, self._seconds / ended * left - (elapsed - self._seconds))
+        seconds = self._seconds / ended * left - (elapsed - self._seconds)
+        return None if left and seconds <= 0 else max(0.0, seconds)
 
 
 class TrialMonitor(NotSnapshotted, Callback):

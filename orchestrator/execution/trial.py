@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from orchestrator.errors import StorageError, TrialError, is_full, is_refused, one_line
+from orchestrator.execution.checkpoints import epoch_of
 from orchestrator.execution.failures import Decision, FailurePolicy, WorkersLostError
 from orchestrator.execution.mailbox import TrialJob
 from orchestrator.execution.worker import TrialSpec
@@ -59,7 +60,7 @@ class _Attempts:
 
     def __init__(self, spec: TrialSpec, number: int) -> None:
         self._spec, self._folder = spec, spec.trial_folder(number)
-        self._policy = FailurePolicy("", 0)
+        self._policy = FailurePolicy(0, 0)
         self._is_open = False
         self._last: str | None = None
         self._hangs: set[str] = set()
@@ -69,7 +70,7 @@ class _Attempts:
         if not self._is_open:
             self._folder.create()
             self._hangs = set(self._folder.hangs())
-            self._policy = FailurePolicy(self._folder.last_checkpoint() or "", len(self._hangs))
+            self._policy = FailurePolicy(epoch_of(self._folder.last_checkpoint()), len(self._hangs))
             self._is_open = True
         self._last = self._folder.last_checkpoint()
         if self._last is not None:
@@ -98,7 +99,7 @@ class _Attempts:
                 self._last, hangs = self._folder.last_checkpoint(), set(self._folder.hangs())
                 hung, self._hangs = bool(hangs - self._hangs), hangs
         decision = self._policy.decide(
-            error, checkpoint=self._last or "", hung=hung, storage_answers=storage_answers
+            error, epoch=epoch_of(self._last), hung=hung, storage_answers=storage_answers
         )
         if decision is Decision.RETRY:
             return WorkersLost(one_line(error, 500))

@@ -157,8 +157,9 @@ class _TrialRun:
             lasting = isinstance(error, StorageError | RayError) or poisons_process(error)
             if lasting or self._spec.workers > 1:  # other ranks may wait for this one forever
                 raise
-            _log.warning("%s raised an exception", trial_name(self._trial.number), exc_info=error)
-            self._tell(Failed(explain(error), plain_text(traceback.format_exc())))
+            log = plain_text(traceback.format_exc())  # its own text may be one that cannot be printed
+            _log.warning("%s raised an exception\n%s", trial_name(self._trial.number), log)
+            self._tell(Failed(explain(error), log))
 
     def _train(self, config: Any) -> str | None:
         with _Watchdog(self._spec.report_timeout, self._folder) as watchdog, contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ import inspect
 import math
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,9 @@ def check_trainable(trainable: Trainable, config: Mapping[str, Any]) -> None:
         export = folder / "export"
         export.mkdir()
         arguments = trainable.export(validated, resumed.checkpoints[-1], export)
-        _check_export(arguments)
+        _check_export(arguments, folder / "model")
         if isinstance(trainable, Comparable):
-            _check_comparable(trainable, validated, resumed.checkpoints[-1], arguments, folder / "model")
+            _check_comparable(trainable, validated, resumed.checkpoints[-1], folder / "model")
 
 
 def check_sampler(factory: "Callable[[], optuna.samplers.BaseSampler]", *, continuous: bool = True) -> None:
@@ -178,7 +179,8 @@ def _check_pictures(trainable: Illustrating, config: Any, checkpoint: Path, fold
     assert any(folder.glob("*.png")), "neither illustrate_run nor illustrate_comparison writes a PNG file"
 
 
-def _check_export(arguments: Mapping[str, Any]) -> None:
+def _check_export(arguments: Mapping[str, Any], folder: Path) -> None:
+    """Check that the model that ``export`` describes can be saved, by saving it in ``folder``."""
     import mlflow
     from mlflow.models import ModelSignature
 
@@ -191,14 +193,13 @@ def _check_export(arguments: Mapping[str, Any]) -> None:
     assert signature.inputs is not None and signature.outputs is not None, (
         "the signature of export lacks the inputs or the outputs"
     )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as advice about type hints
+        mlflow.pyfunc.save_model(folder, **arguments)
 
 
-def _check_comparable(
-    trainable: Comparable, config: Any, checkpoint: Path, arguments: Mapping[str, Any], folder: Path
-) -> None:
+def _check_comparable(trainable: Comparable, config: Any, checkpoint: Path, model: Path) -> None:
     """Check that an exported model has the results of its checkpoint, and was not trained on its targets."""
-    import mlflow
-
     results = trainable.query_results(config, checkpoint)
     metrics = {target: set(each.metrics) for target, each in results.items()}
     told = {target: set(names) for target, names in trainable.target_metrics(config).items()}
@@ -208,8 +209,7 @@ def _check_comparable(
         assert len(each.identities) == len(each.queries), f"{target}: each query needs its identity"
         for name, values in each.metrics.items():
             assert len(values) == len(each.queries), f"{target}: {name} has not one value per query"
-    mlflow.pyfunc.save_model(folder, **arguments)
-    again = trainable.score_model(config, folder)
+    again = trainable.score_model(config, model)
     assert {name: _subject(each) for name, each in again.items()} == {
         name: _subject(each) for name, each in results.items()
     }, "score_model scores the exported model on other targets, queries or data than evaluate"

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.errors import TrackingError, one_line
+from orchestrator.errors import SweepError, TrackingError, one_line
 from orchestrator.tracking import evidence as evidences
 from orchestrator.tracking import model_card
 from orchestrator.tracking.alias import Alias
@@ -342,4 +343,17 @@ def _find_upload(tracker: Tracker, run_id: str, model: str) -> str | None:
 def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:
     # The method behind mlflow.pyfunc.log_model; with a run id it does not change status and end of the run.
     options = {"name": model, "artifact_path": None, "flavor": mlflow.pyfunc, "run_id": run_id, **export}
-    return str(Model.log(**options).model_id)
+    try:
+        return str(Model.log(**options).model_id)
+    except (OSError, SweepError):
+        raise
+    except Exception as error:  # the clients of artifact stores have no common type
+        reason = describe_error(error).rstrip(".")
+        if any(frame.name == "save_model" for frame in traceback.extract_tb(error.__traceback__)):
+            raise TrackingError(
+                "registry: MLflow refuses the model that the trainable exports"
+                f" ({reason}); correct its export"
+            ) from error
+        if isinstance(error, MlflowException):
+            raise
+        raise TrackingError(f"registry: the files of the model cannot be written: {reason}") from error

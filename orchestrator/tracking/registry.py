@@ -300,9 +300,11 @@ class Registry:
         try:
             return self.client.get_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
                 raise
-            raise InputError(f"no model {name!r} at {self.uri}{nearest(name, self._names())}") from error
+            readable = " that this login may read" * (error.error_code == "PERMISSION_DENIED")
+            hint = nearest(name, self._names())
+            raise InputError(f"no model {name!r} at {self.uri}{readable}{hint}") from error
 
     def _summary(self, name: str) -> dict[str, Any]:
         aliases = {alias: int(version) for alias, version in self._model(name).aliases.items()}

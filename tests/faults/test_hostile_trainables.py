@@ -66,3 +66,5 @@ def test_hostile_trial_costs_itself_and_nothing_else(tmp_path: Path) -> None:
             assert (trial.state, run.info.status) == (TrialState.FAIL, "FAILED"), act
             assert reason and len(reason) <= 600 and reason == run.data.tags["trial.reason"], act
             assert f"{trial.number:04d} failed: " in done.stdout, act
+            if act in REPORTS or "message" in act or "error" in act:
+                assert "workers ended" not in reason, act

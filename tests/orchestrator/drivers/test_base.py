@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.sweep import SweepDriver
-from orchestrator.errors import SweepError
+from orchestrator.errors import InputError, SweepError
 from orchestrator.interrupt import Interrupt
 from tests.support.sweep_files import load_sweep
 
@@ -36,3 +36,15 @@ def test_error_of_the_program_is_raised_as_it_is(driver: SweepDriver, error: Exc
     with pytest.raises(type(error)) as raised, driver._explained_errors():
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyError("no"), SystemExit("no")])
+def test_what_a_trainable_raises_is_one_line_with_its_place(
+    driver: SweepDriver, error: BaseException
+) -> None:
+    line = (
+        rf"^trainable: tests.*Trainable raised {type(error).__name__}: '?no'? \(test_base.py, line \d+\);"
+        " correct it, and rerun the command$"
+    )
+    with pytest.raises(InputError, match=line), driver.explained_data():
+        raise error

@@ -38,18 +38,18 @@ class ControllerError(Exception):
         self.controller_failure = failure
 
 
-def policy(checkpoint: str = "", hangs: int = 0) -> FailurePolicy:
-    return FailurePolicy(checkpoint, hangs)
+def policy(epoch: int = 0, hangs: int = 0) -> FailurePolicy:
+    return FailurePolicy(epoch, hangs)
 
 
 def decide(
     policy: FailurePolicy,
     error: Exception = LOST,
-    checkpoint: str = "",
+    epoch: int = 0,
     hung: bool = False,
     storage_answers: bool = False,
 ) -> Decision:
-    return policy.decide(error, checkpoint=checkpoint, hung=hung, storage_answers=storage_answers)
+    return policy.decide(error, epoch=epoch, hung=hung, storage_answers=storage_answers)
 
 
 def task_error(cause: BaseException) -> RayTaskError:
@@ -95,14 +95,22 @@ def test_policy_on_progress_counts_losses_anew() -> None:
     subject = policy()
     for epoch in range(4):
         for _ in range(MAX_ATTEMPTS - 1):
-            assert decide(subject, checkpoint=f"checkpoint_{epoch}") is Decision.RETRY
-    assert decide(subject, checkpoint="checkpoint_3") is Decision.FAIL
+            assert decide(subject, epoch=epoch) is Decision.RETRY
+    assert decide(subject, epoch=3) is Decision.FAIL
 
 
 def test_policy_on_the_checkpoint_it_began_with_sees_none() -> None:
-    subject = policy(checkpoint="checkpoint_1")
-    decisions = [decide(subject, checkpoint="checkpoint_1") for _ in range(MAX_ATTEMPTS)]
+    subject = policy(epoch=1)
+    decisions = [decide(subject, epoch=1) for _ in range(MAX_ATTEMPTS)]
     assert decisions[-1] is Decision.FAIL and decisions.count(Decision.FAIL) == 1
+
+
+def test_policy_on_a_checkpoint_that_is_damaged_again_and_again_fails() -> None:
+    subject = policy()
+    decisions = [decide(subject, epoch=1 + attempt % 2) for attempt in range(MAX_ATTEMPTS + 1)]
+    assert decisions == [Decision.RETRY] * MAX_ATTEMPTS + [
+        Decision.FAIL
+    ]  # the second one is of a later epoch
 
 
 def test_policy_on_causes_outside_of_the_cluster_retries() -> None:
@@ -122,7 +130,7 @@ def test_policy_on_the_second_hang_fails() -> None:
     subject = policy()
     assert decide(subject, hung=True) is Decision.RETRY
     assert not subject.has_hung
-    assert decide(subject, checkpoint="checkpoint_1", hung=True) is Decision.FAIL
+    assert decide(subject, epoch=1, hung=True) is Decision.FAIL
     assert subject.has_hung
     assert subject.reason == f"it hung {MAX_HANGS} times"
 

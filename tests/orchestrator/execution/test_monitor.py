@@ -80,5 +80,6 @@ def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
     assert estimate.remaining(0, 4, 50.0) is None
     assert estimate.remaining(1, 3, 60.0) == 180.0
     assert estimate.remaining(1, 3, 70.0) == 170.0
-    assert estimate.remaining(1, 3, 300.0) == 0.0  # the next one takes longer than expected
+    assert estimate.remaining(1, 3, 300.0) is None  # the next one takes longer than expected
     assert estimate.remaining(3, 1, 300.0) == 100.0
+    assert estimate.remaining(4, 0, 400.0) == 0.0

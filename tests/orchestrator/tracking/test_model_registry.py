@@ -9,8 +9,10 @@ from typing import Any, NoReturn
 
 import mlflow
 import pytest
+from boto3.exceptions import S3UploadFailedError
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from orchestrator.errors import InputError, TrackingError
@@ -289,6 +291,38 @@ def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "empty")
     with tracker, pytest.raises(TrackingError, match="no run of trial 0"):
         register_best(tracker, export, 0.6)
+
+
+@pytest.mark.filterwarnings("ignore:.*Add type hints")
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"python_model": lambda model_input: [1], "artifacts": None},
+            r"pip_requirements.* must be specified",
+        ),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_export_that_mlflow_refuses_is_told(
+    changes: dict[str, Any], line: str, sqlite_uri: str, export: dict[str, Any]
+) -> None:
+    refused = {"python_model": export["python_model"], **changes}
+    expected = rf"^registry: MLflow refuses the model that the trainable exports \(.*{line}.*\); correct its"
+    with finish_sweep(sqlite_uri, "refused") as tracker, pytest.raises(TrackingError, match=expected):
+        register_best(tracker, refused, 0.6)
+
+
+def test_files_that_a_store_refuses_are_told(
+    sqlite_uri: str, export: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload(**_: object) -> NoReturn:
+        raise S3UploadFailedError("Access Denied")
+
+    with finish_sweep(sqlite_uri, "denied") as tracker:
+        monkeypatch.setattr(Model, "log", upload)
+        with pytest.raises(TrackingError, match=r"files of the model cannot be written: Access Denied"):
+            register_best(tracker, export, 0.6)
 
 
 def test_check_registry_leaves_a_model_without_tags(uri: str) -> None:

@@ -210,6 +210,17 @@ def contents(uri: str) -> list[str]:
         return list(database.iterdump())
 
 
+def test_model_that_a_login_may_not_read_is_told(
+    capsys: pytest.CaptureFixture[str], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:  # MLflow also answers so for a model that does not exist
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_registered_model", denied)
+    code, line = run(capsys, uri, "history", "reid-comand")
+    assert code == 2 and f"no model 'reid-comand' at {uri} that this login may read; did you mean" in line
+
+
 @pytest.mark.parametrize("action", ["list", "show", "compare", "history", "pull"])
 def test_what_a_suspended_process_left_is_only_read(
     action: str, capsys: pytest.CaptureFixture[str], uri: str, tmp_path: Path

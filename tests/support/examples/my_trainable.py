@@ -32,4 +32,8 @@ class MyTrainable:
 
     def export(self, config, checkpoint, directory):
         x = json.loads((checkpoint / "state").read_text())[1]
-        return {"python_model": lambda model_input: [x], "signature": infer_signature([0.0], [x])}
+        return {
+            "python_model": lambda model_input: [x],
+            "signature": infer_signature([0.0], [x]),
+            "pip_requirements": ["mlflow"],
+        }
