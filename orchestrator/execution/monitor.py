@@ -44,6 +44,9 @@ _WORDS = {
 _TRIALS_PER_NOTE = 200
 """Trials that end until MLflow is told again how many are delivered."""
 
+_LONG_SECONDS = 10.0
+"""Time of a suggestion or record after which the line of the state names it."""
+
 _USAGE_SECONDS = 60.0
 """Time after which the study is told again what of the budget is used."""
 
@@ -170,6 +173,8 @@ class TrialMonitor(NotSnapshotted, Callback):
         remaining = self._estimate.remaining(ended - self._ended_before, total - ended, elapsed)
         if remaining is not None:
             line += f", about {format_duration(remaining)} remaining"
+        if (seconds := self._study.seconds_busy()) > _LONG_SECONDS:
+            line += f" | waiting for the study for {format_duration(seconds)}"
         return line
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -42,7 +42,8 @@ _REFUSED_TEXTS = ("authentication failed", "no password supplied", "does not exi
 def study_storage(store: Store, job: str, database: str = "") -> optuna.storages.BaseStorage:
     """Open the storage of a job's study: a ``database`` address, or beside the job's other files."""
     if database:
-        return optuna.storages.RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
+        options = {"pool_pre_ping": True, "connect_args": _connect_args(database)}
+        return optuna.storages.RDBStorage(database, engine_kwargs=options)
     return store.study_storage(job)
 
 
@@ -53,7 +54,7 @@ def check_database(database: str) -> None:
         UnreachableError: it does not answer.
         InputError: it refuses.
     """
-    engine = sqlalchemy.create_engine(database, connect_args={"connect_timeout": _ANSWER_SECONDS})
+    engine = sqlalchemy.create_engine(database, connect_args=_connect_args(database))
     try:
         engine.connect().close()
     except DBAPIError as error:
@@ -63,6 +64,11 @@ def check_database(database: str) -> None:
         raise UnreachableError(f"study: {database} does not answer: {reason}") from error
     finally:
         engine.dispose()
+
+
+def _connect_args(database: str) -> dict[str, int]:
+    """Return the limit of the time that a server may take to accept a connection; SQLite has none."""
+    return {} if database.startswith("sqlite") else {"connect_timeout": _ANSWER_SECONDS}
 
 
 def rename_study(database: str, name: str, other: str) -> None:
@@ -169,7 +175,8 @@ def _open_sqlite(file: Path, study: str, stack: ExitStack) -> StudyReader | None
 
 
 def _open_database(url: str, study: str, stack: ExitStack) -> StudyReader | None:
-    engine = sqlalchemy.create_engine(url)
+    options = _connect_args(url)
+    engine = sqlalchemy.create_engine(url, connect_args=options)
     stack.callback(engine.dispose)
     with engine.connect() as connection:  # Optuna creates its tables one by one, and fills this one last
         last_table = "alembic_version"
@@ -177,7 +184,9 @@ def _open_database(url: str, study: str, stack: ExitStack) -> StudyReader | None
             return None
         if not connection.scalar(sqlalchemy.text(f"SELECT count(*) FROM {last_table}")):
             return None
-    storage = optuna.storages.RDBStorage(url, skip_table_creation=True)
+    storage = optuna.storages.RDBStorage(
+        url, engine_kwargs={"connect_args": options}, skip_table_creation=True
+    )
     stack.callback(storage.engine.dispose)
     return _reader(storage, study)
 

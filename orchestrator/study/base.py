@@ -10,8 +10,8 @@ import posixpath
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +70,9 @@ class Study(ABC):
 
     max_failures: int | None = None
     """Failed trials in a row after which the job ends."""
+
+    _busy_since: float | None = None
+    """Time at which the suggestion or record began that is under way."""
 
     def __init__(self, job: Job, directory: JobDirectory, **options: Any) -> None:
         self._directory, self._job_kind = directory, job.kind
@@ -188,9 +191,20 @@ class Study(ABC):
         """Return the scores of a trial on the targets, where it was scored."""
         return dict(trial.user_attrs.get(attributes.SCORES, {}))
 
-    def transaction(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
         """Make all that is recorded in a block permanent at once when it ends."""
-        return transaction(self._storage)
+        outer, self._busy_since = self._busy_since, self._busy_since or time.monotonic()
+        try:
+            with transaction(self._storage):
+                yield
+        finally:
+            self._busy_since = outer
+
+    def seconds_busy(self) -> float:
+        """Return how long the present suggestion or record has taken so far; 0 if there is none."""
+        since = self._busy_since  # another thread may set it to None
+        return 0.0 if since is None else time.monotonic() - since
 
     def record_usage(self, used: BudgetUsage) -> None:
         """Record what of the budget is used."""
@@ -316,7 +330,8 @@ class Study(ABC):
         self._live.pop(number, None)
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        self._storage.set_trial_user_attr(self._trial_id(number), key, value)
+        with self.transaction():
+            self._storage.set_trial_user_attr(self._trial_id(number), key, value)
 
     def _trial(self, number: int) -> optuna.Trial:
         if number not in self._live:  # suggested by a previous driver

@@ -75,6 +75,26 @@ def test_runs_of_a_deleted_sweep_get_its_new_run(sweep: Sweep, tracker: Tracker)
     assert points(tracker, run) == [1, 2, 3]
 
 
+def test_line_of_the_state_says_how_long_a_study_has_not_answered(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with many_trials.driver(sweep) as (loop, monitor, _):
+        answer = monitor._study._storage.set_trial_user_attr
+
+        def be_frozen(*arguments: object) -> None:
+            clock[0] += 32
+            lines.append(monitor.status_line())
+            answer(*arguments)
+
+        lines: list[str] = []
+        monkeypatch.setattr(monitor._study._storage, "set_trial_user_attr", be_frozen)
+        loop.run_trial()
+        assert " | waiting for the study for 0:00:32" in lines[0]
+        assert "waiting" not in monitor.status_line()
+
+
 def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
     estimate = Estimate()
     assert estimate.remaining(0, 4, 50.0) is None

@@ -1,6 +1,7 @@
 """The study of a job: read without its driver, and what an error says about its database."""
 
 import errno
+import socket
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import exc
 
 from orchestrator.errors import StorageError
+from orchestrator.storage import study_database
 from orchestrator.storage.local import LocalStore
 from orchestrator.storage.study_database import DatabaseProblem, Problem, database_problem, open_study
 
@@ -189,3 +191,17 @@ def test_trials_in_an_unreachable_database_are_refused(tmp_path: Path) -> None:
     resolved = {"name": "job", "study": "postgresql+psycopg2://sweep@127.0.0.1:1/sweep"}
     with pytest.raises(StorageError, match=r"^study: postgresql.* cannot be read: .*Connection refused"):
         read_trials(LocalStore(tmp_path), "job", resolved)
+
+
+def test_trials_in_a_frozen_database_are_refused_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_database, "_ANSWER_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel accepts, and nobody answers
+        address = f"postgresql+psycopg2://optuna@127.0.0.1:{server.getsockname()[1]}/optuna"
+        with (
+            pytest.raises(StorageError, match=r"cannot be read: .*timeout expired") as raised,
+            open_study(LocalStore(tmp_path), "alignment", {"study": address}),
+        ):
+            pass
+    assert raised.value.unreachable
