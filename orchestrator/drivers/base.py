@@ -408,6 +408,9 @@ class Driver(ABC, Generic[OutcomeType]):
                 ) from error
             if problem.kind is Problem.FULL:
                 raise SweepError(f"no space is left: {problem.message}") from error
+            if self._job.study:
+                line = f"study: {self._job.study} does not answer: {problem.message}; finished work is kept"
+                raise UnreachableError(line) from error
             raise SweepError(f"the study's database does not answer: {problem.message}") from error
 
 

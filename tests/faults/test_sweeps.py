@@ -1,6 +1,7 @@
 """Whole sweeps, each with one fault: what the user reads, and what is kept."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -301,6 +302,22 @@ def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Pa
     assert len(trials) == 6 and all(trial.state.is_finished() for trial in trials)
     assert not (tmp_path / "parabola/study.db").exists()
     assert sum(json.loads(shown.stdout)["trials"].values()) == 6
+
+
+def test_sweep_waits_for_a_postgresql_that_restarts(file: Path, tmp_path: Path) -> None:
+    with Postgres(tmp_path / "postgres") as postgres:
+        options = [*options_for(tmp_path, f"study={postgres.uri}", "config.seconds=2"), "--wait", "300"]
+        with command_line.start("sweep", file, *options) as (process, output):
+            lines = read_until(output, epochs=3)
+            postgres.kill()
+            lines += itertools.takewhile(lambda line: line != "waiting for an answer\n", output)
+            postgres.start()
+            lines += output
+        assert process.returncode == 0, "".join(lines)
+        trials = optuna.load_study(study_name="parabola", storage=postgres.uri).trials
+    text = "".join(lines)
+    assert f"study: {postgres.uri} does not answer: " in text and "resuming: " in text
+    assert len(trials) == 6 and all(trial.state.is_finished() for trial in trials)
 
 
 def test_second_ctrl_c_ends_the_driver_at_once(file: Path, tmp_path: Path) -> None:
