@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import io
 import json
 import logging
 import math
@@ -121,8 +120,9 @@ def run_worker(job: Mapping[str, Any]) -> None:
 
 def _log_to_worker_file(dotted: str) -> None:
     """Let messages of this package and of the trainable's reach the log file that Ray keeps of a worker."""
-    if isinstance(sys.stderr, io.TextIOWrapper):  # Ray's refuses some text, and the worker would end
-        sys.stderr.reconfigure(errors="backslashreplace")
+    # Ray's stream refuses some text, and the worker would end. It may be wrapped in a class of Ray.
+    if (reconfigure := getattr(sys.stderr, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in (__name__, dotted.partition(":")[0]):
         logging.getLogger(package.partition(".")[0]).setLevel(logging.INFO)
