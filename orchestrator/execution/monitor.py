@@ -90,6 +90,9 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._published = 0
         self._epochs: dict[int, int] = {}
         self._activity: dict[int, str] = {}
+        self._losses: dict[int, list[str]] = {}
+        """Why each trial lost its workers since its last new epoch."""
+
         self._rates: dict[int, float] = {}
         self._metrics = SweepMetrics(job)
         self._estimate = Estimate()
@@ -154,13 +157,11 @@ class TrialMonitor(NotSnapshotted, Callback):
         training = sum(text == _TRAINING for text in activity.values())
         self._lease.record.used.gpu_seconds += seconds * training * resources.workers * resources.gpus
         self._tracker.deliver()
-        return Activity(
-            trials={
-                trial_name(number): f"{text}, epoch {self._epochs.get(number, 0)}"
-                for number, text in activity.items()
-            },
-            undelivered=self._tracker.delivery_problem(),
-        )
+        trials = {
+            trial_name(number): f"{text}, epoch {self._epochs.get(number, 0)}{self._describe_losses(number)}"
+            for number, text in activity.items()
+        }
+        return Activity(trials=trials, undelivered=self._tracker.delivery_problem())
 
     def status_line(self) -> str:
         """Return trials by state, the headline of the study, epochs, time elapsed and time remaining."""
@@ -210,6 +211,7 @@ class TrialMonitor(NotSnapshotted, Callback):
                 self._activity[number] = _TRAINING
             case WorkersLost(reason):
                 self._activity[number] = f"{_WAITING}its workers"
+                self._losses.setdefault(number, []).append(reason)
                 _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
             case WorkersReplaced(reason):
                 _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
@@ -217,6 +219,8 @@ class TrialMonitor(NotSnapshotted, Callback):
                 # As the study has it: a repeated epoch keeps its first metrics and its time.
                 metrics = self._study.trial(number).user_attrs[attributes.epoch_key(epoch)]
                 self._track_epoch(number, epoch, metrics)
+                if epoch > self._epochs.get(number, 0):
+                    self._losses.pop(number, None)
                 self._epochs[number] = epoch
                 if self._job.implementation.throughput:
                     self._rates[number] = metrics.get(self._job.implementation.throughput, 0.0)
@@ -244,6 +248,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         trial = self._study.trial(number)
         self._rates.pop(number, None)
         self._activity.pop(number, None)
+        self._losses.pop(number, None)
         self._track_end(trial)
         self._published += 1
         if time.monotonic() - self._last_usage >= _USAGE_SECONDS:
@@ -286,6 +291,11 @@ class TrialMonitor(NotSnapshotted, Callback):
                 reason=trial.user_attrs.get(attributes.REASON, ""),
                 log_tail=trial.user_attrs.get(attributes.LOG, ""),
             )
+
+    def _describe_losses(self, number: int) -> str:
+        """Return how often a trial lost its workers since its last new epoch, and why last; else nothing."""
+        losses = self._losses.get(number)
+        return f"; lost its workers {format_count(len(losses), 'time')}: {losses[-1]}" if losses else ""
 
     def _update_metrics(self) -> None:
         waiting = [text.removeprefix(_WAITING) for text in self._activity.values() if text != _TRAINING]

@@ -7,6 +7,7 @@ from mlflow.entities import Run
 
 from orchestrator.config.sweep import Sweep
 from orchestrator.execution.monitor import Estimate
+from orchestrator.study.trial_report import TrialReport, WorkersLost, encode
 from orchestrator.tracking.tracker import Tracker
 from tests.benchmarks import many_trials
 
@@ -93,6 +94,22 @@ def test_line_of_the_state_says_how_long_a_study_has_not_answered(
         loop.run_trial()
         assert " | waiting for the study for 0:00:32" in lines[0]
         assert "waiting" not in monitor.status_line()
+
+
+def test_activity_says_how_often_a_trial_lost_its_workers_and_why(sweep: Sweep) -> None:
+    with many_trials.driver(sweep) as (loop, monitor, _):
+        trial = many_trials.TuneTrial(loop._searcher.suggest("id"))
+        monitor.on_trial_start(0, [], trial)
+
+        def activity(*reports: TrialReport) -> str:
+            for report in reports:
+                monitor.on_trial_result(0, [], trial, encode(report))
+            (text,) = monitor.on_heartbeat(1.0).trials.values()
+            return text
+
+        assert activity() == "waiting for its workers, epoch 0"
+        text = activity(WorkersLost("its process died"), WorkersLost("its node died"))
+        assert text == "waiting for its workers, epoch 0; lost its workers 2 times: its node died"
 
 
 def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
