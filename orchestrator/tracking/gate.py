@@ -238,7 +238,7 @@ def decide(rule: Rule, candidate: Entrant, champion: Entrant | None) -> Decision
     """Decide whether ``candidate`` takes the alias from ``champion``, None where no version has the alias."""
     gate = rule.gate
     if gate == "none":
-        reason = "first version under this alias; no gate is set"
+        reason = "no version had this alias; no gate is set"
         if champion is not None:
             reason = f"no gate is set, so the alias moves to the latest version from {champion.name}"
         return Decision(verdict="promoted", reason=reason, method="no gate")
@@ -253,7 +253,7 @@ def decide(rule: Rule, candidate: Entrant, champion: Entrant | None) -> Decision
     }
     if champion is None:
         kept = ", and it keeps its floors" if floors else ""
-        reason = _below_floor(missed, floors) if missed else f"first version under this alias{kept}"
+        reason = _below_floor(missed, floors) if missed else f"no version had this alias{kept}"
         return Decision(
             verdict="declined" if missed else "promoted", reason=reason, method="first version", **settings
         )

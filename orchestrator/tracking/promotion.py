@@ -229,15 +229,17 @@ def promote(
 def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mapping[str, str]) -> Record:
     """Move an alias back to the version that had it before the present one, by the records.
 
+    Where no version has it, because the one that had it was deleted, it moves to the last of the others.
+
     Raises:
         InputError: no earlier version is recorded, or it was deleted.
         MlflowException: the store did not accept something.
     """
     present = alias.read().holder
-    if present is None:
-        raise InputError(f"{model}: no version has the alias {alias.name}")
     versions = all_versions(client, model)
     target = champion_before(history(versions, alias.name), present, {int(each.version) for each in versions})
+    if target is None and present is None:
+        raise InputError(f"{model}: no version has the alias {alias.name}, or is recorded to have had it")
     if target is None:
         raise InputError(
             f"{model}: no version is recorded that had the alias {alias.name} before version {present}, so"
@@ -247,7 +249,12 @@ def rollback(client: mlflow.MlflowClient, model: str, alias: Alias, *, by: Mappi
     def judge(champion: int | None) -> Decision:
         if champion != present:
             raise InputError(f"{model}: version {champion} took the alias {alias.name} meanwhile; look again")
-        return Decision(verdict="promoted", reason=f"rolled back from version {present}", method="no gate")
+        reason = (
+            "rolled back; no version had the alias"
+            if present is None
+            else f"rolled back from version {present}"
+        )
+        return Decision(verdict="promoted", reason=reason, method="no gate")
 
     version = client.get_model_version(model, str(target))
     return promote(client, version, alias, judge, by=by, action="rolled back", once=False)
@@ -304,10 +311,11 @@ def history(versions: Sequence[ModelVersion], alias: str) -> list[Record]:
     return sorted(records, key=lambda record: record.number)
 
 
-def champion_before(records: Sequence[Record], present: int, versions: set[int]) -> int | None:
+def champion_before(records: Sequence[Record], present: int | None, versions: set[int]) -> int | None:
     """Return the version that had the alias before the present one, and still exists; None without one.
 
-    After a rollback from 5 to 4, that is the version before 4.
+    Without a present one, that is the last one that had it. After a rollback from 5 to 4, that is the version
+    before 4.
     """
     holders: list[int] = []
     for record in records:

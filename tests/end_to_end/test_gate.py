@@ -40,7 +40,7 @@ def run(folder: Path, name: str, epochs: int, **changes: Any) -> str:
 def test_worse_sweep_leaves_the_champion_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "parabola version 1, alias champion: first version under this alias" in run(tmp_path, "good", 5)
+    assert "parabola version 1, alias champion: no version had this alias" in run(tmp_path, "good", 5)
     monkeypatch.setenv("PARABOLA_SCORING", "2")  # the champion is scored anew
     output = " ".join(run(tmp_path, "worse", 2).split())
     assert "parabola version 2, without the alias champion: score on parabola changes by -0." in output

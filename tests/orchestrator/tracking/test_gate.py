@@ -62,7 +62,7 @@ def judged(candidate: Mapping[str, Any], champion: Mapping[str, Any], **gate: An
 
 def test_first_version_is_promoted() -> None:
     decision = decide(rule(), entrant("version 1", {"a": noise(0)}), None)
-    assert decision.promoted and decision.reason == "first version under this alias"
+    assert decision.promoted and decision.reason == "no version had this alias"
 
 
 def test_clearly_better_version_is_promoted() -> None:

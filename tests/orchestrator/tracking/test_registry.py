@@ -221,6 +221,16 @@ def test_model_that_a_login_may_not_read_is_told(
     assert code == 2 and f"no model 'reid-comand' at {uri} that this login may read; did you mean" in line
 
 
+def test_rollback_after_the_champion_was_deleted_restores_the_one_before(
+    capsys: pytest.CaptureFixture[str], uri: str
+) -> None:
+    mlflow.MlflowClient(uri, registry_uri=uri).delete_model_version(NAME, "2")
+    assert "champion" not in aliases(uri)
+    code, found = run(capsys, uri, "rollback", NAME)
+    assert (code, found["version"], found["reason"]) == (0, 1, "rolled back; no version had the alias")
+    assert aliases(uri)["champion"] == 1
+
+
 @pytest.mark.parametrize("action", ["list", "show", "compare", "history", "pull"])
 def test_what_a_suspended_process_left_is_only_read(
     action: str, capsys: pytest.CaptureFixture[str], uri: str, tmp_path: Path
