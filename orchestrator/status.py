@@ -19,6 +19,7 @@ the driver ended without recording it; ``silent``: a driver in a bucket without 
 import argparse
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ _STATES = {
 _MAX_ROWS = 12
 """Trials or reasons listed on the terminal."""
 
+_SLOW_SECONDS = 10.0
+"""Time after which a command that reads says what it waits for."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its `ExitCode`."""
@@ -85,14 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if parsed.sweep is None:
             _refuse_without_sweep(parsed)
-            store = lookup.find_storage(parsed.storage)
-            _show_list(store.uri, list_status(store), parsed.json)
+            with _told_if_slow():
+                store = lookup.find_storage(parsed.storage)
+                jobs = list_status(store)
+            _show_list(store.uri, jobs, parsed.json)
             return ExitCode.DONE
-        store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
-        if parsed.trial is not None:
-            _show_trial(read_trial_status(store, name, _trial_number(parsed.trial)), parsed.json)
-            return ExitCode.DONE
-        status = read_status(store, name)
+        with _told_if_slow():
+            store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
+            if parsed.trial is not None:
+                _show_trial(read_trial_status(store, name, _trial_number(parsed.trial)), parsed.json)
+                return ExitCode.DONE
+            status = read_status(store, name)
         with _output(parsed.json, parsed.watch is not None) as show:
             show(status)
             while parsed.watch is not None and status.state in lookup.DRIVEN:
@@ -110,6 +117,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report_error(error.as_input_error())
     except KeyboardInterrupt:
         return ExitCode.DONE
+
+
+@contextmanager
+def _told_if_slow() -> Iterator[None]:
+    """Say on stderr that storage or study do not answer, once a block takes long."""
+    notice = threading.Timer(
+        _SLOW_SECONDS, print, ["waiting for the storage, or the database of the study"], {"file": sys.stderr}
+    )
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
 
 
 def _refuse_without_sweep(parsed: argparse.Namespace) -> None:

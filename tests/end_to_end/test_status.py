@@ -120,6 +120,23 @@ def test_status_of_running_sweep_shows_every_key(
         assert "running, stop requested" in out and "0.5 of 2" in out and "3 records" in out
 
 
+def test_status_says_when_the_storage_does_not_answer(
+    directory: JobDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()):
+        fill(directory)
+
+    def be_slow(store: LocalStore, name: str) -> Status:
+        time.sleep(0.3)
+        return read_status(store, name)
+
+    monkeypatch.setattr("orchestrator.study.status.read_status", be_slow)
+    for seconds, expected in ((0.1, "waiting for the storage, or the database of the study\n"), (60.0, "")):
+        monkeypatch.setattr(status, "_SLOW_SECONDS", seconds)
+        assert status.main([directory.uri, "--json"]) == 0
+        assert capsys.readouterr().err == expected
+
+
 def test_status_imports_neither_ray_nor_torch_nor_mlflow(directory: JobDirectory) -> None:
     with directory.open(False, Interrupt()):
         fill(directory)
