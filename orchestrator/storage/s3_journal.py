@@ -100,7 +100,10 @@ class S3Journal(BaseJournalBackend):
         content = "\n".join(lines).encode()
         version = self._store.compare_and_swap(self._segment(self._number), content, self._seen)
         if version is None:
-            raise StorageError(f"study: another process writes to {self._store.locate(self._name)}")
+            segment, location = self._segment(self._number), self._store.locate(self._name)
+            if self._seen is not None and self._store.read(segment) is None:
+                raise StorageError(f"study: objects of {location} are gone; restore them before you go on")
+            raise StorageError(f"study: another process writes to {location}")
         self._seen, self._lines = version, lines
 
     def _begin_segment(self) -> None:

@@ -193,6 +193,16 @@ def test_s3_journal_with_a_second_writer_ends_the_first(seaweed: Seaweed) -> Non
     assert S3Journal(store, "job/study").read_logs(0) == [{"operation": 1}, {"operation": 2}]
 
 
+def test_s3_journal_whose_objects_were_deleted_says_so(seaweed: Seaweed) -> None:
+    store = s3_store(seaweed, "emptied")
+    journal = S3Journal(store, "job/study")
+    journal.append_logs([{"operation": 1}])
+    for name in store.list_files("job/study"):
+        store.delete(name)
+    with pytest.raises(StorageError, match="objects of s3://sweeps/emptied/job/study are gone; restore them"):
+        journal.append_logs([{"operation": 2}])
+
+
 def test_store_of_a_malformed_bucket_is_refused() -> None:
     with pytest.raises(InputError, match=r"^storage: s3://a b/x: "):
         open_store("s3://a b/x").check()
