@@ -120,6 +120,10 @@ class Registry:
             )
         with self._explained():
             first, second = self.find(candidate), self.find(champion)
+            if first.version == second.version:
+                raise InputError(
+                    f"both names are of version {first.version} of {first.name}; name two versions"
+                )
             return self._judge(first, metric).decide(int(second.version))
 
     def promote(

@@ -190,6 +190,7 @@ def test_pull_of_files_that_are_gone_is_refused(
         (["promote", f"{NAME}/1", "--reason", "x"], "--reason: the gate gives the reason"),
         (["promote", f"{NAME}/1", "--no-gate", "--metric", "rank1"], "--metric: nothing is compared"),
         (["promote", f"{NAME}/1", "--metric", "rnak1"], "has no score 'rnak1'; did you mean 'rank1'?"),
+        (["compare", f"{NAME}/2", f"{NAME}@champion"], "both names are of version 2 of reid-command"),
         (["compare", f"{NAME}/3", f"{NAME}/1", "--metric", "x"], "--metric: .*no score 'x'; valid: rank1"),
         (["pull", f"{NAME}@champion", "/"], "/ exists; name a new folder"),
         (["pull", f"{NAME}@champion", "x" * 300], "File name too long"),
