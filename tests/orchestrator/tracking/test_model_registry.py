@@ -133,7 +133,7 @@ def test_registration_repeated_finds_its_version(registered: Registered) -> None
     assert (registered.again.version, registered.again.created) == (1, False)
     name = registered.first.name
     assert len(registered.client.search_model_versions(f"name = '{name}'")) == 3
-    assert registered.again.promoted and registered.again.reason.startswith("first version")
+    assert registered.again.promoted and registered.again.reason.startswith("no version had this alias")
 
 
 def test_alias_stays_with_the_best_model(registered: Registered) -> None:
@@ -198,7 +198,7 @@ def test_changed_alias_is_decided_about_and_taken(sqlite_uri: str, export: dict[
     with finish_sweep(sqlite_uri, "alias") as tracker:
         for alias in ("champion", "staging"):
             registered = register_best(tracker, export, 0.6, alias)
-            assert registered.promoted and f"version 1, alias {alias}: first version" in str(registered)
+            assert registered.promoted and f"version 1, alias {alias}: no version had this alias" in str(registered)
         aliases = tracker.client.get_registered_model(registered.name).aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "staging": 1}
 
