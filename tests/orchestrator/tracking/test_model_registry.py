@@ -198,7 +198,9 @@ def test_changed_alias_is_decided_about_and_taken(sqlite_uri: str, export: dict[
     with finish_sweep(sqlite_uri, "alias") as tracker:
         for alias in ("champion", "staging"):
             registered = register_best(tracker, export, 0.6, alias)
-            assert registered.promoted and f"version 1, alias {alias}: no version had this alias" in str(registered)
+            assert registered.promoted and f"version 1, alias {alias}: no version had this alias" in str(
+                registered
+            )
         aliases = tracker.client.get_registered_model(registered.name).aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "staging": 1}
 
