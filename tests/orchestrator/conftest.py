@@ -1,10 +1,14 @@
 """Interrupts that leave the handlers of the tests alone, and real tracking stores."""
 
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
+import mlflow
 import pytest
 
 from orchestrator.interrupt import Interrupt
+from orchestrator.tracking.store import quiet_mlflow
 from tests.support.servers import MlflowServer, Seaweed
 
 
@@ -24,9 +28,21 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 
 @pytest.fixture(scope="session")
-def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A store that the first tracker creates; shared, because its migrations take seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/new/mlflow.db"
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs, to be copied: its migrations take seconds."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    quiet_mlflow()
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="module")
+def sqlite_uri(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of the tests of one module, which would find the runs of other modules' sweeps otherwise."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with sqlite3.connect(empty_store) as source, sqlite3.connect(file) as copy:
+        source.backup(copy)
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
