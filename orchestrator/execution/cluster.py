@@ -1,17 +1,21 @@
 """The Ray cluster of a job: start or join one, and compute what fits on it."""
 
+import functools
 import logging
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray._private import services
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from orchestrator.config.sections import Resources
@@ -149,17 +153,20 @@ def start(address: str | None) -> Cluster:
         reraise=True,
     )
     try:
-        context = retrying(
-            ray.init,
-            address=address or "local",
-            runtime_env={
-                "worker_process_setup_hook": "orchestrator.execution.worker_setup.find_own_cluster",
-                "env_vars": {name: os.environ[name] for name in environment if name.startswith("RAY_TRAIN")},
-            },
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(own if address is None else {}),
-        )
+        with _own_process_groups():
+            context = retrying(
+                ray.init,
+                address=address or "local",
+                runtime_env={
+                    "worker_process_setup_hook": "orchestrator.execution.worker_setup.find_own_cluster",
+                    "env_vars": {
+                        name: os.environ[name] for name in environment if name.startswith("RAY_TRAIN")
+                    },
+                },
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if address is None else {}),
+            )
     except Exception as error:  # Ray raises many types, and Exception itself for a slow start
         if address is not None:
             raise UnreachableError(f"{source} {address}: no Ray cluster answers there: {error}") from error
@@ -177,6 +184,22 @@ def start(address: str | None) -> Cluster:
         nodes=tuple(node["Resources"] for node in nodes if node["Alive"]),
         joined=address is not None,
     )
+
+
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Start the processes of a local Ray in process groups of their own, as Ray 2.60 does on Windows alone.
+
+    A signal to the process group of the driver, such as the SIGTERM of ``timeout`` or a Ctrl-C, would end
+    them before the driver has stopped in good order. They still end with the driver, by the kernel.
+    """
+    start = services.ConsolePopen
+    if sys.platform == "linux":
+        services.ConsolePopen = functools.partial(start, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start  # type: ignore[misc]
 
 
 def _give_up_slow_start(state: RetryCallState) -> None:

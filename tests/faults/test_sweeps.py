@@ -320,6 +320,15 @@ def test_sweep_waits_for_a_postgresql_that_restarts(file: Path, tmp_path: Path) 
     assert len(trials) == 6 and all(trial.state.is_finished() for trial in trials)
 
 
+def test_sigterm_to_the_process_group_stops_in_good_order(file: Path, tmp_path: Path) -> None:
+    options = options_for(
+        tmp_path, "config.seconds=2", "config.epochs=20", "scheduler=none", "budget.trials=1"
+    )
+    command_line.interrupt("sweep", file, *options, epochs=1, number=signal.SIGTERM)
+    (trial,) = study(tmp_path).trials
+    assert not trial.state.is_finished() and trial.intermediate_values
+
+
 def test_second_ctrl_c_ends_the_driver_at_once(file: Path, tmp_path: Path) -> None:
     options = options_for(tmp_path, "config.seconds=2", "config.epochs=60", "scheduler=none")
     with command_line.start("sweep", file, *options) as (process, output):

@@ -40,7 +40,7 @@ def run(module: str, file: Path, *options: str) -> subprocess.CompletedProcess[s
 
 @contextmanager
 def start(module: str, file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """Start a command; yield its process and its output."""
+    """Start a command in a process group of its own; yield its process and its output."""
     with subprocess.Popen(
         command(module, file, *options),
         env=environment(),
@@ -48,6 +48,7 @@ def start(module: str, file: Path, *options: str) -> Iterator[tuple[subprocess.P
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=enable_signals,
+        process_group=0,
     ) as process:
         assert process.stdout is not None
         yield process, process.stdout
@@ -59,14 +60,20 @@ def enable_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def interrupt(module: str, file: Path, *options: str, epochs: int) -> None:
-    """Press Ctrl-C once a job reports so many epochs, and check that it stops and says how to resume."""
+def interrupt(
+    module: str, file: Path, *options: str, epochs: int, number: signal.Signals = signal.SIGINT
+) -> None:
+    """Stop a job once it reports so many epochs, and check that it stops and says how to resume.
+
+    The signal goes to its process group, as that of a terminal at Ctrl-C and that of ``timeout`` do.
+    """
     with start(module, file, *options) as (process, output):
         lines = read_until(output, epochs)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, number)
         lines.append(output.read())
     assert process.returncode == 130, "".join(lines)
     assert "interrupted; rerun the command to resume" in lines[-1]
+    assert "cannot check for unused placement groups" not in lines[-1]
 
 
 def read_until(output: IO[str], epochs: int) -> list[str]:
