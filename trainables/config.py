@@ -3,8 +3,6 @@
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializeAsAny,
     model_validator,
@@ -23,13 +21,12 @@ from trainables.network.embedder import NetworkConfig
 from trainables.network.encoders import EncoderConfig
 from trainables.network.pooling import PoolingName
 from trainables.network.recurrence import RecurrenceConfig
+from trainables.network.section import Section
 from trainables.training.optimizer import OptimizerConfig
 
 
-class AlignmentConfig(BaseModel):
+class AlignmentConfig(Section):
     """Config of one training: data, network, method and optimisation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, batches, augmentation and dropout")
     epochs: int = Field(12, ge=1, description="epochs, each followed by validation and a checkpoint")

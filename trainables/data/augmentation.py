@@ -7,15 +7,14 @@ from typing import Annotated, Any, ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from trainables import components
+from trainables.network.section import Section
 
 
-class AugmentationConfig(BaseModel):
+class AugmentationConfig(Section):
     """Config of the augmentation, which applies to training only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, components.component_name(lambda name: find_augmentation(name))] = Field(
         "standard", description="augmentation: standard, or package.module:Class"

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -21,14 +20,13 @@ from trainables.components import Options
 from trainables.data.readers import READERS, find_reader
 from trainables.data.walkers.layouts import GenerateConfig
 from trainables.network.components import AbsolutePath, absolute_path
+from trainables.network.section import Section
 
 _log = logging.getLogger(__name__)
 
 
-class SetConfig(BaseModel):
+class SetConfig(Section):
     """Config of one set: a folder in some layout, or walkers generated in a published layout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layout: Annotated[str, components.component_name(lambda name: find_reader(name))] = Field(
         description=f"layout of the files on disk: {', '.join(READERS)}, or package.module:Class of a reader"
@@ -61,10 +59,10 @@ def _set_name(name: str) -> str:
     return name
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Config of all sets, their roles and the packing of their frames."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     sets: dict[Annotated[str, AfterValidator(_set_name)], SetConfig] = Field(
         min_length=1, description="sets by the names that roles use"

@@ -7,16 +7,15 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from trainables import components
 from trainables.errors import DataError
+from trainables.network.section import Section
 
 
-class BatchConfig(BaseModel):
+class BatchConfig(Section):
     """Config of the global batch, which workers share, so that training does not depend on their number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     identities: int = Field(8, ge=2, description="identities of the sequences in a batch (P)")
     sequences: int = Field(2, ge=2, description="sequences per identity, from different cameras (K)")

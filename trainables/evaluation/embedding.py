@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, distributed
 from torch.nn.functional import normalize
 
@@ -15,6 +15,7 @@ from trainables.data.augmentation import shift_and_mirror
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
 from trainables.evaluation.scoring import Score, score, score_by_protocol
+from trainables.network.section import Section
 
 LONGEST = 128
 """Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
@@ -54,7 +55,7 @@ class View:
         return shift_and_mirror(frames, flow, self.down, self.right, self.mirrored)
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Section):
     """Config of the frames and views of a tracklet that a test uses; validation uses one view of all frames.
 
     From the paper: McLaughlin et al. (CVPR 2016) compare the first K frames in one camera with the last K in
@@ -64,8 +65,6 @@ class EvaluationConfig(BaseModel):
     feature is the normalised mean of its unit features in all views. Summed distances would need every view
     of the whole gallery; a mean is as small as a single view, and a retrieval index can store it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     frames: int | None = Field(
         None,

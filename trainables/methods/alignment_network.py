@@ -4,17 +4,16 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from trainables.methods.distribution import DistributionConfig
 from trainables.network.embedder import SequenceEmbedder
+from trainables.network.section import Section
 
 
-class WeightsConfig(BaseModel):
+class WeightsConfig(Section):
     """Weights of loss terms relative to the loss on real sequences; a term of weight 0 is not computed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pseudo: float = Field(1.0, ge=0, le=100, description="identity losses of pseudo sequences")
     match: float = Field(
@@ -37,10 +36,8 @@ class WeightsConfig(BaseModel):
     )
 
 
-class CrossModalityConfig(BaseModel):
+class CrossModalityConfig(Section):
     """Config of the generation of pseudo sequences and of its training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     level: Literal["feature", "pixel"] = Field(
         "feature", description="generate features behind the CNN (Figure 1), or frames (pixels) before it"

@@ -3,16 +3,16 @@
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from trainables.network.section import Section
 
-class DistributionConfig(BaseModel):
+
+class DistributionConfig(Section):
     """Config of the distance between pseudo and real sequences."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["coral", "mmd", "adversarial", "none"] = Field("coral", description="kind of distance")
     bandwidth: float = Field(1.0, gt=0, le=100, description="mmd: middle kernel in mean squared distances")

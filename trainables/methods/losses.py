@@ -3,15 +3,15 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.network.section import Section
 
-class LossConfig(BaseModel):
+
+class LossConfig(Section):
     """Config of the identity losses, shared by sequences and pseudo sequences."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     verification: Literal["hinge", "triplet", "soft_triplet"] = Field(
         "hinge",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from trainables import components
@@ -12,12 +12,11 @@ from trainables.data.batch import Batch
 from trainables.methods.alignment_network import CrossModalityConfig
 from trainables.methods.losses import LossConfig, ModalityLoss
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
+from trainables.network.section import Section
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Section):
     """Config of a method: its network, losses, alignment and options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: NetworkConfig = Field(default_factory=NetworkConfig, description="the network to train")
     loss: LossConfig = Field(default_factory=LossConfig, description="identity losses of each modality")

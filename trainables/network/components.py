@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo, model_validator
+
+from .section import Section
 
 
-class Options(BaseModel):
+class Options(Section):
     """Base class of the options of a component, which names its subclass as ``Options``.
 
     Fields can be searched like all others of a config. They must survive a round trip through JSON.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod

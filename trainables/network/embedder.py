@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -11,16 +11,15 @@ from .encoders import EncoderConfig, build_encoder
 from .pooling import POOLINGS, PoolingName
 from .preprocess import resize
 from .recurrence import RecurrenceConfig, build_recurrence
+from .section import Section
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Section):
     """Config of a `SequenceEmbedder`, stored with an exported model.
 
     All fields determine the network's shape, except ``encoder.weights``: `weights.load_weights` reads that
     file, not the embedder.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="frame encoder")
     rnn: RecurrenceConfig = Field(default_factory=RecurrenceConfig, description="recurrent cell")

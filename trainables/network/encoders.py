@@ -5,19 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from . import components, timm_models
 from .preprocess import FixedNormalisation, McLaughlinNormalisation
 from .resnet import RESNETS, ResNet
+from .section import Section
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Section):
     """Config of the frame encoder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, components.component_name(lambda name: find_encoder(name))] = Field(
         "mclaughlin2016",

@@ -6,14 +6,14 @@ To add a cell, write one class and select it in `build_recurrence`.
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from .section import Section
 
-class RecurrenceConfig(BaseModel):
+
+class RecurrenceConfig(Section):
     """Config of the recurrence over frames."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cell: Literal["rnn", "gru", "lstm"] = Field(
         "rnn", description="rnn is the cell of McLaughlin et al., 2016"

@@ -3,7 +3,9 @@
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from trainables.network.section import Section
 
 if TYPE_CHECKING:
     import torch
@@ -14,15 +16,13 @@ FACTOR = "factor"
 """Key of a group of parameters: what their learning rate is multiplied by; 1 where it is missing."""
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(Section):
     """Config of the optimizer and its learning-rate schedule.
 
     McLaughlin et al. (CVPR 2016) train with SGD at a constant learning rate of 0.001. Gao and Nevatia
     (arXiv:1805.02104) use Adam at 0.0003 and the schedule ``step``, and torchreid offers a smaller rate for
     pre-trained encoders (``base_lr_mult``). Our defaults are AdamW with a cosine.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["adamw", "adam", "sgd"] = Field(
         "adamw", description="AdamW, Adam with L2 regularisation, or SGD with momentum"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trainables.components import Options
 from trainables.data.readers.folders import (
@@ -17,6 +17,7 @@ from trainables.data.readers.folders import (
 from trainables.data.readers.reader import RESEARCH, Reader
 from trainables.data.tracklet import DataSet, Tracklet
 from trainables.errors import DataError
+from trainables.network.section import Section
 
 EXPECTED = "expected multi_shot/cam_a/person_0001/0001.png and the same under multi_shot/cam_b"
 CAMERAS = {"a": "cam_a", "b": "cam_b"}
@@ -33,10 +34,9 @@ class Prid2011Options(Options):
     seed: int = Field(0, ge=0, description="seed of the random splits, used if there is no split list")
 
 
-class IdentitySplit(BaseModel):
+class IdentitySplit(Section):
     """Entry of the split list, with the folder names of identities."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     train: list[str]
     test: list[str]
 

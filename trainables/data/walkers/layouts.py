@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trainables.data.walkers.cameras import Camera, draw_camera, draw_tracklet
 from trainables.data.walkers.drawing import Image, Walker, draw_walker
 from trainables.errors import DataError
+from trainables.network.section import Section
 
 if TYPE_CHECKING:
     import h5py
@@ -44,10 +45,8 @@ _CUHK03_TESTSETS = 20
 _CUHK03_LARGEST_TESTSET = 100
 
 
-class GenerateConfig(BaseModel):
+class GenerateConfig(Section):
     """Config of a generated set; `check` refuses fields that do not apply to a layout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     identities: int = Field(60, ge=4, le=9000, description="number of identities, for training and testing")
     frames: int = Field(
