@@ -24,7 +24,8 @@ from orchestrator.study.trial_report import (
     decode,
     trial_name,
 )
-from orchestrator.tracking.tracker import RecordedTrial, State, Tracker
+from orchestrator.tracking.runs import RecordedTrial, State
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import metric_name_fault
 
 _log = logging.getLogger(__name__)

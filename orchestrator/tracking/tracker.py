@@ -1,66 +1,35 @@
-"""The runs of a job in MLflow: a parent run for the job, a child run for each trial."""
+"""What the driver of a job records in MLflow, in the background."""
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
-import mlflow
 import yaml
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import InputError, LeaseLostError, SweepError, TrackingError, UnreachableError
+from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
 from orchestrator.tracking import provenance
 from orchestrator.tracking.outbox import Outbox, Subject, describe_error, is_final, is_unreachable
-from orchestrator.tracking.records import dataset_inputs, param_texts, run_source, run_tags
-from orchestrator.tracking.store import open_experiment, quiet_mlflow, remove_escaped_folder
+from orchestrator.tracking.records import dataset_inputs, param_texts, run_tags
+from orchestrator.tracking.runs import JobRuns, RecordedTrial, State, make_points, now
+from orchestrator.tracking.store import quiet_mlflow, remove_escaped_folder
 from orchestrator.tracking.system_metrics import CheckedMonitor
 from orchestrator.trainable import DataSetRecord
 
-State = Literal["COMPLETE", "PRUNED", "FAIL"]
-_STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-
-_SCHEMA = 2
-"""Version of the tags of runs. Runs without the tag ``schema`` have version 1, with the same tags."""
-
 _DELIVERED = "trials.delivered"
 """Tag of the run of a job: every trial below this number has ended, and all its records are here."""
-
-_PARENT = "mlflow.parentRunId"
-
-_PAGE = 1000
-"""Runs in one answer."""
-
-_MAX_METRICS = 1000
-"""Points that MLflow accepts in one request."""
-
-_MAX_PARAMS = 100
-"""Parameters that MLflow accepts in one request."""
-
-
-class RecordedTrial(NamedTuple):
-    """A trial as MLflow has it."""
-
-    state: str
-    epoch: int
-    """The last one."""
-
-    parent: str
-    """The run of its job."""
 
 
 class Tracker:
     """The only writer to MLflow, in the driver of a job.
 
-    Delivering a record twice, or rerunning the sweep, duplicates nothing: runs are found by their tags
-    `sweep.id` and `trial.number` before they are created, points have their own time, and recorded epochs are
-    skipped. Methods that record return at once; a background thread delivers in order, and `flush` returns
-    what was not delivered.
+    Methods that record return at once; a background thread delivers to `JobRuns` in order, and `flush`
+    returns what was not delivered. Delivering a record twice, or rerunning the sweep, duplicates nothing.
     """
 
     def __init__(
@@ -92,10 +61,6 @@ class Tracker:
         self.sweep_name = sweep_name
         self.sweep_id = sweep_id
         self.kind = kind
-        self._run_ids: dict[int, str] = {}
-        self._recorded: dict[int, set[int]] = {}
-        """Epochs that MLflow has, of trials that it was asked about or that have not ended."""
-
         self._waiting: dict[int, dict[int, list[Metric]]] = {}
         """Points that were not delivered yet, by trial and epoch."""
 
@@ -103,20 +68,19 @@ class Tracker:
         self._monitor: CheckedMonitor | None = None
         self.check = check
         try:
-            self.client, self.experiment_id = open_experiment(self.uri, experiment, check)
-            parent = self._find_run() or self._create_run(None, sweep_name, self._tags(kind) | run_source())
-            self.parent_run_id: str = parent.info.run_id
-            self._artifact_uri = parent.info.artifact_uri
-            self.client.update_run(self.parent_run_id, status="RUNNING")
+            self._runs = JobRuns(self.uri, experiment, sweep_name, sweep_id, kind, check)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             kind_of_error = UnreachableError if is_unreachable(error) else InputError
             raise kind_of_error(
                 f"tracking.uri: cannot record at {self.uri}: {describe_error(error)}"
             ) from error
-        self.delivered = int(parent.data.tags.get(_DELIVERED, 0))
+        self.client, self.experiment_id = self._runs.client, self._runs.experiment_id
+        self.parent_run_id = self._runs.job_id
+        data = self._runs.job.data
+        self.delivered = int(data.tags.get(_DELIVERED, 0))
         """Every trial below this number has ended, and MLflow has all its records."""
 
-        self._recorded_params = set(parent.data.params)
+        self._recorded_params = set(data.params)
         self._outbox = Outbox(self.uri, check)
 
     def __enter__(self) -> Self:
@@ -141,8 +105,8 @@ class Tracker:
         except Exception as error:  # the clients of artifact stores have no common type
             advice = "; start the server with --artifacts-destination" * self.uri.startswith("http")
             raise TrackingError(
-                f"tracking: this machine cannot write files to {self._artifact_uri}, where the experiment at "
-                f"{self.uri} keeps them: {describe_error(error)}{advice}"
+                f"tracking: this machine cannot write files to {self._runs.job.info.artifact_uri}, where the "
+                f"experiment at {self.uri} keeps them: {describe_error(error)}{advice}"
             ) from error
 
     def log_sweep(
@@ -172,7 +136,7 @@ class Tracker:
         self._recorded_params |= set(params)
 
         def write() -> None:
-            self._log_params(self.parent_run_id, new)
+            self._runs.log_params(self.parent_run_id, new)
             self.client.log_batch(self.parent_run_id, tags=run_tags(tags))
             self.client.log_inputs(self.parent_run_id, datasets=inputs)
 
@@ -189,30 +153,14 @@ class Tracker:
             params: its parameters.
             new: whether no driver has started it before, so that MLflow need not be searched for its run.
         """
-        flat = param_texts(params)
-        started = _now()
-        searched = not new
+        texts = param_texts(params)
+        started = now()
+        search = not new
 
         def write() -> None:
-            nonlocal searched
-            run = self._find_run(number) if searched else None
-            searched = True  # if this attempt fails, its request may have been accepted all the same
-            exists = run is not None
-            if run is not None and run.data.tags.get(_PARENT) != self.parent_run_id:
-                self.client.set_tag(run.info.run_id, _PARENT, self.parent_run_id)
-            if run is None:
-                tags = {
-                    "trial.number": str(number),
-                    "trial.state": "RUNNING",
-                    _PARENT: self.parent_run_id,
-                }
-                label = f"trial-{number:04d} {name}".strip()
-                run = self._create_run(number, label, self._tags("trial") | tags, started)
-            self._note_run(number, run)
-            self._log_params(run.info.run_id, {k: v for k, v in flat.items() if k not in run.data.params})
-            if exists:
-                self.client.set_tag(run.info.run_id, "trial.state", "RUNNING")
-                self.client.update_run(run.info.run_id, status="RUNNING")
+            nonlocal search
+            may_exist, search = search, True  # if this attempt fails, its request may have been accepted
+            self._runs.start_trial(number, name, texts, started, may_exist)
 
         self._outbox.post(f"the start of trial {number}", write, number)
 
@@ -226,7 +174,7 @@ class Tracker:
             TrackingError: MLflow does not answer.
         """
         try:
-            return self._list_trials(numbers)
+            return self._runs.list_trials(numbers)
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
@@ -234,33 +182,12 @@ class Tracker:
         """Call ``repair`` with each trial that MLflow lacks or has otherwise, in the background thread."""
 
         def write() -> None:
-            found = self._list_trials(expected)
+            found = self._runs.list_trials(expected)
             for number in (number for number in expected if found.get(number) != expected[number]):
                 repair(number)
 
         if expected:
             self._outbox.post(f"the comparison of {len(expected)} trials", write, "comparison")
-
-    def _list_trials(self, numbers: Iterable[int]) -> dict[int, RecordedTrial]:
-        missing = set(numbers)
-        trials: dict[int, RecordedTrial] = {}
-        which = f"tags.`sweep.id` = '{self.sweep_id}' AND tags.`run.kind` = 'trial'"
-        token: str | None = None
-        while missing and (token is None or token):
-            page = self.client.search_runs(
-                [self.experiment_id],
-                which,
-                max_results=_PAGE,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            runs = {int(run.data.tags["trial.number"]): run for run in page}
-            for number in missing & runs.keys():
-                self._note_run(number, runs[number])
-                trials[number] = _recorded_trial(runs[number])
-            token = (page.token or "") if missing & runs.keys() else ""
-            missing -= runs.keys()
-        return trials
 
     def note_delivered(self, number: int) -> None:
         """Record that every trial below ``number`` has ended, once all that was posted is delivered."""
@@ -277,29 +204,20 @@ class Tracker:
         Where the last epoch is recorded, an earlier one may be missing: its record may have been refused.
         """
         try:
-            history = self.client.get_metric_history(self.run_id(number), "epoch")
+            self.run_id(number)
+            return self._runs.recorded_epochs(number)
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
-        self._recorded[number] = {point.step for point in history}
-        return self._recorded[number]
 
     def log_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
     ) -> None:
         """Record the metrics of one epoch, counted from 1; a recorded epoch is skipped.
 
-        Epochs of a trial that wait for MLflow are delivered in one request.
-
-        MLflow keeps one point for each ``time`` (ms, default: now). Infinities are recorded as NaN, because
-        MLflow would store ±1.8e308, which flattens every chart.
+        Epochs of a trial that wait for MLflow are delivered in one request. MLflow keeps one point for each
+        ``time`` (ms, default: now).
         """
-        now = _now() if time is None else time
-        values = {**metrics, "epoch": float(epoch)}
-        points = [
-            Metric(key, value if math.isfinite(value) else math.nan, now, epoch)
-            for key, value in values.items()
-        ]
-
+        points = make_points({**metrics, "epoch": float(epoch)}, now() if time is None else time, epoch)
         with self._lock:
             self._waiting.setdefault(number, {})[epoch] = points
 
@@ -333,20 +251,12 @@ class Tracker:
             reason: why it ended, one line.
             log_tail: the end of its log, kept as the artifact `log-tail.txt`.
         """
-        ended = _now() if ended is None else ended
-        tags = {"trial.state": state} | (
-            {"trial.reason": reason, "mlflow.note.content": reason} if reason else {}
-        )
-        values = dict(scores or {}) | ({} if value is None else {"objective": value})
-        metrics = [
-            Metric(key, each if math.isfinite(each) else math.nan, ended, 0) for key, each in values.items()
-        ]
+        ended = now() if ended is None else ended
+        metrics = dict(scores or {}) | ({} if value is None else {"objective": value})
+        tags = {"trial.reason": reason, "mlflow.note.content": reason} if reason else {}
 
         def write() -> None:
-            run_id = self._run_ids[number]
-            self.client.log_batch(run_id, metrics=metrics, tags=run_tags(tags))
-            self.client.set_terminated(run_id, _STATUS[state], ended)
-            self._recorded.pop(number, None)
+            self._runs.end_trial(number, state, ended, metrics, tags)
 
         self._post_to_trial(number, f"the end of trial {number}", write)
         if log_tail:
@@ -359,23 +269,21 @@ class Tracker:
             TrackingError: there is none, or it was not delivered within `timeout` seconds.
         """
         line = None
-        if number not in self._run_ids:
+        if number not in self._runs.ids:
             line = self.flush(timeout)
-        if number not in self._run_ids and (run := self._find_run(number)) is not None:
-            self._run_ids[number] = run.info.run_id
-        if number not in self._run_ids:
+        if not self._runs.find_trial(number):
             raise TrackingError(
                 line or f"tracking: no run of trial {number} of sweep {self.sweep_id} at {self.uri}"
             )
-        return self._run_ids[number]
+        return self._runs.ids[number]
 
     def run_ids(self, numbers: Iterable[int], timeout: float = 30.0) -> dict[int, str]:
         """Return the ids of the runs of those trials that have one; raises TrackingError."""
-        wanted = set(numbers)
-        if wanted - self._run_ids.keys():
+        wanted, ids = set(numbers), self._runs.ids
+        if wanted - ids.keys():
             self.flush(timeout)
-        self.recorded_trials(wanted - self._run_ids.keys())
-        return {number: self._run_ids[number] for number in sorted(wanted & self._run_ids.keys())}
+        self.recorded_trials(wanted - ids.keys())
+        return {number: ids[number] for number in sorted(wanted & ids.keys())}
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, such as the HTML report, as an artifact (in ``folder``) of the sweep's run."""
@@ -393,7 +301,7 @@ class Tracker:
     ) -> None:
         """Close the sweep's run with its summary metrics; `note` is Markdown, such as the best parameters."""
         self._stop_monitor()
-        ended = _now()
+        ended = now()
         points = [
             Metric(key, value, ended, 0) for key, value in (metrics or {}).items() if math.isfinite(value)
         ]
@@ -430,54 +338,23 @@ class Tracker:
 
     def _deliver_epochs(self, number: int, epochs: Mapping[int, list[Metric]]) -> bool:
         """Deliver epochs of a trial in one request; return False if it is refused and they are several."""
-        recorded = self._recorded.setdefault(number, set())
-        batch: dict[int, list[Metric]] = {}
-        for epoch in sorted(epochs):
-            if sum(map(len, batch.values())) + len(epochs[epoch]) > _MAX_METRICS and batch:
-                break
-            batch[epoch] = epochs[epoch]
-        points = [point for epoch, values in batch.items() if epoch not in recorded for point in values]
         try:
-            if points:
-                self.client.log_batch(self._run_ids[number], metrics=points)
+            delivered = self._runs.log_epochs(number, epochs)
         except MlflowException as error:
-            if len(batch) > 1 and is_final(error):
+            if is_final(error) and len(epochs) > 1:
                 return False
+            if is_final(error):  # it would have the later epochs refused with it
+                self._forget_epochs(number, epochs)
             raise
-        recorded.update(batch)
+        self._forget_epochs(number, delivered)
+        return True
+
+    def _forget_epochs(self, number: int, epochs: Iterable[int]) -> None:
         with self._lock:
-            for epoch in batch:
+            for epoch in epochs:
                 self._waiting[number].pop(epoch, None)
             if not self._waiting[number]:
                 del self._waiting[number]
-        return True
-
-    def _note_run(self, number: int, run: Run) -> None:
-        self._run_ids[number] = run.info.run_id
-        last = int(run.data.metrics.get("epoch", 0))
-        self._recorded.setdefault(number, set(range(1, last + 1)))
-
-    def _create_run(
-        self, number: int | None, name: str, tags: dict[str, str], started: int | None = None
-    ) -> Run:
-        """Create the run of a trial, or of the job if ``number`` is None.
-
-        A driver may be suspended between the check and the arrival of its request. If the job was lost
-        meanwhile and its new driver created a run too, this one is deleted. Two runs stay if the new driver
-        looks for one before this request arrives, and creates its own after this search.
-
-        Raises:
-            LeaseLostError: the job was lost.
-        """
-        run = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
-        try:
-            self.check()
-        except LeaseLostError:
-            if len(self._find_runs(number)) > 1:
-                unchecked = mlflow.MlflowClient(self.uri, registry_uri=self.uri)  # writes after the loss
-                unchecked.delete_run(run.info.run_id)
-            raise
-        return run
 
     def _post_to_trial(
         self, number: int, what: str, job: Callable[[], None], subject: Subject | None = None
@@ -485,13 +362,10 @@ class Tracker:
         subject = number if subject is None else subject
 
         def write() -> None:
-            if number not in self._run_ids:  # started by an earlier process, or its start was not accepted
-                run = self._find_run(number)
-                if run is None and subject != number and self._outbox.waits(number):
+            if not self._runs.find_trial(number):  # its start was not accepted
+                if subject != number and self._outbox.waits(number):
                     raise MlflowException(f"trial {number} has no run yet")
-                if run is None:
-                    raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
-                self._note_run(number, run)
+                raise MlflowException.invalid_parameter_value(f"trial {number} has no run")
             job()
 
         self._outbox.post(what, write, subject)
@@ -504,33 +378,8 @@ class Tracker:
         else:
             what = f"the file {name} of trial {number}"
             self._post_to_trial(
-                number, what, lambda: self.client.log_text(self._run_ids[number], text, name), what
+                number, what, lambda: self.client.log_text(self._runs.ids[number], text, name), what
             )
-
-    def _find_run(self, number: int | None = None) -> Run | None:
-        return next(iter(self._find_runs(number)), None)
-
-    def _find_runs(self, number: int | None) -> list[Run]:
-        """Return the runs of a trial, or of the job if ``number`` is None, the oldest first.
-
-        There is more than one only while a driver loses the job: see `_create_run`.
-        """
-        which = f"tags.`run.kind` = '{self.kind}'" if number is None else f"tags.`trial.number` = '{number}'"
-        return self.client.search_runs(
-            [self.experiment_id],
-            f"tags.`sweep.id` = '{self.sweep_id}' AND {which}",
-            max_results=2,
-            order_by=["attributes.start_time ASC"],
-        )
-
-    def _tags(self, kind: str) -> dict[str, str]:
-        tags = {"sweep.id": self.sweep_id, "sweep.name": self.sweep_name, "run.kind": kind}
-        return tags | {"schema": str(_SCHEMA)}
-
-    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        items = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(items), _MAX_PARAMS):
-            self.client.log_batch(run_id, params=items[start : start + _MAX_PARAMS])
 
     def _start_monitor(self) -> None:
         if self._monitor is None:
@@ -541,12 +390,3 @@ class Tracker:
         if self._monitor is not None:
             self._monitor.finish()  # type: ignore[no-untyped-call]
             self._monitor = None
-
-
-def _recorded_trial(run: Run) -> RecordedTrial:
-    state = run.data.tags.get("trial.state", "") if run.info.status != "RUNNING" else "RUNNING"
-    return RecordedTrial(state, int(run.data.metrics.get("epoch", 0)), run.data.tags.get(_PARENT, ""))
-
-
-def _now() -> int:
-    return int(time.time() * 1000)

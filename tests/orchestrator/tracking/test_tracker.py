@@ -176,6 +176,25 @@ def test_write_that_is_refused_is_named_and_skipped(sqlite_uri: str) -> None:
     tracker.close()
 
 
+def test_epoch_that_is_refused_is_not_sent_with_later_ones(
+    sqlite_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch, sent = mlflow.MlflowClient.log_batch, []
+
+    def counted(client: mlflow.MlflowClient, *arguments: Any, **options: Any) -> Any:
+        sent.append({point.step for point in options["metrics"]})
+        return log_batch(client, *arguments, **options)
+
+    with Tracker(sqlite_uri, "alignment", "alignment", "refused once") as tracker:
+        tracker.start_trial(0, "gru", {})
+        tracker.log_epoch(0, 1, {"no/such?metric": 1.0})
+        assert tracker.flush() is not None
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+        tracker.log_epoch(0, 2, {"val/rank1": 0.5})
+        tracker.flush()
+        assert sent == [{2}]
+
+
 def test_trial_without_a_run_is_one_line(sqlite_uri: str) -> None:
     tracker = Tracker(sqlite_uri, "alignment", "alignment", "unknown")
     with tracker, pytest.raises(TrackingError, match="no run of trial 9"):
