@@ -18,7 +18,7 @@ compare = partial(command_line.run, "compare")
 def test_compare_interrupted_and_enlarged_finishes(tmp_path: Path) -> None:
     file = write_comparison(tmp_path, splits={"y": [0]}, seeds=[0])
     marker = ["--set", f"config.marker={tmp_path}/marker", "--set", "variants={plain: {}, quick: {steps: 2}}"]
-    options = [*marker, "--storage", str(tmp_path / "store"), "--set", "config.seconds=1"]
+    options = [*marker, "--storage", str(tmp_path / "store"), "--set", "config.seconds=3"]
     command_line.interrupt("compare", file, *options, epochs=1)
 
     larger = [*options, "--set", "splits.y=[0, 1]", "--set", "variants.flaky={steps: 3, fault: once}"]

@@ -107,15 +107,9 @@ def test_sweep_of_several_objectives_shows_its_pareto_set(tmp_path: Path) -> Non
 @pytest.mark.faults
 @pytest.mark.sweep
 def test_sweep_interrupted_resumes_without_repeats(file: Path, tmp_path: Path) -> None:
-    options = ["--storage", str(tmp_path / "store"), "--trials", "2"]
-    options += [
-        "--set",
-        "search.fault={choice: [none]}",
-        "--set",
-        "config.seconds=2",
-        "--set",
-        "scheduler=none",
-    ]
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "resources.concurrent=2"]
+    options += ["--set", "search.fault={choice: [none]}"]
+    options += ["--set", "config.seconds=3", "--set", "scheduler=none"]
     command_line.interrupt("sweep", file, *options, epochs=2)
 
     second = sweep(file, *options)
@@ -150,11 +144,12 @@ def test_sweep_failed_scoring_is_one_line_keeps_trial(file: Path, tmp_path: Path
 @pytest.mark.faults
 @pytest.mark.sweep
 def test_sweep_trial_cut_by_wall_budget_is_pruned(file: Path, tmp_path: Path) -> None:
-    options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=25s"]
+    options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=40s"]
+    options += ["--set", "resources.concurrent=2"]
     options += ["--set", "config.epochs=100", "--set", "config.seconds=1", "--set", "scheduler=none"]
     done = sweep(file, *options, "--set", "search.fault={choice: [none]}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "none of 2 trials succeeded: the wall budget of 0:00:25 is spent" in done.stdout
+    assert "none of 2 trials succeeded: the wall budget of 0:00:40 is spent" in done.stdout
     study = optuna.load_study(study_name="parabola", storage=f"sqlite:///{tmp_path}/store/parabola/study.db")
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
 
