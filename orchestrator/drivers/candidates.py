@@ -13,6 +13,7 @@ from orchestrator.config.job import Job
 from orchestrator.config.sections import Registry
 from orchestrator.console.progress import Progress
 from orchestrator.errors import InputError, SweepError
+from orchestrator.execution.checkpoints import opened
 from orchestrator.execution.failures import explain
 from orchestrator.execution.tasks import evaluate, score_version, trainable_task
 from orchestrator.tracking.evidence import gather
@@ -85,23 +86,22 @@ def register_candidate(
     Raises:
         TrackingError: MLflow did not accept something.
         SweepError: the champion could not be scored.
+        InputError: the checkpoint is damaged.
         Exception: the InputError of the trainable.
     """
     implementation, config, (registry, rule) = job.implementation, candidate.config, registration
     with (
         progress.activity(f"registering the model of {candidate.name}"),
         tempfile.TemporaryDirectory() as folder,
-        candidate.checkpoint.as_directory() as files,
+        opened(candidate.checkpoint) as files,
     ):
         data_sets = implementation.prepare(config)
         data = {record.name: record.digest for record in data_sets}
-        evidence = gather(
-            job.trainable, implementation, config, Path(files), rule=rule, scores=scores, data=data
-        )
+        evidence = gather(job.trainable, implementation, config, files, rule=rule, scores=scores, data=data)
         return register(
             tracker,
             candidate.number,
-            implementation.export(config, Path(files), Path(folder)),
+            implementation.export(config, files, Path(folder)),
             model=registry.model,
             alias=registry.alias,
             evaluation=scores,

@@ -1,25 +1,31 @@
 """The folder of one trial in the storage: its checkpoints, and the stacks of workers that hung.
 
-A checkpoint counts once the empty file ``<checkpoint>.complete`` beside its folder exists, which is written
-last, and no longer once ``<checkpoint>.damaged`` exists. Ray Train cannot keep the checkpoints: a run of Ray
-Train trains many trials, and would keep the last checkpoint of only one.
+A checkpoint counts once the file ``<checkpoint>.complete`` beside its folder exists, which is written last
+and holds the checksums of its files, and no longer once ``<checkpoint>.damaged`` exists. Ray Train cannot
+keep the checkpoints: a run of Ray Train trains many trials, and would keep the last checkpoint of only one.
 """
 
 import contextlib
+import json
 import platform
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.fs
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from orchestrator.errors import StorageError, is_full, is_refused, one_line
+from orchestrator.errors import InputError, StorageError, is_full, is_refused, one_line
 from orchestrator.storage.names import CHECKPOINT, COMPLETE
+
+if TYPE_CHECKING:
+    import ray.train
 
 _DAMAGED = ".damaged"
 
@@ -36,6 +42,10 @@ _PROBE_BYTES = 1 << 20
 
 _CHUNK_BYTES = 1 << 26
 """Bytes that are copied at once."""
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is missing, or is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +92,12 @@ class TrialFolder:
             raise ValueError(f"storage {self.path} {self._why_missing()}")
         # The worker of an attempt that has ended may still write the same epoch: no two write one folder.
         target = f"{self.path}/{CHECKPOINT}{epoch:06d}_{self.owner}_{uuid.uuid4().hex[:8]}"
-        for file in sorted(source.rglob("*")):
-            if file.is_file():
-                retrying(self._copy, file, f"{target}/{file.relative_to(source).as_posix()}")
-        retrying(self.write, f"{target.rpartition('/')[2]}{COMPLETE}", b"")
+        checksums = {}
+        for file in sorted(file for file in source.rglob("*") if file.is_file()):
+            name = file.relative_to(source).as_posix()
+            retrying(self._copy, file, f"{target}/{name}")
+            checksums[name] = _checksum(file)
+        retrying(self.write, f"{target.rpartition('/')[2]}{COMPLETE}", json.dumps(checksums).encode())
         return target
 
     def delete(self, checkpoint: str) -> None:
@@ -168,6 +180,59 @@ class TrialFolder:
             complete |= set(re.findall(rf"{CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
         complete = {name for name in complete if name + _DAMAGED not in names}
         return sorted(complete, key=lambda name: (epoch_of(name), name))
+
+
+def check_files(filesystem: pyarrow.fs.FileSystem, checkpoint: str, copy: Path) -> None:
+    """Check a copy of a checkpoint against the checksums of the files that were saved.
+
+    Files that scoring has added are not checked, and neither is a checkpoint of a version that kept no
+    checksums.
+
+    Args:
+        filesystem: of the checkpoint.
+        checkpoint: its path.
+        copy: a local folder with its files.
+
+    Raises:
+        DamagedError: a file is missing, or has changed.
+        OSError: the storage fails.
+    """
+    try:
+        with filesystem.open_input_stream(checkpoint + COMPLETE) as marker:
+            checksums = dict(json.loads(marker.read()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return
+    for name, checksum in checksums.items():
+        file = copy / name
+        if not file.is_file() or _checksum(file) != checksum:
+            raise DamagedError(f"{name} {'has changed' if file.is_file() else 'is missing'}")
+
+
+@contextmanager
+def opened(checkpoint: "ray.train.Checkpoint") -> Iterator[Path]:
+    """Provide a local folder with the files of a checkpoint, or a copy of them.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+        OSError: the storage fails.
+    """
+    with checkpoint.as_directory() as name:
+        try:
+            check_files(checkpoint.filesystem, checkpoint.path, Path(name))
+        except DamagedError as error:
+            raise InputError(
+                f"storage: {checkpoint.path} is damaged ({error}); restore a copy, or start over with --fresh"
+            ) from error
+        yield Path(name)
+
+
+def _checksum(file: Path) -> int:
+    """Return the CRC-32 of a file."""
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return value
 
 
 def epoch_of(checkpoint: str | None) -> int:

@@ -10,7 +10,7 @@ import ray
 import ray.train
 
 from orchestrator import trainable
-from orchestrator.execution.checkpoints import TrialFolder
+from orchestrator.execution.checkpoints import TrialFolder, opened
 from orchestrator.trainable import Comparable, Illustrating, Trainable, checked_metrics
 
 if TYPE_CHECKING:
@@ -34,11 +34,10 @@ def evaluate(dotted: str, config: dict[str, Any], checkpoint: ray.train.Checkpoi
 
 def score(subject: Trainable, config: Any, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
     """Return the scores of a checkpoint on the targets, and keep the files that the scoring adds to it."""
-    with checkpoint.as_directory() as name:
-        folder = Path(name)
+    with opened(checkpoint) as folder:
         before = set(folder.iterdir())
         scores = subject.evaluate(config, folder)
-        if name != checkpoint.path:  # a copy of a checkpoint in a bucket
+        if str(folder) != checkpoint.path:  # a copy of a checkpoint in a bucket
             with contextlib.suppress(OSError):  # the pictures can do without the added files
                 for file in set(folder.iterdir()) - before:
                     TrialFolder(checkpoint.filesystem, checkpoint.path).write(file.name, file.read_bytes())
@@ -70,8 +69,8 @@ def illustrate_run(
     subject = trainable.load(dotted)
     assert isinstance(subject, Illustrating)
     validated = subject.Config.model_validate(config)
-    with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as directory:
-        needed = subject.illustrate_run(variant, number, validated, Path(folder), Path(directory))
+    with opened(checkpoint) as folder, tempfile.TemporaryDirectory() as directory:
+        needed = subject.illustrate_run(variant, number, validated, folder, Path(directory))
         return _read(directory), needed
 
 

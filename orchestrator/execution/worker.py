@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -23,7 +24,13 @@ from ray.exceptions import RayError
 
 from orchestrator import trainable
 from orchestrator.errors import InputError, StorageError, newer_schema, one_line, plain_text
-from orchestrator.execution.checkpoints import TrialFolder, epoch_of, storage_errors
+from orchestrator.execution.checkpoints import (
+    DamagedError,
+    TrialFolder,
+    check_files,
+    epoch_of,
+    storage_errors,
+)
 from orchestrator.execution.failures import explain
 from orchestrator.execution.isolation import ProcessFootprint, isolated, poisons_process
 from orchestrator.execution.mailbox import TrialJob
@@ -90,10 +97,6 @@ class TrialSpec:
         return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", self.job_id[:8])
 
 
-class _DamagedError(Exception):
-    """A checkpoint cannot be used."""
-
-
 class TrialStopped(BaseException):
     """Ends ``fit`` of a trial that is stopped early; no ``except Exception`` catches it."""
 
@@ -154,6 +157,8 @@ class _TrialRun:
         except TrialStopped:
             _log.info("%s is stopped early", trial_name(self._trial.number))
         except BaseException as error:
+            if not threading.main_thread().is_alive():  # the process ends, which may be all that is wrong
+                os._exit(1)
             lasting = isinstance(error, StorageError | RayError) or poisons_process(error)
             if lasting or self._spec.workers > 1:  # other ranks may wait for this one forever
                 raise
@@ -268,10 +273,10 @@ class WorkerContext:
         self.reports.append(metrics)
         before = self.checkpoint
         if save is not None and self.rank == 0:
-            with tempfile.TemporaryDirectory() as folder, storage_errors():
-                save(Path(folder))
-                (Path(folder) / _REPORTS_FILE).write_text(_dump_reports(self.reports))
-                self.checkpoint = self._folder.save(Path(folder), int(metrics["epoch"]))
+            with _scratch_folder() as folder, storage_errors():
+                save(folder)
+                (folder / _REPORTS_FILE).write_text(_dump_reports(self.reports))
+                self.checkpoint = self._folder.save(folder, int(metrics["epoch"]))
         verdict = self._send(metrics)
         if before is not None and self.checkpoint != before:
             self._folder.delete(before)
@@ -293,7 +298,9 @@ class WorkerContext:
             folder = Path(checkpoint.to_directory(copy))
         try:
             self.reports = _load_reports(folder / _REPORTS_FILE)
-        except _DamagedError as error:
+            with storage_errors():
+                check_files(checkpoint.filesystem, checkpoint.path, folder)
+        except DamagedError as error:
             self._folder.set_aside(checkpoint.path)
             name = checkpoint.path.rpartition("/")[2]
             raise StorageError(f"storage: {name} is damaged ({error}) and not used", missing=True) from error
@@ -355,6 +362,20 @@ class _Watchdog:
             os._exit(1)
 
 
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Provide a new folder until the block ends.
+
+    Python deletes a `tempfile.TemporaryDirectory` when the process ends, also while another thread still
+    saves a checkpoint in it, which would then be incomplete.
+    """
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _dump_reports(reports: list[dict[str, float]]) -> str:
     return json.dumps({"schema": _SCHEMA, "reports": reports})
 
@@ -364,7 +385,7 @@ def _load_reports(file: Path) -> list[dict[str, float]]:
 
     Raises:
         InputError: a later version of this project wrote them.
-        _DamagedError: they cannot be read.
+        DamagedError: they cannot be read.
     """
     try:
         content = json.loads(file.read_text())
@@ -372,7 +393,7 @@ def _load_reports(file: Path) -> list[dict[str, float]]:
             content = {"schema": 1, "reports": content}
         schema, reports = int(content["schema"]), list(content["reports"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _DamagedError(f"{_REPORTS_FILE}: {one_line(error, 100)}") from error
+        raise DamagedError(f"{_REPORTS_FILE}: {one_line(error, 100)}") from error
     if schema > _SCHEMA:
         raise InputError(newer_schema(f"{_REPORTS_FILE} of the checkpoint", schema, _SCHEMA))
     valid: list[dict[str, float]] = []

@@ -8,9 +8,10 @@ from pathlib import Path
 import fsspec
 import pyarrow.fs
 import pytest
+import ray.train
 
-from orchestrator.errors import StorageError, is_refused
-from orchestrator.execution.checkpoints import TrialFolder, storage_errors
+from orchestrator.errors import InputError, StorageError, is_refused
+from orchestrator.execution.checkpoints import TrialFolder, opened, storage_errors
 
 
 @pytest.fixture
@@ -47,6 +48,27 @@ def test_saved_checkpoint_has_all_files_and_is_the_last(folder: TrialFolder, sou
     last = Path(folder.save(source, 10))
     assert folder.last_checkpoint() == str(last)
     assert (last / "state.json").read_text() == "{}" and (last / "parts/weights").read_bytes() == b"123"
+
+
+def test_opened_checkpoint_is_checked(folder: TrialFolder, source: Path) -> None:
+    saved = Path(folder.save(source, 1))
+    checkpoint = ray.train.Checkpoint(str(saved), folder.filesystem)
+    (saved / "curves.json").write_text("added by the scoring")
+    with opened(checkpoint) as files:
+        assert (files / "parts/weights").read_bytes() == b"123"
+    (saved / "parts/weights").write_bytes(b"124")
+    with pytest.raises(InputError, match=f"{saved.name} is damaged .parts/weights has changed"):
+        opened(checkpoint).__enter__()
+
+
+@pytest.mark.parametrize("marker", [b"", b"{", b"[1, 2]", b"3"])
+def test_checkpoint_without_readable_checksums_is_used(
+    folder: TrialFolder, source: Path, marker: bytes
+) -> None:
+    saved = folder.save(source, 1)
+    Path(f"{saved}.complete").write_bytes(marker)
+    with opened(ray.train.Checkpoint(saved, folder.filesystem)) as files:
+        assert (files / "state.json").exists()
 
 
 def test_checkpoint_without_its_last_file_does_not_count(folder: TrialFolder, source: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,63 @@ def test_checkpoint_with_damaged_reports_is_named_and_set_aside(
     assert spec.trial_folder(0).last_checkpoint() is None and Path(checkpoint).exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "is missing"), (b"", "has changed"), (b"2", "has changed")]
+)
+def test_checkpoint_with_a_damaged_file_is_named_and_set_aside(
+    run: Any, spec: TrialSpec, content: bytes | None, problem: str
+) -> None:
+    run(train, last_epoch=2)
+    checkpoint = spec.trial_folder(0).last_checkpoint()
+    assert checkpoint is not None
+    state = Path(checkpoint) / "state"
+    state.unlink() if content is None else state.write_bytes(content)
+    with pytest.raises(StorageError, match=f"is damaged .state {problem}. and not used"):
+        run(lambda context: context.restore() and None, checkpoint=checkpoint)
+    assert spec.trial_folder(0).last_checkpoint() is None and state.parent.exists()
+
+
+ENDING = """
+import atexit, threading, time
+from orchestrator.execution.worker import _scratch_folder
+
+def save():
+    with _scratch_folder() as folder:
+        (folder / "state").write_text("1")
+        saving.set()
+        time.sleep(1)
+        print(*(file.name for file in folder.iterdir()), flush=True)
+
+saving = threading.Event()
+atexit.register(time.sleep, 3)  # the end of a process of Ray takes time
+threading.Thread(target=save, daemon=True).start()
+saving.wait()
+"""
+
+
+def test_process_that_ends_while_it_saves_leaves_the_files_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=True)
+    assert done.stdout == "state\n"
+
+
+def test_error_while_the_process_ends_says_nothing_about_the_trial(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended
+
+    def fail(context: WorkerContext) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(worker.os, "_exit", end)
+    monkeypatch.setattr(threading.main_thread(), "is_alive", lambda: False)
+    with pytest.raises(Ended):
+        run(fail)
+
+
 def test_checkpoint_of_a_later_version_fails_the_trial_and_stays(run: Any, spec: TrialSpec) -> None:
     run(train, last_epoch=2)
     checkpoint = spec.trial_folder(0).last_checkpoint()
@@ -270,6 +328,7 @@ def test_reports_that_are_not_valid_are_left_out_on_resume(run: Any, spec: Trial
     checkpoint = spec.trial_folder(0).last_checkpoint()
     reports = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 10**400}]
     (Path(str(checkpoint)) / "reported.json").write_text(json.dumps({"schema": 2, "reports": reports}))
+    Path(f"{checkpoint}.complete").write_bytes(b"")  # as earlier versions left it
 
     def resume(context: WorkerContext) -> None:
         context.restore()
