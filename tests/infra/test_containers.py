@@ -248,7 +248,9 @@ def test_sweep_results_outlive_their_containers(podman: Podman, tmp_path: Path) 
         text=True,
         check=False,
     )
-    assert done.returncode == 0 and "alias champion" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    if done.returncode != 0 or "alias champion" not in done.stdout:
+        server = podman.compose("logs", "--tail=80", "mlflow")
+        pytest.fail("\n".join([done.stdout[-3000:], done.stderr[-1000:], server]))
 
     jobs = {"ray", "mlflow", "seaweedfs", "prometheus", "alertmanager"}
     until(lambda: jobs <= scraped(podman), 180, "every target of Prometheus")
