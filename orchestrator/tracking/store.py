@@ -66,8 +66,8 @@ def quiet_mlflow() -> None:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # The monitor of system metrics, and an error of the database with its traceback: the outbox reports that
-    # nothing is recorded.
-    for name in ("mlflow.system_metrics", "mlflow.store.db.utils"):
+    # nothing is recorded. And pages about a missing Git: `provenance` records the commit where there is one.
+    for name in ("mlflow.system_metrics", "mlflow.store.db.utils", "mlflow.utils.git_utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
