@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainables.errors import DataError
+from trainables.errors import DataError, UnreachableError
 
 _log = logging.getLogger(__name__)
 
 LOST_OUTPUT = 1
 FAULT = 2
+UNREACHABLE = 3
 INTERRUPTED = 130
 LINE_SECONDS = 4.0
 OUT = Console(emoji=False)  # else the ":m:" in "models:m: ..." would become a picture
@@ -33,8 +34,8 @@ Result = TypeVar("Result")
 def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespace) -> int:
     """Run one command; return the exit code.
 
-    It is 2, with one line on stderr, for bad input or a file that cannot be opened, 1 where the output cannot
-    be written, 130 after Ctrl-C.
+    It is 2, with one line on stderr, for bad input or a file that cannot be opened, 3 for a server that does
+    not answer, 1 where the output cannot be written, 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     try:
@@ -49,7 +50,7 @@ def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespac
         return LOST_OUTPUT
     except DataError as error:
         _print_error(str(error))
-        return FAULT
+        return UNREACHABLE if isinstance(error, UnreachableError) else FAULT
     except KeyboardInterrupt:
         ERR.print("interrupted")
         return INTERRUPTED
@@ -66,6 +67,14 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         ERR.print(self.format(record), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints an error as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line instead of the usage."""
+        self.exit(FAULT, f"error: {message}; see --help\n")
 
 
 def positive(text: str) -> int:

@@ -8,11 +8,24 @@ from pathlib import Path
 
 from trainables.network.components import did_you_mean, nearest, one_line
 
-__all__ = ["DataError", "at_field", "check_name", "describe_raised", "did_you_mean", "nearest", "one_line"]
+__all__ = [
+    "DataError",
+    "UnreachableError",
+    "at_field",
+    "check_name",
+    "describe_raised",
+    "did_you_mean",
+    "nearest",
+    "one_line",
+]
 
 
 class DataError(ValueError):
     """Error in the user's input; ``str()`` is one line: where, what is wrong, what is expected."""
+
+
+class UnreachableError(DataError):
+    """A server that does not answer now; ``str()`` is one line."""
 
 
 def check_name(path: Path) -> None:

@@ -18,14 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainables import console
-from trainables.console import OUT, busy, picture, positive
+from trainables.console import OUT, Parser, busy, picture, positive
 from trainables.data import sources
 from trainables.data.decoding import decode_image
 from trainables.data.readers import READERS, check_options, read_checked
 from trainables.data.readers.crops import read_crops
 from trainables.data.readers.folders import IMAGE_SUFFIXES, sequence, still
 from trainables.data.tracklet import DataSet, Frame, Tracklet
-from trainables.errors import DataError
+from trainables.errors import DataError, at_field, did_you_mean
 from trainables.evaluation.embedding import LONGEST
 from trainables.evaluation.gallery import About, Gallery, Match, Parts, Row, judge, nearest, table
 from trainables.export.stored_model import StoredModel, open_model
@@ -48,19 +48,21 @@ _QUERIES_AT_ONCE, _MATCHES_AT_ONCE = 256, 1 << 18
 _ON_SHEET = 20
 """Most queries of a sheet, and most tracklets of each."""
 _SHEET_HEIGHT = 128
+_LABEL = 11
+"""Characters in a line below a frame."""
 
 _log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 2, with one line on stderr, for bad input, 130 after Ctrl-C."""
+    """Run one command; return the exit code, see `trainables.console.run`."""
     chosen = parser().parse_args(arguments)
     return console.run(chosen.command, chosen)
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m trainables.retrieve",
         description=__doc__.partition(": ")[2] if __doc__ else None,
         epilog=EXAMPLES,
@@ -113,7 +115,11 @@ def embed_command(chosen: argparse.Namespace) -> None:
         about = describe(model, data_set, chosen)
         if chosen.out.exists():
             if Gallery(chosen.out).about != about:
-                raise DataError(f"{chosen.out}: has other features; choose another name, or remove it")
+                raise DataError(
+                    f"{chosen.out}: has other features, of another model or folder; choose another name, or"
+                    " remove it"
+                )
+            Gallery(chosen.out).check()
             OUT.print(f"{chosen.out}: complete already", highlight=False, soft_wrap=True)
             return
         count = embed(model, data_set, Parts(chosen.out, about), Path(about.folder), chosen.skip_unreadable)
@@ -132,6 +138,12 @@ def read_set(chosen: argparse.Namespace) -> DataSet:
             raise DataError(f"--option {chosen.option[0]}: layout {CROPS} has no options")
         with busy(f"reading {chosen.folder}"):
             return read_crops(chosen.folder)
+    if ":" not in chosen.layout and chosen.layout not in READERS:
+        layouts = [CROPS, *READERS]
+        hint = did_you_mean(chosen.layout, layouts)
+        raise DataError(
+            f"no layout {chosen.layout!r}; {hint}expected {', '.join(layouts)}, or package.module:Class"
+        )
     options = check_options(chosen.layout, console.named_values(chosen.option))
     with busy(f"reading {chosen.folder}"):
         return read_checked(chosen.layout, chosen.folder, chosen.folder.absolute().name, options)
@@ -219,7 +231,10 @@ def load_frames(tracklet: Tracklet, model: StoredModel, skip: bool = False) -> N
     loaded = []
     for frame in tracklet.frames[:LONGEST]:
         try:
-            loaded.append(images.resize(decode_image(frame), model.height, model.width))
+            image = decode_image(frame)
+            with at_field(str(frame.path)):
+                images.check_size(image)
+            loaded.append(images.resize(image, model.height, model.width))
         except DataError as error:
             if not skip:
                 raise
@@ -239,6 +254,8 @@ class Query:
 def rank_command(chosen: argparse.Namespace) -> None:
     """Rank a gallery for every query."""
     gallery = Gallery(chosen.gallery)
+    if chosen.sheet is not None:
+        check_sheet(chosen.sheet, [chosen.query, chosen.images or Path(gallery.about.folder)])
     queries = iter(read_queries(chosen, gallery))
     at_once = min(_QUERIES_AT_ONCE, max(1, _MATCHES_AT_ONCE // min(chosen.top, len(gallery))))
     shown: list[tuple[Query, list[tuple[Match, Row]]]] = []
@@ -252,6 +269,13 @@ def rank_command(chosen: argparse.Namespace) -> None:
                 shown.append((query, candidates[:_ON_SHEET]))
     if chosen.sheet:
         draw_sheet(shown, gallery, chosen)
+
+
+def check_sheet(sheet: Path, pictures: Sequence[Path]) -> None:
+    """Check that a sheet overwrites no image of the query or the gallery; raises DataError."""
+    for path in (each.expanduser().resolve() for each in pictures):
+        if sheet.exists() and sheet.resolve().is_relative_to(path):
+            raise DataError(f"--sheet {sheet}: would overwrite an image of {path}; choose another name")
 
 
 def read_queries(chosen: argparse.Namespace, gallery: Gallery) -> Iterator[Query]:
@@ -291,7 +315,7 @@ def one_tracklet(path: Path) -> Tracklet:
 def print_ranking(
     query: Query, candidates: Sequence[tuple[Match, Row]], gallery: Gallery, *, as_json: bool
 ) -> None:
-    """Print what was found for a query, and whether it is in the gallery."""
+    """Print what was found for a query, and whether the nearest is near enough."""
     verdict = judge(candidates[0][0].distance, gallery)
     if as_json:
         found = [{"distance": match.distance, **asdict(row)} for match, row in candidates]
@@ -314,7 +338,9 @@ def _labels(row: Row) -> tuple[str, str]:
     if row.identity:
         return row.identity, row.camera or ""
     path = Path(row.path)
-    return (path.parent.name, path.name) if path.parent.name else (path.name, "")
+    if path.parent.name:
+        return path.parent.name, path.name
+    return path.name[:_LABEL], path.name[_LABEL:]
 
 
 def draw_sheet(
@@ -331,7 +357,9 @@ def draw_sheet(
             for match, row in candidates
         ]
         verdict = judge(candidates[0][0].distance, gallery)
-        rankings.append((f"{query.name}: {verdict.decision}", thumbnail(query.frame), cells))
+        rankings.append(
+            (f"{query.name}: {verdict.decision}; {verdict.reason}", thumbnail(query.frame), cells)
+        )
     notes = ("Below each frame: identity and camera, or folder and file; Euclidean distance.",)
     try:
         draw_rankings(f"The nearest of {len(gallery):,} tracklets", notes, rankings, chosen.sheet)

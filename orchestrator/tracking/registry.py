@@ -162,11 +162,17 @@ class Registry:
             ) from error
 
     def history(self, name: str, alias: str | None = None) -> list[dict[str, Any]]:
-        """Return every decision and change about the aliases of a model, the oldest first."""
+        """Return every decision and change about the aliases of a model, or about one, the oldest first.
+
+        Raises:
+            InputError: there is no such model, or no version has or had the alias.
+        """
         with self._explained():
-            self._model(name)
+            aliases = self._model(name).aliases
             versions = all_versions(self.client, name)
             records = [record.model_dump(mode="json") for record in self._records(versions, alias)]
+            if alias is not None and not records and alias not in aliases:
+                raise InputError(f"{name} has no alias {alias!r}{nearest(alias, aliases)}")
             earlier = [
                 {
                     "at": _time(version.creation_timestamp),

@@ -1,8 +1,11 @@
 """``python -m trainables.retrieve``: files of features, rankings, resuming, and how it refuses."""
 
 import errno
+import http.server
 import json
 import shutil
+import socket
+import threading
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,7 @@ import trainables.retrieve as commands
 from tests.support.tiny_sets import FRAMES, PEOPLE
 from trainables.errors import DataError
 from trainables.evaluation.gallery import Gallery, Row, judge, nearest
+from trainables.export import stored_model
 from trainables.export.export import export
 from trainables.export.stored_model import StoredModel
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
@@ -78,9 +82,9 @@ def crops(gallery, tmp_path):
     return root
 
 
-def refused(capsys, *arguments):
+def refused(capsys, *arguments, code=2):
     """Return the one line with which a command refuses."""
-    assert main([str(argument) for argument in arguments]) == 2
+    assert main([str(argument) for argument in arguments]) == code
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     return errors[0]
@@ -166,7 +170,10 @@ def test_embed_parts_of_another_model_are_not_used(
     monkeypatch.setattr(commands.Parts, "join", lambda self, count: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["embed", str(other_model), "prid2011", str(gallery[1]), str(file)]) == 130
     monkeypatch.undo()
-    assert main(["embed", str(model), "prid2011", str(gallery[1]), str(file)]) == 0
+    command = ["embed", str(model), "prid2011", str(gallery[1]), str(file)]
+    assert "holds a part of other features" in refused(capsys, *command)
+    shutil.rmtree(f"{file}.parts")
+    assert main(command) == 0
     assert pq.read_table(file).equals(pq.read_table(gallery[0]))
 
 
@@ -253,8 +260,9 @@ def test_queries_of_a_file_are_read_in_one_pass(gallery, monkeypatch):
         (0.3, "match", "within 0.500, the threshold at 1.0%"),
         (
             0.6,
-            "not in the gallery",
-            "farther than 0.500, the threshold at 1.0%; 10% of pairs of the same identity are also farther",
+            "no match",
+            "the nearest is farther than 0.500, the threshold at 1.0%;"
+            " 10% of pairs of the same identity are also farther",
         ),
     ],
 )
@@ -285,7 +293,7 @@ def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
     assert main(["rank", *map(str, (gallery[0], gallery[0])), "--top", "3", "--sheet", str(sheet)]) == 0
     with Image.open(sheet) as image:
         assert image.height > 2 * PEOPLE * 128
-    assert "not in the gallery" not in capsys.readouterr().out
+    assert "no match" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -294,6 +302,7 @@ def test_rank_sheet_draws_every_query(gallery, tmp_path, capsys):
         (Row("person_0386", "b", "cam_b/person_0386/0005.png", None), ("person_0386", "b")),
         (Row(None, None, "b_person_0386/0005.png", None), ("b_person_0386", "0005.png")),
         (Row(None, None, "crop.jpg", None), ("crop.jpg", "")),
+        (Row(None, None, "1136C5T9001F006.jpg", None), ("1136C5T9001", "F006.jpg")),
     ],
 )
 def test_tracklets_of_a_sheet_are_told_apart(row, labels):
@@ -324,7 +333,7 @@ def test_rank_refuses_features_of_another_model(gallery, other_model, tmp_path, 
 def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
     command = ("embed", other_model, "prid2011", gallery[1], gallery[0])
     before = gallery[0].read_bytes()
-    assert "has other features; choose another name" in refused(capsys, *command)
+    assert "has other features, of another model or folder; choose another name" in refused(capsys, *command)
     assert gallery[0].read_bytes() == before
 
 
@@ -341,6 +350,10 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
         (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
         (("embed", "MODEL", "prid", ".", "x.parquet"), "did you mean 'prid2011'?"),
+        (
+            ("embed", "MODEL", "crop", ".", "x.parquet"),
+            "no layout 'crop'; did you mean 'crops'? expected crops,",
+        ),
         (("embed", "models:/reid", "crops", "one", "x.parquet"), "models:/reid: not a valid address"),
         (("embed", "models:/reid/1", "crops", "one", "x.parquet"), "--tracking: missing; expected"),
         *(
@@ -361,6 +374,81 @@ def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path
     before = sorted(tmp_path.rglob("*"))
     assert line in refused(capsys, *(names.get(argument, argument) for argument in arguments))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:9", "connection refused"),
+        ("http://host.invalid:5000", "host name not known"),
+        ("SILENT", "no answer in time"),
+    ],
+)
+def test_server_that_does_not_answer_is_one_line(address, reason, crops, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stored_model, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = address.replace("SILENT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        out = tmp_path / "x.parquet"
+        line = refused(capsys, "embed", "models:/reid/1", "crops", crops, out, "--tracking", address, code=3)
+    assert line.startswith(f"error: --tracking: the MLflow server at {address} does not answer: {reason}; is")
+
+
+def test_server_that_is_not_mlflow_is_told(crops, tmp_path, capsys, monkeypatch):
+    handler = http.server.SimpleHTTPRequestHandler
+    monkeypatch.setattr(handler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        line = refused(
+            capsys, "embed", "models:/reid/1", "crops", crops, tmp_path / "x.parquet", "--tracking", address
+        )
+        server.shutdown()
+    assert "the server answers with status 404; is it an MLflow server?" in line
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+def test_damaged_gallery_is_refused(position, gallery, tmp_path, capsys):
+    content = bytearray(gallery[0].read_bytes())
+    # The columns lie before the metadata at the end of the file, and the features are the largest part.
+    start = int(position * pq.ParquetFile(gallery[0]).metadata.row_group(0).total_byte_size)
+    content[start : start + 16] = bytes(255 - byte for byte in content[start : start + 16])
+    file = tmp_path / "damaged.parquet"
+    file.write_bytes(content)
+    assert "remove it, and embed again" in refused(capsys, "rank", file, gallery[0])
+    assert "remove it, and embed again" in refused(capsys, "rank", gallery[0], file)
+
+
+def test_embed_looks_at_a_file_that_is_complete(gallery, model, capsys):
+    content = bytearray(gallery[0].read_bytes())
+    middle = pq.ParquetFile(gallery[0]).metadata.row_group(0).total_byte_size // 2
+    content[middle] ^= 255
+    file = gallery[0].with_name("changed.parquet")
+    file.write_bytes(content)
+    assert "is damaged" in refused(capsys, "embed", model, "prid2011", gallery[1], file)
+
+
+def test_sheet_overwrites_no_picture(gallery, tmp_path, capsys):
+    query = tmp_path / "query.png"
+    shutil.copy(gallery[1] / "multi_shot/cam_a/person_0003/0001.png", query)
+    before = query.read_bytes()
+    assert "would overwrite an image of" in refused(capsys, "rank", gallery[0], query, "--sheet", query)
+    shown = gallery[1] / "multi_shot/cam_a/person_0003/0001.png"
+    assert "would overwrite an image of" in refused(capsys, "rank", gallery[0], query, "--sheet", shown)
+    assert query.read_bytes() == before and shown.stat().st_size == len(before)
+
+
+def test_picture_that_is_too_small_is_refused(crops, gallery, model, tmp_path, capsys):
+    Image.new("RGB", (7, 16)).save(crops / "small.png")
+    line = "small.png: 16 x 7 pixels; expected at least 8 x 8"
+    assert line in refused(capsys, "rank", gallery[0], crops / "small.png")
+    assert line in refused(capsys, "embed", model, "crops", crops, tmp_path / "x.parquet")
+
+
+def test_usage_mistake_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["rank", "a.parquet", "b.png", "--top", "0"])
+    error = capsys.readouterr().err
+    assert error == "error: argument --top: '0': expected a whole number above 0; see --help\n"
 
 
 def test_rank_unreadable_folder_is_one_line(gallery, tmp_path, capsys, monkeypatch):

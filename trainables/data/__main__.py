@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from trainables import console
-from trainables.console import ERR, OUT, busy, picture, positive
+from trainables.console import ERR, OUT, Parser, busy, picture, positive
 from trainables.data.decoding import decode
 from trainables.data.packing import Pack, pack
 from trainables.data.readers import READERS, check_options, read_checked
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         f"  {layout:<11} {', '.join(reader.Options.model_fields) or '-'}"
         for layout, reader in READERS.items()
     )
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m trainables.data",
         description=__doc__.partition(": ")[2] if __doc__ else None,
         epilog=EXAMPLES + options,

@@ -130,13 +130,13 @@ class Parts:
     def write(self, number: int, rows: pa.Table) -> None:
         """Write a part."""
         partial = self._part(number).with_suffix(".partial")
-        pq.write_table(rows, partial)
+        pq.write_table(rows, partial, write_page_checksum=True)
         partial.rename(self._part(number))
 
     def join(self, count: int) -> None:
         """Write the file from its parts, and remove them."""
         partial = self.folder / "whole.partial"
-        with pq.ParquetWriter(partial, self.schema) as writer:
+        with pq.ParquetWriter(partial, self.schema, write_page_checksum=True) as writer:
             for number in range(count):
                 writer.write_table(pq.read_table(self._part(number)))
         partial.rename(self.file)
@@ -146,12 +146,15 @@ class Parts:
         return self.folder / f"{number:06}.parquet"
 
     def _reuse(self) -> bool:
-        """Remove parts of other features; return whether there are parts of the same ones."""
+        """Return whether there are parts of the same features; raises DataError if there are others."""
         about = self.folder / _ABOUT
         same = about.is_file() and about.read_text(encoding="utf-8") == self._about
         if not same:
-            for part in self.folder.glob("*.parquet"):
-                part.unlink()
+            if any(self.folder.glob("*.parquet")):
+                raise DataError(
+                    f"{self.folder}: holds a part of other features, of another model or folder; rerun the"
+                    " command that wrote it, choose another name, or remove it"
+                )
             about.write_text(self._about, encoding="utf-8")
         return same
 
@@ -188,7 +191,7 @@ class Gallery:
         if not path.is_file():
             raise DataError(f"{path}: no such file; expected a file that `embed` wrote")
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
             self.about = About.of(self._file.schema_arrow.metadata or {})
         except (KeyError, ValueError, OSError, pa.ArrowException) as error:
             reason = "it names no model" if isinstance(error, KeyError) else one_line(error)
@@ -208,13 +211,26 @@ class Gallery:
 
     def features(self) -> Iterator[NDArray[np.float32]]:
         """Yield all features, ``[tracklet, feature]``, a bounded number at a time."""
-        for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=["embedding"]):
+        for batch in self._batches(_ROWS_AT_ONCE, ["embedding"]):
             yield self._features(batch)
+
+    def check(self) -> None:
+        """Read everything; raises DataError if the file is damaged."""
+        for _ in self._batches(_ROWS_AT_ONCE, None):
+            pass
+
+    def _batches(self, size: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._file.iter_batches(size, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"{self.path}: is damaged ({one_line(error)}); remove it, and embed again"
+            ) from error
 
     def tracklets(self, size: int) -> Iterator[tuple[NDArray[np.float32], list[Row]]]:
         """Yield the features and rows of all tracklets, ``size`` at a time; the file is read once."""
         names = list(Row.__slots__)
-        for batch in self._file.iter_batches(size, columns=["embedding", *names]):
+        for batch in self._batches(size, ["embedding", *names]):
             yield self._features(batch), [Row(**row) for row in batch.select(names).to_pylist()]
 
     def _features(self, batch: pa.RecordBatch) -> NDArray[np.float32]:
@@ -225,7 +241,7 @@ class Gallery:
         """Return rows by their number."""
         wanted, found, first = np.unique(np.asarray(numbers, np.int64)), {}, 0
         names = list(Row.__slots__)
-        for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=names):
+        for batch in self._batches(_ROWS_AT_ONCE, names):
             inside = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
             for number, row in zip(
                 inside.tolist(), batch.take(pa.array(inside - first)).to_pylist(), strict=True
@@ -303,10 +319,10 @@ def _missed(gallery: Gallery, rate: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a query is in the gallery, judged by its nearest tracklet."""
+    """Whether the nearest tracklet is near enough to be the person of the query."""
 
     decision: str
-    """``match``, ``possible``, ``not in the gallery`` or ``unknown``."""
+    """``match``, ``possible``, ``no match`` or ``unknown``."""
     reason: str
 
 
@@ -319,8 +335,8 @@ def judge(distance: float, gallery: Gallery) -> Verdict:
     rate = next((rate for rate, threshold in thresholds.items() if distance <= threshold), None)
     if rate is None:
         rate, threshold = max(thresholds.items())
-        reason = f"farther than {threshold:.3f}, the threshold at {rate:.1%}"
-        return Verdict("not in the gallery", reason + _missed(gallery, rate))
+        reason = f"the nearest is farther than {threshold:.3f}, the threshold at {rate:.1%}"
+        return Verdict("no match", reason + _missed(gallery, rate))
     by_chance = rate * len(gallery)
     reason = f"within {thresholds[rate]:.3f}, the threshold at {rate:.1%}"
     if by_chance < 1:

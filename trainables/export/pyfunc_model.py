@@ -31,8 +31,6 @@ WEIGHTS, NETWORK, FACTS = "weights.safetensors", "network.json", "model.json"
 
 _PIXELS_AT_ONCE = 1 << 21
 """Pixels of frames, at the size of the network, that are encoded at a time, to bound memory."""
-_FEWEST_PIXELS = 8
-"""Smallest height and width of a frame."""
 _MOST_PIXELS = 1 << 26
 """Largest number of pixels of an encoded frame: a small file can hold a picture that fills the memory."""
 _FORMATS = ("JPEG", "PNG")
@@ -256,10 +254,7 @@ def _picture(frame: Any) -> Image.Image:
             raise ValueError(f"{error}; expected the content of a JPEG or PNG file") from None
     else:
         image = Image.fromarray(_pixels(frame))
-    if min(image.size) < _FEWEST_PIXELS:
-        raise ValueError(
-            f"{image.height} x {image.width} pixels; expected at least {_FEWEST_PIXELS} x {_FEWEST_PIXELS}"
-        )
+    images.check_size(image)
     return image
 
 

@@ -1,6 +1,7 @@
 """Exported models as users have them: in a registry, or in a folder that was downloaded from one."""
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -11,14 +12,17 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import requests
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from numpy.typing import NDArray
 
-from trainables.errors import DataError, did_you_mean, one_line
+from trainables.errors import DataError, UnreachableError, did_you_mean, one_line
 from trainables.export.export import FAMILY, UNCALIBRATED
 from trainables.network.embedder import NetworkConfig
+
+_ANSWER_SECONDS = 10.0
 
 EXPECTED = "expected models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a downloaded model"
 
@@ -83,6 +87,7 @@ def open_model(uri: str, tracking: str | None = None) -> Iterator[StoredModel]:
 
     Raises:
         DataError: there is no such model, or it cannot be loaded. The message is one line.
+        UnreachableError: the server does not answer.
     """
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     if not uri.startswith("models:"):
@@ -133,9 +138,32 @@ def _use_tracking(tracking: str | None) -> None:
     file = re.fullmatch(r"sqlite:///(.+)", address)
     if file is not None and not Path(file[1]).is_file():
         raise DataError(f"--tracking: {address}: no such file; the summary of a sweep prints its address")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a user waits
+    if file is None:
+        _check_answer(address)
+    # A user waits, and gets one line.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     mlflow.set_registry_uri(address)
+
+
+def _check_answer(address: str) -> None:
+    """Check that a server answers at all; raises UnreachableError."""
+    try:
+        requests.get(address, timeout=_ANSWER_SECONDS, stream=True).close()
+    except requests.RequestException as error:
+        signs = {
+            "refused": "connection refused",
+            "resol": "host name not known",
+            "not known": "host name not known",
+        }
+        text = str(error)
+        reason = next((signs[sign] for sign in signs if sign in text), "no answer in time")
+        raise UnreachableError(
+            f"--tracking: the MLflow server at {_without_password(address)} does not answer: {reason}; is"
+            " 'mlflow server' running?"
+        ) from error
 
 
 def _explain(client: mlflow.MlflowClient, match: re.Match[str], error: MlflowException) -> str:
@@ -159,6 +187,8 @@ def _explain(client: mlflow.MlflowClient, match: re.Match[str], error: MlflowExc
 
 def _describe(error: Exception) -> str:
     """Return the message of an error as one line, without the password of an address."""
+    if answer := re.search(r"failed with error code (\d+) != 200", str(error)):
+        return f"the server answers with status {answer[1]}; is it an MLflow server?"
     return _without_password(one_line(error))[:300]
 
 

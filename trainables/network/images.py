@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+_FEWEST_PIXELS = 8
+"""Least height and width of a picture of a person."""
+
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 _UPRIGHT = {
@@ -25,6 +28,14 @@ _UPRIGHT = {
 
 class _UnknownRangeError(ValueError):
     """The pixels of an image have no known range."""
+
+
+def check_size(image: Image.Image) -> None:
+    """Raise ValueError for an image that is too small to show a person."""
+    if min(image.size) < _FEWEST_PIXELS:
+        raise ValueError(
+            f"{image.height} x {image.width} pixels; expected at least {_FEWEST_PIXELS} x {_FEWEST_PIXELS}"
+        )
 
 
 def decode(

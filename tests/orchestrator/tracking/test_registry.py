@@ -218,6 +218,8 @@ def test_model_that_a_login_may_not_read_is_told(
         raise MlflowException("Permission denied", PERMISSION_DENIED)
 
     monkeypatch.setattr(mlflow.MlflowClient, "get_registered_model", denied)
+    code, line = run(capsys, uri, "history", NAME, "--alias", "champoin")
+    assert code == 2 and line == f"error: {NAME} has no alias 'champoin'; did you mean 'champion'?\n"
     code, line = run(capsys, uri, "history", "reid-comand")
     assert code == 2 and f"no model 'reid-comand' at {uri} that this login may read; did you mean" in line
 
