@@ -142,6 +142,8 @@ def test_history_says_who_held_the_alias_and_why(capsys: pytest.CaptureFixture[s
     events = [(each["version"], each["action"], each["verdict"]) for each in found["records"]]
     gate = [(1, "gate", "promoted"), (2, "gate", "promoted"), (3, "gate", "declined")]
     assert events == [*gate, (1, "rolled back", "promoted")]
+    code, line = run(capsys, uri, "history", NAME, "--alias", "champoin")
+    assert code == 2 and line == f"error: {NAME} has no alias 'champoin'; did you mean 'champion'?\n"
 
 
 def test_pull_compares_the_files_with_their_checksum(
@@ -218,8 +220,6 @@ def test_model_that_a_login_may_not_read_is_told(
         raise MlflowException("Permission denied", PERMISSION_DENIED)
 
     monkeypatch.setattr(mlflow.MlflowClient, "get_registered_model", denied)
-    code, line = run(capsys, uri, "history", NAME, "--alias", "champoin")
-    assert code == 2 and line == f"error: {NAME} has no alias 'champoin'; did you mean 'champion'?\n"
     code, line = run(capsys, uri, "history", "reid-comand")
     assert code == 2 and f"no model 'reid-comand' at {uri} that this login may read; did you mean" in line
 
