@@ -304,7 +304,9 @@ def queries_of(other: Gallery) -> Iterator[Query]:
 def one_tracklet(path: Path) -> Tracklet:
     """Return an image, or the images of a folder, as one tracklet."""
     if path.is_dir():
-        return sequence("", "", path)
+        tracklet = sequence("", "", path)
+        _log.info("%s: %d images of one tracklet", path, len(tracklet.frames))
+        return tracklet
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an image, a folder of images, or a .parquet file")
     if path.suffix.lower() not in IMAGE_SUFFIXES:
