@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -38,6 +39,8 @@ def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespac
     not answer, 1 where the output cannot be written, 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command(chosen)
         sys.stdout.flush()

@@ -3,8 +3,12 @@
 import errno
 import http.server
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -20,6 +24,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import trainables.retrieve as commands
+from tests.support.command_line import enable_signals
+from tests.support.paths import ROOT
 from tests.support.tiny_sets import FRAMES, PEOPLE
 from trainables.errors import DataError
 from trainables.evaluation.gallery import Gallery, Row, judge, nearest
@@ -442,6 +448,19 @@ def test_picture_that_is_too_small_is_refused(crops, gallery, model, tmp_path, c
     line = "small.png: 16 x 7 pixels; expected at least 8 x 8"
     assert line in refused(capsys, "rank", gallery[0], crops / "small.png")
     assert line in refused(capsys, "embed", model, "crops", crops, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("command", ["retrieve", "data"])
+def test_ctrl_c_while_a_command_starts_has_no_traceback(command, tmp_path):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", f"trainables.{command}", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        preexec_fn=enable_signals,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_usage_mistake_is_one_line(capsys):
