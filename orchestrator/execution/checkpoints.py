@@ -45,7 +45,7 @@ _CHUNK_BYTES = 1 << 26
 
 
 class DamagedError(Exception):
-    """A file of a checkpoint is missing, or is not what was written."""
+    """A file of a checkpoint is missing, or has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,11 @@ def check_files(filesystem: pyarrow.fs.FileSystem, checkpoint: str, copy: Path) 
     try:
         with filesystem.open_input_stream(checkpoint + COMPLETE) as marker:
             checksums = dict(json.loads(marker.read()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except FileNotFoundError as error:
+        if epoch_of(checkpoint):  # else version 0.1.0 wrote it
+            raise DamagedError("it was deleted meanwhile") from error
+        return
+    except (ValueError, TypeError):
         return
     for name, checksum in checksums.items():
         file = copy / name

@@ -61,6 +61,13 @@ def test_opened_checkpoint_is_checked(folder: TrialFolder, source: Path) -> None
         opened(checkpoint).__enter__()
 
 
+def test_checkpoint_that_is_being_deleted_is_not_used(folder: TrialFolder, source: Path) -> None:
+    saved = folder.save(source, 1)
+    Path(f"{saved}.complete").unlink()
+    with pytest.raises(InputError, match="it was deleted meanwhile"):
+        opened(ray.train.Checkpoint(saved, folder.filesystem)).__enter__()
+
+
 @pytest.mark.parametrize("marker", [b"", b"{", b"[1, 2]", b"3"])
 def test_checkpoint_without_readable_checksums_is_used(
     folder: TrialFolder, source: Path, marker: bytes
