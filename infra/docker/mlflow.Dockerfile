@@ -13,7 +13,8 @@ RUN apt-get update \
     && /opt/venv/bin/pip install --no-cache-dir --constraint /tmp/constraints.txt \
         'mlflow[auth]' boto3 prometheus-flask-exporter psycopg2-binary
 COPY infra/docker/mlflow-entrypoint.sh infra/docker/mlflow_users.py /opt/mlflow/
-ENV PATH=/opt/venv/bin:$PATH HOME=/home/mlflow PYTHONUNBUFFERED=1
+# A database that was created with the encoding SQL_ASCII would refuse the notes of runs.
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/mlflow PYTHONUNBUFFERED=1 PGCLIENTENCODING=UTF8
 USER 10001
 EXPOSE 5000
 # tini: MLflow as process 1 ignores SIGTERM.
