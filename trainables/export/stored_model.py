@@ -187,7 +187,7 @@ def _explain(client: mlflow.MlflowClient, match: re.Match[str], error: MlflowExc
 
 def _describe(error: Exception) -> str:
     """Return the message of an error as one line, without the password of an address."""
-    if answer := re.search(r"failed with error code (\d+) != 200", str(error)):
+    if answer := re.search(r"failed with error code (\d+) != 200\. Response body: '<", str(error)):  # a page
         return f"the server answers with status {answer[1]}; is it an MLflow server?"
     return _without_password(one_line(error))[:300]
 
