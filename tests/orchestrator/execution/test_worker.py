@@ -240,36 +240,31 @@ def test_trial_resumes_from_a_copy_of_its_checkpoint(run: Any, spec: TrialSpec) 
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"[{", b"\xff\xfe", b"3", b'{"schema": 2}', b'{"schema": {}}']
+    ("name", "content", "problem"),
+    [
+        *(
+            ("reported.json", content, ": ")
+            for content in (None, b"", b"[{", b"\xff\xfe", b"3", b'{"schema": 2}', b'{"schema": {}}')
+        ),
+        ("reported.json", b'{"schema": 2, "reports": []}', " has changed"),
+        ("state", None, " is missing"),
+        ("state", b"", " has changed"),
+        ("state", b"2", " has changed"),
+    ],
 )
-def test_checkpoint_with_damaged_reports_is_named_and_set_aside(
-    run: Any, spec: TrialSpec, content: bytes | None
+def test_checkpoint_with_a_damaged_file_is_named_and_set_aside(
+    run: Any, spec: TrialSpec, name: str, content: bytes | None, problem: str
 ) -> None:
     run(train, last_epoch=2)
     checkpoint = spec.trial_folder(0).last_checkpoint()
     assert checkpoint is not None
-    reports = Path(checkpoint) / "reported.json"
-    reports.unlink() if content is None else reports.write_bytes(content)
-    with pytest.raises(StorageError, match=f"{Path(checkpoint).name} is damaged .reported.json") as failure:
+    file = Path(checkpoint) / name
+    file.unlink() if content is None else file.write_bytes(content)
+    named = rf"{Path(checkpoint).name} is damaged \({name}{problem}.*\) and not used"
+    with pytest.raises(StorageError, match=named) as failure:
         run(lambda context: context.restore() and None, checkpoint=checkpoint)
     assert failure.value.missing
     assert spec.trial_folder(0).last_checkpoint() is None and Path(checkpoint).exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"), [(None, "is missing"), (b"", "has changed"), (b"2", "has changed")]
-)
-def test_checkpoint_with_a_damaged_file_is_named_and_set_aside(
-    run: Any, spec: TrialSpec, content: bytes | None, problem: str
-) -> None:
-    run(train, last_epoch=2)
-    checkpoint = spec.trial_folder(0).last_checkpoint()
-    assert checkpoint is not None
-    state = Path(checkpoint) / "state"
-    state.unlink() if content is None else state.write_bytes(content)
-    with pytest.raises(StorageError, match=f"is damaged .state {problem}. and not used"):
-        run(lambda context: context.restore() and None, checkpoint=checkpoint)
-    assert spec.trial_folder(0).last_checkpoint() is None and state.parent.exists()
 
 
 ENDING = """
