@@ -155,7 +155,9 @@ def _show(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCo
         _show_table(progress, f"Model {found['model']}", columns, rows)
         return ExitCode.DONE
     rows_shown = {
-        key: ", ".join(value) if isinstance(value, list) else str(value)
+        "file checksum" if key == "digest" else key: ", ".join(value)
+        if isinstance(value, list)
+        else str(value)
         for key, value in found.items()
         if key not in ("scores", "data", "records") and value
     }
@@ -234,7 +236,9 @@ def _pull(registry: "Registry", parsed: Namespace, progress: Progress) -> ExitCo
     if parsed.json:
         print(json.dumps(pulled))
     else:
-        checked = f"checksum {pulled['digest']}" if pulled["verified"] else "registered without a checksum"
+        checked = (
+            f"file checksum {pulled['digest']}" if pulled["verified"] else "registered without a checksum"
+        )
         progress.print(f"{pulled['model']} version {pulled['version']} is in {pulled['folder']}, {checked}")
     return ExitCode.DONE
 

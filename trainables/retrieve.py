@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,20 +24,21 @@ from trainables.data.decoding import decode_image
 from trainables.data.readers import READERS, check_options, read_checked
 from trainables.data.readers.crops import read_crops
 from trainables.data.readers.folders import IMAGE_SUFFIXES, sequence, still
-from trainables.data.tracklet import DataSet, Frame, Tracklet
+from trainables.data.tracklet import LONGEST, DataSet, Frame, Tracklet
 from trainables.errors import DataError, at_field, did_you_mean
-from trainables.evaluation.embedding import LONGEST
 from trainables.evaluation.gallery import About, Gallery, Match, Parts, Row, judge, nearest, table
-from trainables.export.stored_model import StoredModel, open_model
 from trainables.network import images
 
+if TYPE_CHECKING:
+    from trainables.export.stored_model import StoredModel
+
 EXAMPLES = """examples:
-  python -m trainables.retrieve embed models:/multi-shot-reid@champion prid2011 /data/prid_2011 prid.parquet
+  python -m trainables.retrieve embed multi-shot-reid@champion prid2011 /data/prid_2011 prid.parquet
   python -m trainables.retrieve embed /models/champion crops /data/crops gallery.parquet
   python -m trainables.retrieve rank gallery.parquet crop.jpg --top 5 --sheet ranking.png
 
-MODEL is models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a downloaded model. Loading a model runs
-code that it contains: load only models from a registry that you trust.
+MODEL is NAME@ALIAS or NAME/VERSION of the registry, or the folder of a downloaded model. Loading a model
+runs code that it contains: load only models from a registry that you trust.
 """
 CROPS = "crops"
 
@@ -69,12 +70,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    tracking = "address of MLflow (default: MLFLOW_TRACKING_URI)"
+    tracking = "address of MLflow (default: MLFLOW_TRACKING_URI, else ~/reid-sweeps/mlflow.db)"
 
     about = "embed every tracklet of a folder; rerun the command to resume"
     embed = commands.add_parser("embed", help=about, description=about)
     embed.set_defaults(command=embed_command)
-    embed.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder")
+    embed.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, or a folder")
     layouts = ", ".join([CROPS, *READERS, "package.module:Class"])
     embed.add_argument("layout", metavar="LAYOUT", help=f"one of {layouts}; {CROPS} has no labels")
     embed.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the set")
@@ -123,9 +124,11 @@ def embed_command(chosen: argparse.Namespace) -> None:
             OUT.print(f"{chosen.out}: complete already", highlight=False, soft_wrap=True)
             return
         count = embed(model, data_set, Parts(chosen.out, about), Path(about.folder), chosen.skip_unreadable)
+    left_out = len(data_set.tracklets) - count
     OUT.print(
         f"{chosen.out}: {count:,} tracklets, features of length {model.dimension} by {model.uri}"
-        f" (checksum {model.checksum[:12]})",
+        f" (feature checksum {model.checksum[:12]})"
+        + (f"; {left_out:,} without a readable image left out" if left_out else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -150,15 +153,17 @@ def read_set(chosen: argparse.Namespace) -> DataSet:
 
 
 @contextlib.contextmanager
-def opened_model(uri: str, tracking: str | None) -> Iterator[StoredModel]:
+def opened_model(uri: str, tracking: str | None) -> Iterator["StoredModel"]:
     """Load a model while showing that."""
     with contextlib.ExitStack() as stack:
         with busy(f"loading {uri}"):
+            from trainables.export.stored_model import open_model  # imports PyTorch and MLflow
+
             model = stack.enter_context(open_model(uri, tracking))
         yield model
 
 
-def describe(model: StoredModel, data_set: DataSet, chosen: argparse.Namespace) -> About:
+def describe(model: "StoredModel", data_set: DataSet, chosen: argparse.Namespace) -> About:
     """Return what the features of a set will be."""
     how = f"{sources.fingerprint(data_set)} {LONGEST} {chosen.skip_unreadable}"
     return About(
@@ -174,7 +179,7 @@ def describe(model: StoredModel, data_set: DataSet, chosen: argparse.Namespace) 
     )
 
 
-def embed(model: StoredModel, data_set: DataSet, parts: Parts, folder: Path, skip: bool) -> int:
+def embed(model: "StoredModel", data_set: DataSet, parts: Parts, folder: Path, skip: bool) -> int:
     """Write the features of a set; return the number of embedded tracklets. Complete parts are kept."""
     groups = list(grouped(data_set.tracklets))
     with parts.opened() as resumed:
@@ -204,7 +209,7 @@ def grouped(tracklets: Sequence[Tracklet]) -> Iterator[dict[int, Tracklet]]:
 
 
 def write_parts(
-    model: StoredModel,
+    model: "StoredModel",
     groups: Sequence[dict[int, Tracklet]],
     numbers: Sequence[int],
     parts: Parts,
@@ -226,7 +231,7 @@ def write_parts(
         yield from groups[number]
 
 
-def load_frames(tracklet: Tracklet, model: StoredModel, skip: bool = False) -> NDArray[np.uint8]:
+def load_frames(tracklet: Tracklet, model: "StoredModel", skip: bool = False) -> NDArray[np.uint8]:
     """Return the first 128 frames of a tracklet at the size of the network, ``[time, height, width, 3]``."""
     loaded = []
     for frame in tracklet.frames[:LONGEST]:
@@ -255,6 +260,7 @@ def rank_command(chosen: argparse.Namespace) -> None:
     """Rank a gallery for every query."""
     gallery = Gallery(chosen.gallery)
     if chosen.sheet is not None:
+        check_images(chosen.images, gallery)
         check_sheet(chosen.sheet, [chosen.query, chosen.images or Path(gallery.about.folder)])
     queries = iter(read_queries(chosen, gallery))
     at_once = min(_QUERIES_AT_ONCE, max(1, _MATCHES_AT_ONCE // min(chosen.top, len(gallery))))
@@ -269,6 +275,14 @@ def rank_command(chosen: argparse.Namespace) -> None:
                 shown.append((query, candidates[:_ON_SHEET]))
     if chosen.sheet:
         draw_sheet(shown, gallery, chosen)
+
+
+def check_images(given: Path | None, gallery: Gallery) -> None:
+    """Check that the images of a gallery are where they are looked for; raises DataError."""
+    folder = (given or Path(gallery.about.folder)).expanduser()
+    if not (path := gallery.rows([0])[0].frame(folder).path).exists():
+        where = f"--images {given}" if given else str(gallery.path)
+        raise DataError(f"{where}: {path} does not exist; give the gallery's folder of images as --images")
 
 
 def check_sheet(sheet: Path, pictures: Sequence[Path]) -> None:

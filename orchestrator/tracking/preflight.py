@@ -19,12 +19,13 @@ from orchestrator.tracking.outbox import cannot_answer, describe_error, is_unrea
 _ANSWER_SECONDS = 5.0
 
 
-def check(uri: str, experiment: str | None = None) -> None:
+def check(uri: str, experiment: str | None = None, field: str = "tracking.uri") -> None:
     """Check within seconds that runs can be recorded at `uri`, without writing anything.
 
     Args:
         uri: `sqlite:///file.db`, or the `http(s)://` address of an MLflow server.
         experiment: the experiment of the runs, which must not have been deleted.
+        field: where the address was given, for messages.
 
     Raises:
         InputError: the folder cannot be written, the file is not a database, or the server refuses.
@@ -32,19 +33,18 @@ def check(uri: str, experiment: str | None = None) -> None:
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise InputError(f"tracking.uri: {quote(uri)} is not a valid address: {error}") from error
+        raise InputError(f"{field}: {quote(uri)} is not a valid address: {error}") from error
     scheme = "" if parts.scheme == "sqlite" and not uri.startswith("sqlite:") else parts.scheme
     if scheme in ("http", "https") and parts.password:
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise InputError(f"tracking.uri: the address must not hold a password; set {names}")
+        raise InputError(f"{field}: the address must not hold a password; set {names}")
     if scheme == "sqlite":
-        _check_sqlite(uri, experiment)
+        _check_sqlite(uri, experiment, field)
     elif scheme in ("http", "https"):
-        _check_server(uri.rstrip("/"), experiment)
+        _check_server(uri.rstrip("/"), experiment, field)
     else:
         raise InputError(
-            f"tracking.uri: {quote(uri)} is neither sqlite:///FILE nor the http(s):// address of an MLflow"
-            " server"
+            f"{field}: {quote(uri)} is neither sqlite:///FILE nor the http(s):// address of an MLflow server"
         )
 
 
@@ -53,17 +53,17 @@ def ui_command(uri: str) -> str:
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def sqlite_file(uri: str) -> Path:
+def sqlite_file(uri: str, field: str = "tracking.uri") -> Path:
     """Return the file of an SQLite address; raises InputError when it names none."""
     try:
         database = make_url(uri).database
     except ArgumentError:
         database = None
     if not database or database == ":memory:":
-        raise InputError(f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db")
+        raise InputError(f"{field}: {uri!r} names no file; write sqlite:///folder/mlflow.db")
     if database.startswith("~/"):
         raise InputError(
-            f"tracking.uri: ~ is not replaced in {uri!r}; write sqlite:///{Path(database).expanduser()}"
+            f"{field}: ~ is not replaced in {uri!r}; write sqlite:///{Path(database).expanduser()}"
         )
     return Path(database).absolute()
 
@@ -76,8 +76,8 @@ def deleted_experiment(uri: str, name: str, number: object) -> InputError:
     )
 
 
-def _check_sqlite(uri: str, experiment: str | None) -> None:
-    file = sqlite_file(uri)
+def _check_sqlite(uri: str, experiment: str | None, field: str) -> None:
+    file = sqlite_file(uri, field)
     folder = file.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -85,14 +85,14 @@ def _check_sqlite(uri: str, experiment: str | None) -> None:
         with tempfile.TemporaryFile(dir=folder):  # it has no name, so nothing remains
             pass
     except OSError as error:
-        raise InputError(f"tracking.uri: cannot write in {folder}: {error.strerror}") from None
+        raise InputError(f"{field}: cannot write in {folder}: {error.strerror}") from None
     if not file.exists():
         return
     if not file.is_file() or not os.access(file, os.W_OK):
-        raise InputError(f"tracking.uri: {file} is not a file that can be written")
+        raise InputError(f"{field}: {file} is not a file that can be written")
     with file.open("rb") as content:  # SQLite treats any file below 512 bytes as an empty database
         if content.read(16) not in (b"", b"SQLite format 3\0"):
-            raise InputError(f"tracking.uri: {file} is not an SQLite database; name another file")
+            raise InputError(f"{field}: {file} is not an SQLite database; name another file")
     try:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=_ANSWER_SECONDS)
         try:
@@ -107,11 +107,11 @@ def _check_sqlite(uri: str, experiment: str | None) -> None:
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
             return  # a driver died while it wrote; who opens the file next rolls that back
-        raise InputError(f"tracking.uri: {file} is not a usable SQLite database: {error}") from None
+        raise InputError(f"{field}: {file} is not a usable SQLite database: {error}") from None
 
 
-def _check_server(uri: str, experiment: str | None) -> None:
-    start = f"tracking.uri: the MLflow server at {uri}"
+def _check_server(uri: str, experiment: str | None, field: str) -> None:
+    start = f"{field}: the MLflow server at {uri}"
     try:
         health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
     except requests.RequestException as error:

@@ -82,10 +82,9 @@ class Registry:
     def __post_init__(self) -> None:
         quiet_mlflow()
         self.uri = self.uri.rstrip("/") if self.uri.startswith("http") else self.uri
-        preflight.check(self.uri)
-        if self.uri.startswith("sqlite") and not preflight.sqlite_file(self.uri).exists():
-            file = preflight.sqlite_file(self.uri)
-            raise InputError(f"there is no MLflow database {file}; give --tracking or MLFLOW_TRACKING_URI")
+        preflight.check(self.uri, field="--tracking")
+        if self.uri.startswith("sqlite") and not (file := preflight.sqlite_file(self.uri)).exists():
+            raise InputError(f"no MLflow database {file}; give --tracking or MLFLOW_TRACKING_URI")
         self.client = client_of(self.uri)
 
     def models(self) -> list[dict[str, Any]]:

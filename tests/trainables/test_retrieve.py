@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import trainables.retrieve as commands
+from orchestrator.tracking.registry import default_address
 from tests.support.command_line import enable_signals
 from tests.support.paths import ROOT
 from tests.support.tiny_sets import FRAMES, PEOPLE
@@ -190,6 +191,7 @@ def test_embed_unreadable_frame_is_named_or_skipped(crops, model, tmp_path, caps
     assert str(damaged) in refused(capsys, *command)
     assert main([*map(str, command), "--skip-unreadable"]) == 0
     assert len(pq.read_table(command[-1])) == 3
+    assert "; 1 without a readable image left out" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_rank_finds_the_query_itself_first(gallery, capsys):
@@ -352,7 +354,7 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("rank", "GALLERY", "bad.txt"), "bad.txt: not an image"),
         (("rank", "GALLERY", 300 * "x"), f"{300 * 'x'}: File name too long"),
         (("rank", 300 * "x", "bad.txt"), f"{300 * 'x'}: File name too long"),
-        (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected models:/NAME@ALIAS"),
+        (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected NAME@ALIAS or NAME/VERSION"),
         (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
         (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
         (("embed", "MODEL", "prid", ".", "x.parquet"), "did you mean 'prid2011'?"),
@@ -360,8 +362,18 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
             ("embed", "MODEL", "crop", ".", "x.parquet"),
             "no layout 'crop'; did you mean 'crops'? expected crops,",
         ),
-        (("embed", "models:/reid", "crops", "one", "x.parquet"), "models:/reid: not a valid address"),
-        (("embed", "models:/reid/1", "crops", "one", "x.parquet"), "--tracking: missing; expected"),
+        (
+            ("embed", "models:/reid", "crops", "one", "x.parquet"),
+            "models:/reid: no such model or folder; expected",
+        ),
+        (
+            ("embed", "reid", "crops", "one", "x.parquet"),
+            "reid: no such model or folder; expected NAME@ALIAS",
+        ),
+        (
+            ("embed", "reid@champion", "crops", "one", "x.parquet"),
+            "no MLflow database HOME/reid-sweeps/mlflow.db",
+        ),
         *(
             (("embed", "models:/reid/1", "crops", "one", "x.parquet", "--tracking", address), "is neither")
             for address in ("localhost:5000", "./mlruns", "file:///mlruns", "databricks", "SQLITE:////x.db")
@@ -371,6 +383,7 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
 def test_command_bad_input_is_one_line(arguments, line, gallery, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("HOME", "HOME")
     for folder in ("empty", "one"):
         Path(folder).mkdir()
     Image.new("RGB", (8, 16)).save("one/1.png")
@@ -450,6 +463,19 @@ def test_picture_that_is_too_small_is_refused(crops, gallery, model, tmp_path, c
     assert line in refused(capsys, "embed", model, "crops", crops, tmp_path / "x.parquet")
 
 
+def test_sheet_without_the_images_is_refused_before_ranking(gallery, tmp_path, capsys):
+    options = ("rank", gallery[0], gallery[0], "--sheet", tmp_path / "sheet.png", "--images", tmp_path)
+    assert f"--images {tmp_path}: {tmp_path}/multi_shot/" in refused(capsys, *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_videos_is_not_missed_silently(crops, model, tmp_path, capsys):
+    (crops / "videos").mkdir()
+    (crops / "videos/1.mp4").touch()
+    line = refused(capsys, "embed", model, "crops", crops, tmp_path / "x.parquet")
+    assert f"{crops}/videos/1.mp4: this format is not read" in line
+
+
 @pytest.mark.parametrize("command", ["retrieve", "data"])
 def test_ctrl_c_while_a_command_starts_has_no_traceback(command, tmp_path):
     (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
@@ -507,6 +533,12 @@ def test_model_with_damaged_weights_is_one_line(model, tmp_path, monkeypatch):
         StoredModel(model, "m", "m", None)
 
 
+def test_default_store_is_that_of_sweeps(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Path(stored_model._DEFAULT_STORE).expanduser()
+    assert default_address() == f"sqlite:///{store}"
+
+
 def test_model_of_a_registry_is_found_by_alias_and_version(gallery, model, tmp_path, capsys):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = mlflow.MlflowClient(uri, uri)
@@ -515,7 +547,7 @@ def test_model_of_a_registry_is_found_by_alias_and_version(gallery, model, tmp_p
     client.set_registered_model_alias("reid", "champion", "1")
     file = tmp_path / "prid.parquet"
     common = ("prid2011", gallery[1], file, "--tracking", uri)
-    assert main([str(word) for word in ("embed", "models:/reid@champion", *common)]) == 0
+    assert main([str(word) for word in ("embed", "reid@champion", *common)]) == 0
     about = Gallery(file).about
     assert (about.model, about.model_name, about.model_version) == ("models:/reid/1", "reid", "1")
     query = gallery[1] / "multi_shot/cam_a/person_0003"

@@ -10,14 +10,14 @@ JUNK = "junk"
 DISTRACTOR = "distractor"
 """Identity of gallery boxes that match no query (MARS and Market-1501 ``0000``)."""
 
+LONGEST = 128
+"""Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
 
 Protocol = Literal["whole-gallery", "single-gallery-shot", "mars"]
 """Protocol that scores the test part of a set; see `trainables.evaluation.scoring.score_by_protocol`."""
 
 
 class Frame(NamedTuple):
-    """Reference to one image: a file, or the object ``key`` inside an HDF5 file."""
-
     """Reference to one image: a file, or the object ``key`` inside an HDF5 file."""
 
     path: Path

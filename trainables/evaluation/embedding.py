@@ -14,11 +14,9 @@ from torch.nn.functional import normalize
 from trainables.data.augmentation import shift_and_mirror
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
+from trainables.data.tracklet import LONGEST
 from trainables.evaluation.scoring import Score, score, score_by_protocol
 from trainables.network.section import Section
-
-LONGEST = 128
-"""Maximum number of frames used of a tracklet (McLaughlin et al., CVPR 2016, test with K <= 128)."""
 
 FRAMES_AT_ONCE = 512
 """Frames embedded at a time, to bound memory."""

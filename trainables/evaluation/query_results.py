@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from trainables.data.parts import Part
-from trainables.evaluation.embedding import LONGEST, EvaluationConfig
+from trainables.data.tracklet import LONGEST
+from trainables.evaluation.embedding import EvaluationConfig
 from trainables.evaluation.scoring import RANKS, Score
 
 SCORING = "1"

@@ -23,8 +23,12 @@ from trainables.export.export import FAMILY, UNCALIBRATED
 from trainables.network.embedder import NetworkConfig
 
 _ANSWER_SECONDS = 10.0
+_REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
-EXPECTED = "expected models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a downloaded model"
+EXPECTED = "expected NAME@ALIAS or NAME/VERSION of the registry, or the folder of a downloaded model"
+
+_DEFAULT_STORE = "~/reid-sweeps/mlflow.db"
+"""Where sweeps on this machine record, unless they are told otherwise."""
 
 
 class StoredModel:
@@ -82,21 +86,23 @@ def open_model(uri: str, tracking: str | None = None) -> Iterator[StoredModel]:
     """Load a model from a registry or a folder.
 
     Args:
-        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or a folder.
-        tracking: address of MLflow; by default that of ``MLFLOW_TRACKING_URI``.
+        uri: ``NAME@ALIAS`` or ``NAME/VERSION``, both also after ``models:/``, or a folder.
+        tracking: address of MLflow; by default ``MLFLOW_TRACKING_URI``, else ``~/reid-sweeps/mlflow.db``.
 
     Raises:
         DataError: there is no such model, or it cannot be loaded. The message is one line.
         UnreachableError: the server does not answer.
     """
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
-    if not uri.startswith("models:"):
-        folder = Path(uri).expanduser().absolute()
+    folder = Path(uri).expanduser().absolute()
+    reference = _REFERENCE.fullmatch(uri)
+    if folder.exists() or reference is None:
         if not (folder / "MLmodel").is_file():
-            raise DataError(f"{uri}: no file MLmodel in it; {EXPECTED}")
+            reason = "no file MLmodel in it" if folder.exists() else "no such model or folder"
+            raise DataError(f"{uri}: {reason}; {EXPECTED}")
         yield StoredModel(folder, str(folder), folder.name, None)
         return
-    name, version = _find_version(uri, tracking)
+    name, version = _find_version(uri, reference, tracking)
     exact = f"models:/{name}/{version}"
     with tempfile.TemporaryDirectory(prefix="model-") as folder_name:
         try:
@@ -110,11 +116,8 @@ def open_model(uri: str, tracking: str | None = None) -> Iterator[StoredModel]:
         yield StoredModel(folder, exact, name, version)
 
 
-def _find_version(uri: str, tracking: str | None) -> tuple[str, str]:
-    """Return name and version of a model in the registry."""
-    match = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
-    if match is None:
-        raise DataError(f"{uri}: not a valid address of a model; {EXPECTED}")
+def _find_version(uri: str, match: re.Match[str], tracking: str | None) -> tuple[str, str]:
+    """Return name and version of a model in the registry; ``match`` is that of `_REFERENCE`."""
     _use_tracking(tracking)
     client, name = mlflow.MlflowClient(), match["name"]
     try:
@@ -127,9 +130,8 @@ def _find_version(uri: str, tracking: str | None) -> tuple[str, str]:
 
 def _use_tracking(tracking: str | None) -> None:
     """Use an MLflow server or database, which must exist: MLflow would create a database."""
-    address = tracking or os.environ.get("MLFLOW_TRACKING_URI")
-    if not address:
-        raise DataError("--tracking: missing; expected the address of MLflow here or in MLFLOW_TRACKING_URI")
+    default = f"sqlite:///{Path(_DEFAULT_STORE).expanduser()}"
+    address = tracking or os.environ.get("MLFLOW_TRACKING_URI") or default
     if not re.match(r"([hH][tT][tT][pP][sS]?://|sqlite:///)", address):
         raise DataError(
             f"--tracking: {_without_password(address)!r} is neither sqlite:///FILE nor the http(s):// address"
@@ -137,7 +139,10 @@ def _use_tracking(tracking: str | None) -> None:
         )
     file = re.fullmatch(r"sqlite:///(.+)", address)
     if file is not None and not Path(file[1]).is_file():
-        raise DataError(f"--tracking: {address}: no such file; the summary of a sweep prints its address")
+        raise DataError(
+            f"no MLflow database {file[1]}; give --tracking or MLFLOW_TRACKING_URI, which the summary of a"
+            " sweep prints"
+        )
     if file is None:
         _check_answer(address)
     # A user waits, and gets one line.

@@ -10,8 +10,8 @@ from trainables.data import sources
 from trainables.data.augmentation import AugmentationConfig, StandardAugmentation
 from trainables.data.loading import as_tensor
 from trainables.data.parts import Part
+from trainables.data.tracklet import LONGEST
 from trainables.evaluation.embedding import (
-    LONGEST,
     EvaluationConfig,
     View,
     embed,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from trainables.data.readers.folders import (
     IMAGE_SUFFIXES,
+    OTHER_IMAGES,
     by_numbers,
     image_names,
     is_content,
@@ -31,7 +32,8 @@ def read_crops(folder: Path) -> DataSet:
     tracklets: list[Tracklet] = []
     for path, folders, files in os.walk(root):
         folders[:] = sorted(filter(is_content, folders), key=by_numbers)
-        if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "." for name in files):
+        suffixes = {Path(name).suffix.lower() for name in files if name[0] != "."}
+        if not suffixes & (IMAGE_SUFFIXES | OTHER_IMAGES):
             continue
         if Path(path) == root:
             names = sorted(image_names(root, EXPECTED), key=by_numbers)
