@@ -146,8 +146,9 @@ def _fields_beside(model: type[BaseModel], path: Path) -> dict[str, FieldInfo]:
 def _reason(kind: str, detail: dict[str, Any], model: type[BaseModel], path: Path) -> str:
     """Return the fault and the valid values."""
     value, message = detail["input"], str(detail["msg"])
+    fields = _fields_beside(model, path) if path else {}
+    field = fields.get(str(path[-1])) if path else None
     if kind == "extra_forbidden":
-        fields = _fields_beside(model, path)
         if path[-1] in fields:  # of another alternative of a union
             return "cannot be combined with the other keys"
         keys = str(path[-1]).split(".")
@@ -155,7 +156,6 @@ def _reason(kind: str, detail: dict[str, Any], model: type[BaseModel], path: Pat
             return f"unknown key; write {': {'.join(keys)}: ...{'}' * (len(keys) - 1)}"
         return f"unknown key{nearest(path[-1], fields)}"
     if kind == "missing":
-        field = _fields_beside(model, path).get(str(path[-1]))
         return f"missing; {field.description}" if field and field.description else "missing"
     if kind == "union_tag_not_found":
         return f"give {detail['ctx']['discriminator']} as well, which decides the other keys"
@@ -166,7 +166,9 @@ def _reason(kind: str, detail: dict[str, Any], model: type[BaseModel], path: Pat
         valid = expected.replace("'", "").replace(" or ", ", ").split(", ")
         return f"invalid value {quote(value)}; expected {expected}{nearest(value, valid, listed=False)}"
     if kind in _EXPECTED:
-        return f"should be {_EXPECTED[kind]}, not {quote(value)}"
+        optional = field is not None and not field.is_required() and field.default is None
+        leaves_out = "; null leaves it out" if optional and value in ("none", "None", "", False) else ""
+        return f"should be {_EXPECTED[kind]}, not {quote(value)}{leaves_out}"
     message = message.removeprefix("Input ")
     message = message[:1].lower() + message[1:]
     return message if ", not " in message else f"{message}, not {quote(value)}"

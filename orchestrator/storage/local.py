@@ -194,9 +194,11 @@ class LocalStore(Store):
         return file
 
     def _check_kind(self, file: Path) -> None:
-        """Raise StorageError for a pipe or a device, which could be read for ever; else OSError."""
+        """Raise StorageError for a folder, and for a pipe or device, which could be read for ever."""
         mode = file.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode):
+            raise StorageError(f"storage: {file} is a folder, where a file is expected; move the folder away")
+        if not stat.S_ISREG(mode):
             raise StorageError(f"storage: {file} is not a regular file")
 
     def _error(self, error: OSError) -> StorageError:

@@ -185,6 +185,7 @@ def test_read_sweep_fault_names_line_or_override(file: Path) -> None:
         ("search.steps={int: [1, 9]}", "search.steps: should be less than or equal to 8, not 9"),
         ("search={}", "search: no path is searched"),
         ("search=null", "search: should be a mapping of keys to values, not null"),
+        ("finals=none", "finals: should be a mapping of keys to values, not 'none'; null leaves it out"),
         ("objective.metric=val/scoer", "the trainable has no metric 'val/scoer'; did you mean 'val/score'?"),
         ("objective.mode=min", "val/score is better when it is higher; write max"),
         ("objective=[]", "objective: expected at least one metric"),

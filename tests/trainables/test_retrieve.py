@@ -354,7 +354,10 @@ def test_embed_refuses_a_file_of_other_features(gallery, other_model, capsys):
         (("rank", "GALLERY", "bad.txt"), "bad.txt: not an image"),
         (("rank", "GALLERY", 300 * "x"), f"{300 * 'x'}: File name too long"),
         (("rank", 300 * "x", "bad.txt"), f"{300 * 'x'}: File name too long"),
-        (("embed", ".", "crops", ".", "x.parquet"), ".: no file MLmodel in it; expected NAME@ALIAS or NAME/VERSION"),
+        (
+            ("embed", ".", "crops", ".", "x.parquet"),
+            ".: no file MLmodel in it; expected NAME@ALIAS or NAME/VERSION",
+        ),
         (("embed", "MODEL", "crops", "none", "x.parquet"), "none: no such folder; expected a folder"),
         (("embed", "MODEL", "crops", "empty", "x.parquet"), "empty: holds no images"),
         (("embed", "MODEL", "prid", ".", "x.parquet"), "did you mean 'prid2011'?"),

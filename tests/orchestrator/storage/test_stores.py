@@ -118,6 +118,16 @@ def test_local_store_reads_no_pipe(tmp_path: Path) -> None:
     assert store.is_locked("job") is False
 
 
+def test_local_store_names_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    for name in ("file", "job/study.db"):
+        (tmp_path / name).mkdir(parents=True)
+    store = LocalStore(tmp_path)
+    with pytest.raises(StorageError, match=r"file is a folder, where a file is expected; move the folder"):
+        store.read("file")
+    with pytest.raises(StorageError, match=r"study.db is a folder, where a file is expected"):
+        store.study_storage("job")
+
+
 def test_local_store_waits_for_a_study_that_is_locked(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     store = LocalStore(tmp_path)
