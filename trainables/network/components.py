@@ -5,6 +5,7 @@ This module is in ``network`` because encoders need it, and an exported model co
 
 import difflib
 import pkgutil
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -148,7 +149,11 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``"did you mean 'x'? "`` with the most similar of ``names``, or an empty string."""
     match = nearest(name, names, cutoff)
-    return f"did you mean {match!r}? " if match is not None and match != name else ""
+    if match is None or match == name:
+        return ""
+    if unicodedata.normalize("NFC", match) == unicodedata.normalize("NFC", name):  # they look the same
+        return f"did you mean {match!a}, in that Unicode form, not {name!a}? "
+    return f"did you mean {match!r}? "
 
 
 def one_line(error: object) -> str:

@@ -518,6 +518,14 @@ def test_generic_split_list_that_is_wrong_is_refused(
     assert re.search(line, refused("sequences", folder, splits="official.json"))
 
 
+def test_name_in_another_unicode_form_is_told(unpacked: Unpacked) -> None:
+    folder = unpacked("sequences")
+    (folder / "sequences/p1").rename(folder / "sequences/zoe\u0308")  # as a Mac writes zo\u00eb
+    (folder / "official.json").write_text(json.dumps([{"train": ["zo\u00eb"]}]))
+    line = refused("sequences", folder, splits="official.json")
+    assert r"did you mean 'zoe\u0308', in that Unicode form, not 'zo\xeb'?" in line
+
+
 def test_generic_set_with_two_kinds_of_splits_is_refused() -> None:
     with pytest.raises(ValidationError, match="splits and random_splits are given; keep one of them"):
         GenericOptions(splits="official.json", random_splits=2)
