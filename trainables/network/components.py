@@ -139,11 +139,15 @@ AbsolutePath = Annotated[Path, AfterValidator(absolute_path)]
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the most similar of ``names``; None if its similarity (0..1) is below ``cutoff``.
 
-    Case does not count.
+    Neither case nor the Unicode form counts.
     """
-    lowered = {each.lower(): each for each in names}
-    match = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=cutoff)
-    return lowered[match[0]] if match else None
+    simple = {_simple(each): each for each in names}
+    match = difflib.get_close_matches(_simple(name), list(simple), n=1, cutoff=cutoff)
+    return simple[match[0]] if match else None
+
+
+def _simple(name: str) -> str:
+    return unicodedata.normalize("NFC", name.lower())
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
@@ -151,7 +155,7 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     match = nearest(name, names, cutoff)
     if match is None or match == name:
         return ""
-    if unicodedata.normalize("NFC", match) == unicodedata.normalize("NFC", name):  # they look the same
+    if match.lower() != name.lower() and _simple(match) == _simple(name):  # they look the same
         return f"did you mean {match!a}, in that Unicode form, not {name!a}? "
     return f"did you mean {match!r}? "
 
