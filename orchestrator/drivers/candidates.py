@@ -43,7 +43,12 @@ class Candidate(NamedTuple):
 
 
 def score(job: Job, candidates: Sequence[Candidate]) -> Iterator[dict[str, float]]:
-    """Yield the scores of each candidate on the targets, computed on the cluster; raises SweepError."""
+    """Yield the scores of each candidate on the targets, computed on the cluster.
+
+    Raises:
+        SweepError: one could not be scored.
+        InputError: for a reason that the user has to remove.
+    """
     resources = job.resources
     references = [
         trainable_task(evaluate, resources.cpus, resources.gpus, f"score {candidate.name}").remote(
@@ -52,10 +57,7 @@ def score(job: Job, candidates: Sequence[Candidate]) -> Iterator[dict[str, float
         for candidate in candidates
     ]
     for candidate, reference in zip(candidates, references, strict=True):
-        try:
-            yield ray.get(reference)
-        except ray.exceptions.RayError as error:
-            raise SweepError(f"{candidate.name} could not be scored: {explain(error)}") from error
+        yield _scores(job, reference, candidate.name)
 
 
 class Registration(NamedTuple):
@@ -115,16 +117,20 @@ def register_candidate(
 def _score_version(
     job: Job, candidate: Candidate, version: ModelVersion, uri: str, progress: Progress
 ) -> Mapping[str, TargetResults]:
-    """Score a registered version on the targets of a candidate; raises SweepError."""
+    """Score a registered version on the targets of a candidate; raises InputError or SweepError."""
     name = f"{version.name} version {version.version}"
     task = trainable_task(score_version, job.resources.cpus, job.resources.gpus, f"score {name}")
     with progress.activity(f"scoring {name} on the same targets"):
-        try:
-            results: Mapping[str, TargetResults] = ray.get(
-                task.remote(job.trainable, candidate.values, uri, version)
-            )
-        except (InputError, job.implementation.InputError) as error:  # which Ray raises as they are
-            raise InputError(f"{name} could not be scored: {explain(error)}") from error
-        except ray.exceptions.RayError as error:
-            raise SweepError(f"{name} could not be scored: {explain(error)}") from error
+        reference = task.remote(job.trainable, candidate.values, uri, version)
+        results: Mapping[str, TargetResults] = _scores(job, reference, name)
     return results
+
+
+def _scores(job: Job, reference: "ray.ObjectRef[Any]", name: str) -> Any:
+    """Return the result of a task that scores; raises InputError or SweepError."""
+    try:
+        return ray.get(reference)
+    except (InputError, job.implementation.InputError) as error:  # which Ray raises as they are
+        raise InputError(f"{name} could not be scored: {explain(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"{name} could not be scored: {explain(error)}") from error

@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 from ray.exceptions import RayError, RayTaskError
 
-from orchestrator.errors import StorageError, TrialError, one_line, plain_text
+from orchestrator.errors import InputError, StorageError, TrialError, one_line, plain_text
 
 MAX_HANGS = 2
 """How often a trial may hang before it fails."""
@@ -128,6 +128,8 @@ def classify_controller_failure(error: BaseException) -> WorkersLostError:
 def explain(error: BaseException) -> str:
     """Return one line for what was raised inside a Ray task or actor."""
     error = _root_cause(error)
+    if isinstance(error, InputError):
+        return str(error)
     lines = [line for line in plain_text(error).splitlines() if line.strip()] or ["no message"]
     line = lines[-1] if isinstance(error, RayError) else f"{type(error).__name__}: {lines[0]}"
     return one_line(line.partition(" Some common causes")[0], _REASON_CHARACTERS)

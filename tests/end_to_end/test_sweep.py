@@ -143,6 +143,25 @@ def test_sweep_failed_scoring_is_one_line_keeps_trial(file: Path, tmp_path: Path
 
 @pytest.mark.faults
 @pytest.mark.sweep
+def test_sweep_damaged_checkpoint_is_named_and_neither_scored_nor_registered(
+    file: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    options = ["--storage", str(store), "--trials", "1", "--set", "config.epochs=1"]
+    options += ["--set", "search.fault={choice: [none]}"]
+    assert sweep(file, *options).returncode == 0
+    (store / "parabola/outcome.json").unlink()
+    (state,) = store.glob("parabola/trials/trial-0000/checkpoint_*/state.json")
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    line = f"trial-0000 could not be scored: storage: {state.parent} is damaged (state.json has changed)"
+    assert f"{line}; restore a copy, or start over with --fresh" in refused(file, *options)
+    state.write_bytes(whole)
+    assert "parabola version 1, alias champion" in sweep(file, *options).stdout
+
+
+@pytest.mark.faults
+@pytest.mark.sweep
 def test_sweep_trial_cut_by_wall_budget_is_pruned(file: Path, tmp_path: Path) -> None:
     options = ["--storage", str(tmp_path / "store"), "--trials", "2", "--set", "budget.wall=40s"]
     options += ["--set", "resources.concurrent=2"]
