@@ -415,6 +415,15 @@ def test_server_that_does_not_answer_is_one_line(address, reason, crops, tmp_pat
     assert line.startswith(f"error: --tracking: the MLflow server at {address} does not answer: {reason}; is")
 
 
+def test_server_without_tls_is_told(crops, tmp_path, capsys):
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        address = f"https://127.0.0.1:{server.server_port}"
+        out = tmp_path / "x.parquet"
+        line = refused(capsys, "embed", "reid/1", "crops", crops, out, "--tracking", address, code=3)
+    assert "does not answer: [SSL" in line
+
+
 def test_server_that_is_not_mlflow_is_told(crops, tmp_path, capsys, monkeypatch):
     handler = http.server.SimpleHTTPRequestHandler
     monkeypatch.setattr(handler, "log_message", lambda *_: None)

@@ -17,6 +17,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from numpy.typing import NDArray
+from urllib3.exceptions import NameResolutionError
 
 from trainables.errors import DataError, UnreachableError, did_you_mean, one_line
 from trainables.export.export import FAMILY, UNCALIBRATED
@@ -158,17 +159,25 @@ def _check_answer(address: str) -> None:
     try:
         requests.get(address, timeout=_ANSWER_SECONDS, stream=True).close()
     except requests.RequestException as error:
-        signs = {
-            "refused": "connection refused",
-            "resol": "host name not known",
-            "not known": "host name not known",
-        }
-        text = str(error)
-        reason = next((signs[sign] for sign in signs if sign in text), "no answer in time")
         raise UnreachableError(
-            f"--tracking: the MLflow server at {_without_password(address)} does not answer: {reason}; is"
-            " 'mlflow server' running?"
+            f"--tracking: the MLflow server at {_without_password(address)} does not answer:"
+            f" {_why_no_answer(error)}; is 'mlflow server' running?"
         ) from error
+
+
+def _why_no_answer(error: requests.RequestException) -> str:
+    """Return the reason of a request that failed, which `requests` and urllib3 wrap."""
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    reason: Any = error
+    while reason is not None:
+        if isinstance(reason, NameResolutionError):
+            return "host name not known"
+        if isinstance(reason, OSError) and reason.strerror:  # also of TLS
+            return str(reason.strerror[:1].lower() + reason.strerror[1:])
+        inner = [argument for argument in reason.args if isinstance(argument, BaseException)]
+        reason = getattr(reason, "reason", None) or reason.__cause__ or (inner[0] if inner else None)
+    return _describe(error)
 
 
 def _explain(client: mlflow.MlflowClient, match: re.Match[str], error: MlflowException) -> str:
