@@ -130,6 +130,15 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_misplaced(error: BaseException) -> bool:
+    """Return whether something else is in the place of a folder, or a link that leads nowhere.
+
+    It stays there until somebody removes it.
+    """
+    places = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
+    return isinstance(error, OSError) and error.errno in places
+
+
 def is_refused(error: BaseException) -> bool:
     """Return whether an error of a file system says that it does not permit the request.
 

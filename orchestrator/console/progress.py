@@ -26,6 +26,9 @@ _REPEAT_SECONDS = 5.0
 _STATUS_SECONDS = 20.0
 """Time after which it repeats the status of a job, also among many other lines."""
 
+_MAX_SECONDS = 60.0
+"""Both times grow to this one, as a tenth of the activity's age: the log of a long job stays short."""
+
 
 class _Console(Console):
     """A console that raises where its reader has gone; rich's would end the thread that prints."""
@@ -127,8 +130,8 @@ class Progress:
             shown = start
             while not ended.wait(timeout=1.0):
                 now = time.monotonic()
-                overdue = callable(activity) and now - shown >= _STATUS_SECONDS
-                if overdue or now - self._last >= _REPEAT_SECONDS:
+                overdue = callable(activity) and now - shown >= pause(_STATUS_SECONDS, now - start)
+                if overdue or now - self._last >= pause(_REPEAT_SECONDS, now - start):
                     shown = now
                     self.print(describe())
 
@@ -139,6 +142,11 @@ class Progress:
         finally:
             ended.set()
             thread.join()
+
+
+def pause(shortest: float, age: float) -> float:
+    """Return the seconds until a line is repeated, of an activity that began ``age`` seconds ago."""
+    return max(shortest, min(age / 10, _MAX_SECONDS))
 
 
 class ProgressHandler(logging.Handler):

@@ -31,7 +31,7 @@ from orchestrator.execution.reaper import ResourceReaper
 from orchestrator.execution.runner import RunEnd, run_trials
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.storage.lease import Lease
+from orchestrator.storage.lease import Activity, Lease
 from orchestrator.storage.records import DamagedError
 from orchestrator.storage.study_database import Problem, database_problem, explained_damage
 from orchestrator.study.base import Study
@@ -323,6 +323,7 @@ class Driver(ABC, Generic[OutcomeType]):
                     "KILLED": "stopped",
                 }
                 OutcomeMetric(self._job.name).set(ended[status])
+                lease.on_heartbeat = self._last_activity(tracker)
             if undelivered:
                 _log.warning("%s; rerun the command to try again", undelivered)
         if outcome is not None and not undelivered:
@@ -330,6 +331,12 @@ class Driver(ABC, Generic[OutcomeType]):
             lease.check()
             self.clean_up(study)
         return code, outcome, undelivered
+
+    def _last_activity(self, tracker: Tracker) -> Callable[[float], Activity]:
+        """Return what a driver that ends tells `status`: what it has not delivered."""
+        problems = [tracker.delivery_problem(), *self._refused_files]
+        activity = Activity(undelivered="; ".join(filter(None, problems)))
+        return lambda seconds: activity
 
     def _record(self, outcome: OutcomeType, *, delivered: bool) -> None:
         self._directory.finish(outcome.model_copy(update={"delivered": delivered}).model_dump(mode="json"))

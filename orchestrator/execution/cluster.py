@@ -122,6 +122,32 @@ class Cluster:
         return workers
 
 
+class HeadWatch:
+    """Tells when the head of the cluster stops answering: Ray waits in silence, and then ends the process."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._answers = address, True
+
+    def check(self) -> None:
+        """Log a change; waits a few seconds for an answer."""
+        host, _, port = self._address.rpartition(":")
+        try:
+            _connect(host, port)
+        except OSError as error:
+            if self._answers:
+                _log.warning(
+                    "the head of the Ray cluster at %s does not answer (%s); unless it does within a minute, "
+                    "this command ends; finished work is kept, rerun it to resume",
+                    self._address,
+                    error.strerror or error,
+                )
+            self._answers = False
+            return
+        if not self._answers:
+            _log.info("the head of the Ray cluster at %s answers again", self._address)
+        self._answers = True
+
+
 def start(address: str | None) -> Cluster:
     """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
 
@@ -238,6 +264,11 @@ def _start_failure(error: Exception) -> str:
     return f"{path}: {error.strerror}; set {name} to a folder that can be written"
 
 
+def _connect(host: str, port: str) -> None:
+    """Raise OSError, or OverflowError for a port that cannot be, if nothing listens at an address."""
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+
+
 def _check_address(source: str, address: str) -> None:
     """Check within seconds an address that Ray would try to reach for minutes."""
     if address == "auto":
@@ -250,9 +281,18 @@ def _check_address(source: str, address: str) -> None:
     if not host or not port.isdecimal() or "/" in host:
         raise InputError(f"{source} {address}: write HOST:PORT of the head node, e.g. 10.0.0.5:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        _connect(host, port)
         # Another program may listen there; Ray would wait for minutes for its answer.
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, timeout=_HEALTH_SECONDS, check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        if b"authentication token" in error.stderr.lower():
+            raise InputError(
+                f"{source} {address}: the token of this Ray cluster is missing or wrong here; set"
+                " RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on its head node"
+            ) from error
+        raise UnreachableError(
+            f"{source} {address}: no Ray cluster answers there (ray health-check: {error.returncode})"
+        ) from error
     except (OSError, OverflowError, subprocess.SubprocessError) as error:
         raise UnreachableError(f"{source} {address}: no Ray cluster answers there ({error})") from error

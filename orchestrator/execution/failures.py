@@ -50,8 +50,8 @@ class FailurePolicy:
 
     A trial fails when it raises an exception, when it hangs for the second time, or when it loses its workers
     five times in a row without progress, or twice because the storage refuses it something. Progress is a
-    checkpoint of a later epoch than any before. A full storage halts all trials. One that takes no file is
-    waited for.
+    checkpoint of a later epoch than any before. A full storage halts all trials, and so does one with a file
+    in the place of a folder. One that takes no file for another reason is waited for.
     """
 
     def __init__(self, epoch: int, hangs: int) -> None:

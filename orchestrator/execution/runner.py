@@ -10,14 +10,14 @@ from orchestrator.config.job import Job
 from orchestrator.config.sections import Resources
 from orchestrator.console.progress import Progress
 from orchestrator.execution.budget import BudgetStopper
-from orchestrator.execution.cluster import Cluster
+from orchestrator.execution.cluster import Cluster, HeadWatch
 from orchestrator.execution.lane import lane_class
 from orchestrator.execution.monitor import TrialMonitor
 from orchestrator.execution.tune_adapters import StudyScheduler, StudySearcher
 from orchestrator.execution.worker import TrialSpec
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
-from orchestrator.storage.lease import Lease
+from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study.base import Study
 from orchestrator.study.trial_report import trial_name
 from orchestrator.tracking.tracker import Tracker
@@ -71,7 +71,13 @@ def run_trials(
             trials_per_worker=job.resources.trials_per_worker,
             metrics=tuple(job.required_metrics()),
         )
-        lease.on_heartbeat = monitor.on_heartbeat
+        watch = HeadWatch(cluster.address)
+
+        def on_heartbeat(seconds: float) -> Activity:
+            watch.check()
+            return monitor.on_heartbeat(seconds)
+
+        lease.on_heartbeat = on_heartbeat
         with progress.activity(monitor.status_line), interrupt.polled():
             while not study.is_finished() and not stopper.stop_all():
                 _run_tune(study, cluster, job.resources, spec, stopper, monitor)

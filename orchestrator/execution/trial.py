@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-from orchestrator.errors import StorageError, TrialError, is_full, is_refused, one_line
+from orchestrator.errors import StorageError, TrialError, is_full, is_misplaced, is_refused, one_line
 from orchestrator.execution.checkpoints import epoch_of
 from orchestrator.execution.failures import Decision, FailurePolicy, WorkersLostError
 from orchestrator.execution.mailbox import TrialJob
@@ -86,7 +86,7 @@ class _Attempts:
 
     def _judge(self, error: Exception) -> TrialReport:
         if isinstance(error, OSError):
-            if is_full(error):
+            if is_full(error) or is_misplaced(error):
                 return Halted(f"storage: {error}")
             error = WorkersLostError(one_line(f"storage: {error}", 500), "", True, is_refused(error))
         hung, storage_answers = False, True

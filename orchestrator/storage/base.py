@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 import optuna
 import pyarrow.fs
 
+from orchestrator.storage.names import CHECKPOINT
+
 
 class LockedError(Exception):
     """Another process holds the lock."""
@@ -168,6 +170,19 @@ class Store(ABC):
             return ""
         other = "folder" if self.kind == "bucket" else "bucket"
         return f"its study was written in a {other} and cannot be read in a {self.kind}; move the job back"
+
+    def emptied_study(self, job: str) -> str:
+        """Return what is wrong with the study of a job if it holds no trial; "" for a new job.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        if not any(f"/{CHECKPOINT}" in name for name in self.list_files(f"{job}/trials/")):
+            return ""
+        return (
+            f"it holds no trial, but {self.locate(f'{job}/trials')} holds checkpoints from which new trials "
+            "would resume; put the study back"
+        )
 
     def locate(self, name: str) -> str:
         """Return the address under which a user finds a file."""

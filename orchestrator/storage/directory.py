@@ -22,7 +22,6 @@ from orchestrator.storage import s3
 from orchestrator.storage.base import Store
 from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
-from orchestrator.storage.names import CHECKPOINT
 from orchestrator.storage.records import (
     JOB,
     RECORDED,
@@ -88,7 +87,8 @@ class JobDirectory:
             InputError: it cannot, or it does.
         """
         self.store.check()
-        self.store.check_folder(self._job.name)
+        for folder in (self._job.name, self._name("trials")):
+            self.store.check_folder(folder)
         if self._job.study:
             check_database(self._job.study)
         if fresh or self._renaming() is not None:
@@ -233,10 +233,6 @@ class JobDirectory:
         # The journal in a bucket is protected by its versions; a database has to be.
         event.listen(storage.engine, "commit", lambda connection: self._check_lease())
         return StudyMirror(storage)
-
-    def holds_checkpoints(self) -> bool:
-        """Return whether any trial has uploaded a checkpoint; raises StorageError."""
-        return any(f"/{CHECKPOINT}" in name for name in self.store.list_files(self._name("trials/")))
 
     def checkpoint(self, relative: str) -> "ray.train.Checkpoint":
         """Return a checkpoint by its path in this directory."""

@@ -295,6 +295,7 @@ class Lease:
         with self._stack, self._renewing:
             if not self.lost:
                 self.record.ended = True
+                self.record.activity = self.on_heartbeat(0.0)
                 self._write()
 
     def check(self) -> None:

@@ -129,7 +129,8 @@ class LocalStore(Store):
         except Timeout as error:
             raise LockedError from error
         except OSError as error:
-            raise InputError(f"storage: {self._folder} cannot be written: {error.strerror}") from error
+            file = error.filename or self._folder
+            raise InputError(f"storage: {file} cannot be written: {error.strerror}") from error
         try:
             yield
         finally:

@@ -83,11 +83,8 @@ class Study(ABC):
         self._check_schema()
         self._record_job()
         trials = self.trials
-        if not trials and directory.holds_checkpoints():
-            raise InputError(
-                f"study: it holds no trial, but {directory.locate('trials')} holds checkpoints from which "
-                "new trials would resume; put the study back, or start over with --fresh"
-            )
+        if not trials and (problem := directory.store.emptied_study(job.name)):
+            raise InputError(f"study: {problem}, or start over with --fresh")
         self._live: dict[int, optuna.Trial] = {}
         self._deaths: Counter[int] = Counter()
         self._verdicts: dict[int, tuple[TrialState, str]] = {}

@@ -98,6 +98,8 @@ def read_status(store: Store, name: str) -> Status:
         if started is None:
             missing = "its study is missing: put it back before you rerun the command"
             status.problem = store.foreign_study(name) or missing * (outcome is not None)
+        if not started and not status.problem and (problem := store.emptied_study(name)):
+            status.problem = f"study: {problem}"
     except StorageError as error:
         if outcome is None or error.unreachable:
             raise
@@ -120,7 +122,8 @@ def read_status(store: Store, name: str) -> Status:
             taken = "alias" if model.promoted else "without the alias"
             status.model = f"{model.name} version {model.version}, {taken} {model.alias}"
         if not outcome.delivered:
-            status.undelivered = "some records or files; rerun the command to deliver them"
+            status.undelivered = status.undelivered or "some records or files"
+            status.undelivered += "; rerun the command to deliver them"
     if kind == "sweep" and status.state == "stopped" and _has_failed(status):
         status.state = "failed"
     return status
@@ -281,8 +284,8 @@ def _add_driver(status: Status, store: Store) -> tuple[lease.BudgetUsage, Mappin
     if status.state in lookup.DRIVEN:
         request = store.read(lease.stop_request_name(status.name))
         status.stop_requested = request is not None and request[0] == driver.identity.encode()
-        status.undelivered = driver.activity.undelivered
         activity = driver.activity.trials
+    status.undelivered = driver.activity.undelivered
     return driver.used, activity
 
 

@@ -162,6 +162,30 @@ def test_status_before_study_exists_writes_nothing(
             assert contents(tmp_path) == before
 
 
+def test_status_of_an_emptied_study_says_so(
+    directory: JobDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()):
+        fill(directory)
+        checkpoint = directory.path / "trials/trial-0000/checkpoint_000001_a_b/state.json"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        (directory.path / "study.db").write_bytes(b"")
+    code, out, _ = run_command(status, capsys, directory.uri)
+    assert code == 0 and "study: it holds no trial, but" in " ".join(out.split())
+
+
+def test_status_shows_what_the_last_driver_did_not_deliver(
+    directory: JobDirectory, store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.open(False, Interrupt()) as (_, held):
+        fill(directory)
+        held.on_heartbeat = lambda seconds: lease.Activity(undelivered="7 records for http://a: no answer")
+    assert read_status(store, "parabola").undelivered == "7 records for http://a: no answer"
+    code, out, _ = run_command(status, capsys, directory.uri)
+    assert code == 0 and "7 records for http://a: no answer" in " ".join(out.split())
+
+
 def test_status_of_half_written_study_shows_last_commit(
     directory: JobDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Decoding of a frame reference as an RGB image. A damaged file is an error, never repaired."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def decode_image(frame: Frame) -> Image.Image:
 
 def _decode_file(frame: Frame) -> Image.Image:
     if not frame.path.is_file():  # reading a pipe would block
-        raise DataError(f"{frame.path}: no such file; expected an image file")
+        raise DataError(f"{frame.path}: {_why_no_file(frame.path)}; expected an image file")
     try:
         encoded = frame.path.read_bytes()
     except OSError as error:
@@ -39,6 +40,12 @@ def _decode_file(frame: Frame) -> Image.Image:
         return images.decode(encoded)
     except ValueError as error:
         raise DataError(f"{frame.path}: {error}; expected a complete image file") from error
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which is no file"
+    return "not a regular file" if path.exists() else "no such file"
 
 
 def _decode_object(frame: Frame, key: str) -> Image.Image:

@@ -107,3 +107,8 @@ def test_status_is_repeated_among_many_lines(
             progress.print(f"trial {number} ended")
             time.sleep(0.1)
     assert "3 of 9 trials" in output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("age", "seconds"), [(0, 5), (50, 5), (300, 30), (600, 60), (90_000, 60)])
+def test_activity_of_a_long_job_is_repeated_less_often(age: float, seconds: float) -> None:
+    assert module.pause(5, age) == seconds

@@ -1,13 +1,16 @@
 """Starting or joining a cluster, and the number of trials that run at once on it."""
 
+import socket
+import subprocess
 from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 
 from orchestrator.config.sections import Resources
 from orchestrator.errors import InputError
 from orchestrator.execution import cluster
-from orchestrator.execution.cluster import Cluster, start
+from orchestrator.execution.cluster import Cluster, HeadWatch, start
 
 SMALL = ({"CPU": 1.0, "trial_slot": 8.0},)
 
@@ -65,6 +68,35 @@ def test_start_address_that_nobody_answers_names_its_source(
     monkeypatch.setenv("RAY_ADDRESS", address if source == "RAY_ADDRESS" else "")
     with pytest.raises(InputError, match=f"^{source} {line}"):
         start(address if source == "--address" else None)
+
+
+def test_start_without_the_token_of_the_cluster_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are those of Ray 2.60: a real cluster with tokens takes ten seconds to start."""
+    words = b"InvalidAuthToken: Authentication token is missing or incorrect. Note: RAY_AUTH_MODE is"
+    fails = Mock(side_effect=subprocess.CalledProcessError(1, "ray", stderr=words))
+    monkeypatch.setattr(cluster.subprocess, "run", fails)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"^--address {address}: the token of this Ray cluster is miss"):
+            start(address)
+
+
+def test_head_that_stops_answering_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        watch = HeadWatch(f"{host}:{port}")
+        watch.check()
+    assert not caplog.messages
+    for _ in range(2):
+        watch.check()
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"the head of the Ray cluster at {host}:{port} does not answer (Connection refused)"
+    )
+    with socket.create_server((host, port)):
+        watch.check()
+    assert caplog.messages[1:] == [f"the head of the Ray cluster at {host}:{port} answers again"]
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])

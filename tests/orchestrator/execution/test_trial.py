@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 from orchestrator.errors import StorageError, TrialError
@@ -85,6 +86,17 @@ def test_trial_that_failed_is_not_tried_again(run_trial: RunTrial) -> None:
 
 def test_full_storage_halts_the_trial(run_trial: RunTrial) -> None:
     assert run_trial((StorageError("storage: full", full=True), "")) == [Halted("storage: full")]
+
+
+@pytest.mark.parametrize("place", ["trials", "link"])
+def test_storage_with_something_in_the_place_of_a_folder_halts_the_trial(
+    place: str, run_trial: RunTrial, spec: TrialSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("/nowhere") if place == "link" else (tmp_path / "trials").touch()
+    filesystem, path = pyarrow.fs.LocalFileSystem(), tmp_path / place / "trial-0000"
+    with pytest.raises(OSError) as raised:
+        TrialFolder(filesystem, str(path)).create()
+    assert run_trial((raised.value, "")) == [Halted(f"storage: {raised.value}")]
 
 
 @pytest.mark.parametrize("error", [OSError("no answer"), lost(by_storage=True)])

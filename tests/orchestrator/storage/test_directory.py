@@ -59,10 +59,12 @@ def test_folder_that_is_a_link_to_nothing_is_refused(sweep: Sweep, tmp_path: Pat
     assert refusal_of(sweep) == f"storage: {folder} is a link to /nowhere, which does not exist"
 
 
-def test_folder_that_is_a_file_is_refused(sweep: Sweep, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "parabola").touch()
-    assert refusal_of(sweep) == f"storage: {tmp_path}/store/parabola is a file, not a folder"
+@pytest.mark.parametrize("name", ["parabola", "parabola/trials"])
+def test_folder_that_is_a_file_is_refused(name: str, sweep: Sweep, tmp_path: Path) -> None:
+    file = tmp_path / "store" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert refusal_of(sweep) == f"storage: {file} is a file, not a folder"
 
 
 def test_record_has_the_present_schema(folder: Path) -> None:

@@ -227,6 +227,17 @@ def test_resolve_unreadable_frame_names_set_and_file(tmp_path: Path, folder: Pat
         resolve(with_set(tmp_path, layout="prid2011", folder=folder), "real")
 
 
+@pytest.mark.parametrize("target", ["/nowhere", "0001.png"])
+def test_resolve_link_to_no_file_is_named_or_skipped(target: str, tmp_path: Path, folder: Path) -> None:
+    frame = folder / "multi_shot/cam_a/person_0001/0001.png"
+    frame.unlink()
+    frame.symlink_to(target)
+    config = with_set(tmp_path, layout="prid2011", folder=folder)
+    with pytest.raises(DataError, match=rf"^data\.sets\.real: {frame}: a link to {target}, which is no file"):
+        resolve(config, "real")
+    assert resolve(config.model_copy(update={"unreadable": "skip"}), "real").skipped == 1
+
+
 def test_set_config_requires_exactly_one_source(tmp_path: Path) -> None:
     for fields in ({}, {"folder": "/x", "generate": {}}):
         with pytest.raises(ValidationError, match="exactly one of folder and generate"):
