@@ -100,6 +100,8 @@ class Driver(ABC, Generic[OutcomeType]):
                     f"the {self._job.kind} {self._job.name} is finished; --fresh starts it over"
                 )
                 self.summarise(outcome)
+                for line in self.lost(outcome):
+                    self._progress.print(line)
                 return ExitCode.DONE
             if not dry_run:
                 self._directory.check_driver()
@@ -208,6 +210,10 @@ class Driver(ABC, Generic[OutcomeType]):
     @abstractmethod
     def summarise(self, outcome: OutcomeType) -> None:
         """Show the outcome on the terminal."""
+
+    def lost(self, outcome: OutcomeType) -> list[str]:
+        """Return what somebody has deleted of a finished job, one line each."""
+        return []
 
     def show_unfinished(self, study: Study) -> None:
         """Show what a study has so far, after an interruption."""

@@ -52,7 +52,7 @@ from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
 from orchestrator.tracking.gate import check_rule, make_rule
-from orchestrator.tracking.model_registry import RegisteredModel, check_registry
+from orchestrator.tracking.model_registry import RegisteredModel, check_registry, is_gone
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import ERROR, Comparable, DataSetRecord
 
@@ -336,6 +336,17 @@ class SweepDriver(Driver[SweepOutcome]):
             self._progress.print(failure)
         for label, text in _commands(outcome).items():
             self._progress.print(f"{label}: {text}")
+
+    def lost(self, outcome: SweepOutcome) -> list[str]:
+        """Return a line if the registered version was deleted."""
+        model = outcome.model
+        if model is None or not is_gone(outcome.tracking, model, outcome.sweep):
+            return []
+        file = self._directory.locate("outcome.json")
+        return [
+            f"warning: {model.name} version {model.version} was deleted from the registry; remove {file} and "
+            "rerun the command to register the model again"
+        ]
 
     def _transfer(self) -> list[TransferredTrial]:
         """Return the trials of earlier sweeps that fit into the search space, and log how many do."""

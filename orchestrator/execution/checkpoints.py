@@ -202,7 +202,7 @@ def check_files(filesystem: pyarrow.fs.FileSystem, checkpoint: str, copy: Path) 
             checksums = dict(json.loads(marker.read()))
     except FileNotFoundError as error:
         if epoch_of(checkpoint):  # else version 0.1.0 wrote it
-            raise DamagedError("it was deleted meanwhile") from error
+            raise DamagedError("it was deleted") from error
         return
     except (ValueError, TypeError):
         return

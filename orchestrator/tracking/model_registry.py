@@ -17,13 +17,13 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.errors import SweepError, TrackingError, one_line
+from orchestrator.errors import InputError, SweepError, TrackingError, one_line
 from orchestrator.tracking import evidence as evidences
-from orchestrator.tracking import model_card
+from orchestrator.tracking import model_card, preflight
 from orchestrator.tracking.alias import Alias
 from orchestrator.tracking.evidence import DATA_TAG, TRAINABLE_TAG, Evidence
 from orchestrator.tracking.gate import Decision, Rule
-from orchestrator.tracking.model_files import DIGEST_TAG, digest, fetch
+from orchestrator.tracking.model_files import DIGEST_TAG, client_of, digest, fetch
 from orchestrator.tracking.outbox import describe_error
 from orchestrator.tracking.promotion import (
     DECISION_TAG,
@@ -40,7 +40,7 @@ from orchestrator.tracking.promotion import (
     records_of,
     who,
 )
-from orchestrator.tracking.records import dataset_digest, dataset_inputs
+from orchestrator.tracking.records import SWEEP_TAG, dataset_digest, dataset_inputs
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
 
@@ -142,6 +142,18 @@ def register(
     )
 
 
+def is_gone(uri: str, model: RegisteredModel, sweep: str) -> bool:
+    """Return whether a version that a sweep registered was deleted; False where the store does not tell."""
+    try:
+        preflight.check(uri)
+        version = client_of(uri).get_model_version(model.name, str(model.version))
+    except InputError:
+        return False
+    except MlflowException as error:
+        return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+    return version.tags.get(SWEEP_TAG, sweep) != sweep  # a later sweep may have registered one of this number
+
+
 def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str = "") -> None:
     """Check that this login may add versions to a model, by setting and deleting a tag.
 
@@ -202,7 +214,7 @@ def _create_version(
     model_id = _find_upload(tracker, run_id, model) or _upload(run_id, export, model)
     _log_scores(client, run_id, model_id, evidence.scores, data_sets)
     evidences.write(client, run_id, evidence)
-    tags = {**identity, "sweep.name": tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
+    tags = {**identity, SWEEP_TAG: tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
     tags |= {TRAINABLE_TAG: evidence.trainable} if evidence.trainable else {}
     tags |= {f"{DATA_TAG}{name}": str(value) for name, value in record.get("data", {}).items()}
     tags[DIGEST_TAG] = _digest(client, tracker.uri, model_id)

@@ -13,6 +13,9 @@ from orchestrator.errors import plain_text
 from orchestrator.tracking import provenance
 from orchestrator.trainable import DataSetRecord
 
+SWEEP_TAG = "sweep.name"
+"""Tag of a run and of a version with the name of its job."""
+
 _DIGEST_CHARACTERS = 36
 """Length of a data set's digest that MLflow keeps."""
 

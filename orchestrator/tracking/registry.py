@@ -42,6 +42,7 @@ from orchestrator.tracking.promotion import (
     rollback,
     who,
 )
+from orchestrator.tracking.records import SWEEP_TAG
 from orchestrator.tracking.store import quiet_mlflow
 from orchestrator.trainable import Comparable
 
@@ -179,7 +180,7 @@ class Registry:
                     "version": int(version.version),
                     "verdict": version.tags[DECISION_TAG],
                     "reason": "registered by an earlier release, which kept no reason",
-                    "by": {"sweep": version.tags.get("sweep.name", "")},
+                    "by": {"sweep": version.tags.get(SWEEP_TAG, "")},
                 }
                 for version in versions
                 if DECISION_TAG in version.tags and not self._records([version])
@@ -333,7 +334,7 @@ class Registry:
             "version": int(version.version),
             "aliases": sorted(self._aliases_of(version)),
             "created": _time(version.creation_timestamp),
-            "sweep": version.tags.get("sweep.name", ""),
+            "sweep": version.tags.get(SWEEP_TAG, ""),
             "trial": version.tags.get("trial.number", ""),
             "decision": version.tags.get(DECISION_TAG, ""),
             "reason": records[-1].reason if records else "",

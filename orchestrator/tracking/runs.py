@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities import Metric, Param, Run
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.tracking.records import run_source, run_tags
+from orchestrator.tracking.records import SWEEP_TAG, run_source, run_tags
 from orchestrator.tracking.store import open_experiment
 
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -217,7 +217,7 @@ class JobRuns:
         )
 
     def _tags(self, kind: str) -> dict[str, str]:
-        tags = {"sweep.id": self._job_id, "sweep.name": self._name, "run.kind": kind}
+        tags = {"sweep.id": self._job_id, SWEEP_TAG: self._name, "run.kind": kind}
         return tags | {"schema": str(_SCHEMA)}
 
 

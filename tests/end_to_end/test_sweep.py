@@ -76,6 +76,15 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     assert "parabola version 1, alias champion" in again.stdout
     assert len(client.search_runs([client.get_experiment_by_name("parabola").experiment_id])) == 5
 
+    client.delete_registered_model("parabola")
+    warned = sweep(file, "--storage", str(store)).stdout
+    assert (
+        f"version 1 was deleted from the registry; remove {store}/parabola/outcome.json and rerun" in warned
+    )
+    (store / "parabola/outcome.json").unlink()
+    assert sweep(file, "--storage", str(store)).returncode == 0
+    assert int(client.get_model_version_by_alias("parabola", "champion").version) == 1
+
     changed = refused(file, "--storage", str(store), "--set", "search.steps={int: [1, 2]}")
     assert "search.steps: int [1, 3] → int [1, 2]" in changed
 
