@@ -247,7 +247,7 @@ def _seconds_ago(report: Mapping[str, float]) -> float:
 
 
 def _default_activity(status: Status) -> str:
-    return "starting" if status.state in lookup.DRIVEN else f"resumes when the {status.kind} is rerun"
+    return "starting" if status.state in lookup.DRIVEN else "resumes when the command is rerun"
 
 
 def _with_ages(

@@ -230,7 +230,7 @@ def test_driver_state_with_lock_follows_the_lock(
     with store.lock("parabola"):
         assert read_status(store, "parabola").state == "running"
     shown = read_status(store, "parabola")
-    assert shown.state == "died" and shown.activity["trial-0002"] == "resumes when the sweep is rerun"
+    assert shown.state == "died" and shown.activity["trial-0002"] == "resumes when the command is rerun"
     code, out, _ = run_command(stop, capsys, directory.uri)
     assert code == 0 and out == f"{directory.uri} is not running\n"
     with store.lock("parabola"):
@@ -522,7 +522,7 @@ def test_status_of_a_trial_shows_reason_log_and_last_report(
     assert complete["last_report"]["metrics"] == {"val/score": -0.25}
     assert complete["checkpoint"] is None or complete["checkpoint"].startswith(directory.uri)
     assert failed["state"] == "failed" and failed["reason"] == "RuntimeError: no"
-    assert running["activity"] == "resumes when the sweep is rerun" and running["last_report"] is None
+    assert running["activity"] == "resumes when the command is rerun" and running["last_report"] is None
     code, out, _ = run_command(status, capsys, directory.uri, "--trial", "1")
     assert code == 0 and "RuntimeError: no" in out
 
@@ -635,5 +635,5 @@ def test_status_and_stop_reach_a_real_sweep(tmp_path: Path) -> None:
     assert "a stop was requested" in output and "interrupted; rerun the command to resume the sweep" in output
     after = json.loads(command_line.run("status", Path(uri), "--json").stdout)
     assert after["state"] == "stopped" and after["activity"] == {
-        "trial-0000": "resumes when the sweep is rerun"
+        "trial-0000": "resumes when the command is rerun"
     }

@@ -76,7 +76,7 @@ def test_status_shows_the_best_trial(document: dict[str, Any]) -> None:
 
 
 def test_status_says_that_a_trial_resumes(document: dict[str, Any]) -> None:
-    assert document["activity"] == {"trial-0002": "resumes when the sweep is rerun"}
+    assert document["activity"] == {"trial-0002": "resumes when the command is rerun"}
 
 
 def test_status_groups_failures_by_reason(document: dict[str, Any]) -> None:
