@@ -165,7 +165,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         return Activity(trials=trials, undelivered=self._tracker.delivery_problem())
 
     def status_line(self) -> str:
-        """Return trials by state, the headline of the study, epochs, time elapsed and time remaining."""
+        """Return trials by state, the headline of the study, epochs, times, and what is waited for."""
         counts = ", ".join(f"{count} {state}" for state, count in self._study.count().items())
         total, ended = self._study.total, self._ended()
         elapsed = time.monotonic() - self._start
@@ -175,6 +175,8 @@ class TrialMonitor(NotSnapshotted, Callback):
         remaining = self._estimate.remaining(ended - self._ended_before, total - ended, elapsed)
         if remaining is not None:
             line += f", about {format_duration(remaining)} remaining"
+        if waiting := sum(text != _TRAINING for text in list(self._activity.values())):
+            line += f" | {waiting} waiting for workers"
         if (seconds := self._study.seconds_busy()) > _LONG_SECONDS:
             line += f" | waiting for the study for {format_duration(seconds)}"
         return line

@@ -108,6 +108,7 @@ def test_activity_says_how_often_a_trial_lost_its_workers_and_why(sweep: Sweep) 
             return text
 
         assert activity() == "waiting for its workers, epoch 0"
+        assert monitor.status_line().endswith(" | 1 waiting for workers")
         text = activity(WorkersLost("its process died"), WorkersLost("its node died"))
         assert text == "waiting for its workers, epoch 0; lost its workers 2 times: its node died"
 
