@@ -321,15 +321,17 @@ class Driver(ABC, Generic[OutcomeType]):
             if not lease.lost:
                 metrics, note = (self.metrics(outcome), self.note(outcome)) if outcome else ({}, "")
                 tracker.finish(status, metrics, note)
-                with self._progress.activity("delivering the last records to MLflow"):
-                    undelivered = "; ".join(filter(None, [tracker.flush(), *self._refused_files]))
+                try:
+                    with self._progress.activity("delivering the last records to MLflow"):
+                        undelivered = "; ".join(filter(None, [tracker.flush(), *self._refused_files]))
+                finally:
+                    lease.on_heartbeat = self._last_activity(tracker)
                 ended: dict[str, EndOfDriver] = {
                     "FINISHED": "finished",
                     "FAILED": "failed",
                     "KILLED": "stopped",
                 }
                 OutcomeMetric(self._job.name).set(ended[status])
-                lease.on_heartbeat = self._last_activity(tracker)
             if undelivered:
                 _log.warning("%s; rerun the command to try again", undelivered)
         if outcome is not None and not undelivered:
