@@ -279,7 +279,7 @@ def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> 
 
 def _check(training: Training, folder: "TrainingFolder", only_scored: bool) -> None:
     """Raise InputError if the folder is not for this training, or has no checkpoint to score."""
-    folder.check(training.trainable, training.subject, training.config, may_differ=only_scored)
+    folder.check(training.trainable, training.subject, training.config, scores=only_scored)
     if only_scored and folder.checkpoint() is None:
         raise InputError(f"--score: {folder.path} holds no checkpoint")
 
@@ -341,7 +341,7 @@ def _score(training: Training, folder: "TrainingFolder", progress: Progress) -> 
     if not scores:
         progress.print("the config names no target to score on")
         return ExitCode.DONE
-    folder.write_scores(scores)
+    folder.write_scores(scores, training.subject, training.config)
     progress.show(pairs("Scores", {name: format_number(value) for name, value in scores.items()}))
     return ExitCode.DONE
 

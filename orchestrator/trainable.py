@@ -192,6 +192,18 @@ class SearchChecking(Protocol):
 
 
 @runtime_checkable
+class ScoredAgain(Protocol):
+    """A trainable that knows which settings may change when a checkpoint is scored again.
+
+    With other settings, the checkpoint might not fit, or be scored on identities that it was trained on.
+    """
+
+    @property
+    def scoring_paths(self) -> Collection[str]:
+        """Paths and groups of the config that only scoring uses, such as ``evaluation``."""
+
+
+@runtime_checkable
 class MetricsByConfig(Protocol):
     """A trainable whose metrics depend on its config, such as scores on sets that the config names."""
 

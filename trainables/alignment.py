@@ -61,6 +61,7 @@ class AlignmentTrainable:
         "frames_per_second": "max",
     }
     throughput = "frames_per_second"
+    scoring_paths = ("data.cache", "data.sets", "data.targets", "data.unreadable", "evaluation")
 
     def __init__(self) -> None:
         self._checked: list[tuple[DataConfig, int]] = []

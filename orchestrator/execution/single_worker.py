@@ -19,7 +19,7 @@ from orchestrator.console.tables import format_number
 from orchestrator.errors import InputError, StorageError
 from orchestrator.execution.checkpoints import TrialFolder, epoch_of
 from orchestrator.storage.local import LocalStore
-from orchestrator.trainable import Trainable, checked_report
+from orchestrator.trainable import ScoredAgain, Trainable, checked_report
 
 _CONFIG, _CURVES, _SCORES, _LOCK = "config.yaml", "curves.csv", "scores.json", ".lock"
 _OWNER = "single"
@@ -33,11 +33,11 @@ class TrainingFolder:
         self._store = LocalStore(path)
         self._checkpoints = TrialFolder(pyarrow.fs.LocalFileSystem(), str(path), _OWNER)
 
-    def check(self, trainable: str, subject: Trainable, config: BaseModel, *, may_differ: bool) -> None:
+    def check(self, trainable: str, subject: Trainable, config: BaseModel, *, scores: bool) -> None:
         """Check that the folder can be used: that it is empty, or that of a training with this config.
 
         Raises:
-            InputError: it cannot. ``may_differ`` allows another config of the same trainable.
+            InputError: it cannot. ``scores``: nothing is trained, so that settings of the scoring may differ.
         """
         try:
             str(self.path).encode()
@@ -56,25 +56,29 @@ class TrainingFolder:
             return
         if _CONFIG not in names:
             raise InputError(f"--output: {self.path} has other files; name a new or an empty folder")
-        differences = self._differences(trainable, subject, config, may_differ)
+        recorded, before = self._recorded(subject)
+        free: tuple[str, ...] = ("",) if scores else ()
+        remedy = "name another folder"
+        if scores and isinstance(subject, ScoredAgain):
+            free = tuple(subject.scoring_paths)
+            remedy = f"only {', '.join(free)} may differ when a checkpoint is scored again"
+        differences = changes({"trainable": recorded}, {"trainable": trainable})
+        differences += changes(_without(free, before), _without(free, _texts(config)))
         if differences:
             raise InputError(
                 f"--output: {self.path} holds a training with other settings: {'; '.join(differences)}; "
-                "name another folder"
+                f"{remedy}"
             )
         self.reports()
 
-    def _differences(
-        self, trainable: str, subject: Trainable, config: BaseModel, may_differ: bool
-    ) -> list[str]:
+    def _recorded(self, subject: Trainable) -> tuple[str, dict[str, str]]:
+        """Return the trainable of the training, and its config as texts by path; raises InputError."""
         file = self.path / _CONFIG
         try:
             recorded = Document.read(file, "training").tree
-            before = subject.Config.model_validate(recorded["config"])
-            differences = changes({"trainable": str(recorded["trainable"])}, {"trainable": trainable})
+            return str(recorded["trainable"]), _texts(subject.Config.model_validate(recorded["config"]))
         except (InputError, ValidationError, KeyError, RecursionError) as error:
             raise InputError(f"--output: {file} is damaged; name another folder") from error
-        return differences if may_differ else differences + changes(_texts(before), _texts(config))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -129,10 +133,22 @@ class TrainingFolder:
         writer.writerows(reports)
         self._store.write(_CURVES, text.getvalue().encode())
 
-    def write_scores(self, scores: Mapping[str, float]) -> None:
-        """Write the scores on the targets; one that is not finite is null."""
+    def write_scores(self, scores: Mapping[str, float], subject: Trainable, config: BaseModel) -> None:
+        """Add the scores on the targets, with the settings that differ from those of the training.
+
+        A score that is not finite is null. Scores with the same settings are replaced.
+        """
+        _, before = self._recorded(subject)
+        settings = {path: text for path, text in _texts(config).items() if before.get(path) != text}
         finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-        self._store.write(_SCORES, f"{json.dumps(finite, indent=1)}\n".encode())
+        kept = self._store.read(_SCORES)
+        try:
+            earlier = [] if kept is None else json.loads(kept[0])
+            others = [entry for entry in earlier if entry["settings"] != settings]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            others = []  # damaged
+        entries = [*others, {"settings": settings, "scores": finite}]
+        self._store.write(_SCORES, f"{json.dumps(entries, indent=1, ensure_ascii=False)}\n".encode())
 
     def write_error(self, traceback: str) -> Path:
         """Write the traceback of an exception of the trainable; return the file."""
@@ -189,6 +205,15 @@ class SingleWorker:
     def status(self) -> str:
         """Return what is trained at the moment."""
         return f"epoch {min(self._epoch + 1, self._epochs)} of {self._epochs}{self._step}"
+
+
+def _without(groups: Sequence[str], texts: Mapping[str, str]) -> dict[str, str]:
+    """Return the texts whose path is none of ``groups`` and not below one; all are below the empty one."""
+    return {
+        path: text
+        for path, text in texts.items()
+        if not any(not group or path == group or path.startswith(f"{group}.") for group in groups)
+    }
 
 
 def _texts(config: BaseModel) -> dict[str, str]:

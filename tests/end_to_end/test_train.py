@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orchestrator import train
+from tests.support.example_trainable import ExampleTrainable
 from tests.support.paths import ROOT
 from tests.support.sweep_files import TRAINABLE, sweep_text, write_comparison, write_sweep
 
@@ -51,7 +52,8 @@ def test_train_keeps_config_curves_scores_and_checkpoint(
     recorded = yaml.safe_load((output / "config.yaml").read_text())
     assert recorded["trainable"] == TRAINABLE and recorded["config"]["epochs"] == 4
     assert [row["epoch"] for row in curves(output)] == ["1.0", "2.0", "3.0", "4.0"]
-    assert list(json.loads((output / "scores.json").read_text())) == ["test/parabola/score"]
+    (scored,) = json.loads((output / "scores.json").read_text())
+    assert scored["settings"] == {} and list(scored["scores"]) == ["test/parabola/score"]
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(output.glob("checkpoint_000004_*.complete"))) == 1
 
@@ -105,10 +107,25 @@ def test_score_uses_the_checkpoint_with_other_settings(tmp_path: Path) -> None:
     output = tmp_path / "trained"
     arguments = [*write_form("config", tmp_path), "--output", str(output)]
     assert train.main(arguments) == 0
-    (output / "scores.json").unlink()
-    assert train.main([*arguments, "--score", "--set", "seed=3"]) == 0
-    assert (output / "scores.json").exists()
+    for _ in range(2):
+        assert train.main([*arguments, "--score", "--set", "seed=3"]) == 0
+    scored = json.loads((output / "scores.json").read_text())
+    assert [each["settings"] for each in scored] == [{}, {"seed": "3"}]
     assert yaml.safe_load((output / "config.yaml").read_text())["config"]["seed"] == 0
+
+
+def test_score_refuses_settings_that_the_training_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExampleTrainable, "scoring_paths", ("marker",), raising=False)
+    arguments = [*write_form("config", tmp_path), "--output", str(tmp_path / "trained")]
+    assert train.main(arguments) == 0
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert train.main([*arguments, "--score", "--set", "seed=3", "--set", "marker=other"]) == 2
+    line = capsys.readouterr().err
+    assert "other settings: seed: 0 → 3; only marker may differ when a checkpoint is scored again" in line
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert train.main([*arguments, "--score", "--set", "marker=other"]) == 0
 
 
 BAD: dict[str, tuple[str, list[str], str]] = {
