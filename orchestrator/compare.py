@@ -115,6 +115,8 @@ def write_best(parsed: argparse.Namespace) -> int:
     except OSError as error:
         return report_error(InputError(f"{file}: cannot be written: {error.strerror}"))
     command = f"python -m orchestrator.compare {shlex.quote(str(file))}"
+    if len(variants) < top:
+        progress.print(f"{sweep} has only {len(variants)} complete trials that differ, not {top}")
     progress.print(f"{file} compares {', '.join(variants)}; run it with: {command}")
     return ExitCode.DONE
 

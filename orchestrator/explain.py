@@ -47,7 +47,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "Explain every path of a config: type, range, default, value and meaning.",
         EXAMPLES,
     )
-    parser.add_argument("subject", help="file of a sweep or comparison, or a trainable, package.module:Class")
+    parser.add_argument(
+        "subject", help="file of a sweep, comparison or training, or a trainable, package.module:Class"
+    )
     parser.add_argument(
         "path", nargs="?", default="", help="explain only this path, or the paths in this group"
     )
@@ -61,7 +63,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         choices=("sweep", "comparison"),
         help="print the JSON schema of such files, for editors",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--trainable", metavar="PACKAGE.MODULE:CLASS", help="trainable of a file that holds a config alone"
+    )
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for_scripts = parsed.json or parsed.schema
     try:
         with nullcontext() if for_scripts else progress.activity(f"reading {parsed.subject}"):
-            subject = read(parsed.subject, parsed.set)
+            subject = read(parsed.subject, parsed.set, parsed.trainable)
         if parsed.schema:
             from orchestrator.config.file_schema import file_schema
 
@@ -91,12 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.DONE
 
 
-def read(subject: str, overrides: Sequence[str] = ()) -> Subject:
+def read(subject: str, overrides: Sequence[str] = (), dotted: str | None = None) -> Subject:
     """Return what to explain.
 
     Args:
         subject: a file, or ``package.module:Class``.
         overrides: ``PATH=VALUE``, for a file.
+        dotted: trainable of a file that holds a config alone.
 
     Raises:
         InputError: the file is not valid, or there is no such trainable.
@@ -105,6 +111,7 @@ def read(subject: str, overrides: Sequence[str] = ()) -> Subject:
     from orchestrator.config.comparison import SEED, read_comparison
     from orchestrator.config.document import Document, Override, flatten
     from orchestrator.config.sweep import read_sweep
+    from orchestrator.train import TRAINING_KEYS, read_config
 
     if ":" in subject and not _exists(subject):
         if overrides:
@@ -117,7 +124,11 @@ def read(subject: str, overrides: Sequence[str] = ()) -> Subject:
     ):
         raise InputError(f"there is no file {subject!r}; for a trainable, write package.module:Class")
     changes = [Override.parse(text) for text in overrides]
-    if "variants" in Document.read(Path(subject)).tree:
+    document = Document.read(Path(subject))
+    if dotted is not None or document.tree.keys() <= TRAINING_KEYS:
+        training = read_config(document, changes, dotted)
+        return Subject(training.subject, training.config, {})
+    if "variants" in document.tree:
         comparison = read_comparison(subject, changes)
         varied = dict.fromkeys(comparison.splits, "varied by splits")
         if len(comparison.seeds) > 1:

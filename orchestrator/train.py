@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 PROGRAM = "TRAIN_PROGRAM"
 """Variable with the command line by which `trainables.train` was called, for the help."""
 
+TRAINING_KEYS = {"name", "trainable", "config"}
+"""Keys of a file that holds one config and names its trainable."""
+
 EXAMPLES = """\
 examples:
   python -m orchestrator.train search_spaces/alignment.yaml --output trained
@@ -65,9 +68,9 @@ class Training(NamedTuple):
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser("python -m orchestrator.train", "Train one config in one process.", EXAMPLES)
-    if PROGRAM in os.environ:
-        parser.prog = os.environ[PROGRAM]
+    own = "python -m orchestrator.train"
+    program = os.environ.get(PROGRAM, own)
+    parser = Parser(program, "Train one config in one process.", EXAMPLES.replace(own, program))
     parser.add_argument("file", help="file of a sweep, of a comparison, or of one config (YAML)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
@@ -133,7 +136,7 @@ def read(parsed: argparse.Namespace, overrides: "list[Override]") -> Training:
         raise InputError(f"--variant: {file} is not the file of a comparison, which has variants")
     if has_trainable and "search" in document.tree:
         return _read_sweep(file, overrides)
-    return _read_config(document, overrides, parsed.trainable)
+    return read_config(document, overrides, parsed.trainable)
 
 
 def _read_sweep(file: Path, overrides: "list[Override]") -> Training:
@@ -189,8 +192,12 @@ def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) 
     )
 
 
-def _read_config(document: "Document", overrides: "list[Override]", dotted: str | None) -> Training:
-    """Return the training of a file that holds one config, with or without its trainable."""
+def read_config(document: "Document", overrides: "Sequence[Override]", dotted: str | None) -> Training:
+    """Return the training of a file that holds one config, with or without its trainable.
+
+    Raises:
+        InputError: the file is not valid.
+    """
     from orchestrator.errors import FieldError
 
     for override in overrides:
@@ -215,7 +222,7 @@ def _checked(document: "Document", dotted: str | None) -> Training:
     prefix: tuple[str, ...] = ()
     if "trainable" in tree:
         for key in tree:
-            if key not in ("name", "trainable", "config"):
+            if key not in TRAINING_KEYS:
                 raise FieldError(Fault((key,), f"unknown key{nearest(key, ('trainable', 'config'))}"))
         dotted, prefix = str(tree["trainable"]), ("config",)
         name, config = str(tree.get("name", name)), tree.get("config")

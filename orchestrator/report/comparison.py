@@ -27,14 +27,16 @@ def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Seque
     splits = len(next(iter(comparison.splits.values()), ()))
     runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
     pairs = len(comparison.grid_points)
-    lines = [f"Mean ± standard deviation over {runs}; the best mean is marked."]
+    marked = "; the best mean is marked" * (len(comparison.variants) > 1)
+    lines = [f"Mean ± standard deviation over {runs}{marked}."]
     several = splits > 1 and len(comparison.seeds) > 1
     over = "splits, each of which is the mean of its seeds," if several else "pairs"
     if len(comparison.variants) > 1:
         lines.append(
             f"Differences are from {comparison.baseline}, on the same split and seed ("
             f"{format_count(pairs, 'pair')} if no trial failed): their mean and its "
-            f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} of them)."
+            f"{CONFIDENCE:.0%} interval over the {over} by Student's t (none below {MIN_VALUES} of them, "
+            "and none where all are equal)."
         )
         lines += _explain_tests(columns)
     if splits > 1 and len(comparison.variants) > 1:
@@ -48,8 +50,13 @@ def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Seque
 
 
 def _explain_tests(columns: Sequence[Column]) -> list[str]:
-    """Return a sentence about p and about the differences that the comparison finds; none without a test."""
-    tested = [column for column in columns if column.detectable is not None][:_TABLE_METRICS]
+    """Return a sentence about p and about the differences that the comparison finds; none without a test.
+
+    It has the first metric of each group, such as ``test/walkers``.
+    """
+    groups = groupby(columns, key=lambda column: column.metric.rpartition("/")[0])
+    firsts = [next((each for each in group if each.detectable is not None), None) for _, group in groups]
+    tested = [column for column in firsts if column is not None]
     if not tested:
         return []
     tests = max(column.tests for column in tested)
@@ -72,20 +79,23 @@ def terminal_tables(comparison: Comparison, columns: Sequence[Column]) -> list[T
 
 
 def _table(comparison: Comparison, group: str, columns: Sequence[Column]) -> Table:
+    several = len(comparison.variants) > 1
     table = Table(title=group or "scores", title_justify="left", title_style="bold")
     table.add_column("variant", overflow="fold")
     table.add_column("trials", justify="right")
     for column in columns:
         table.add_column(column.metric.rpartition("/")[2], justify="right", no_wrap=True)
-        table.add_column(f"difference from {comparison.baseline}", justify="right", overflow="fold")
+        if several:
+            table.add_column(f"difference from {comparison.baseline}", justify="right", overflow="fold")
     for name in comparison.variants:
         counts = sorted({len(column.variants[name].values) for column in columns})
         cells = [name, " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))]
         for column in columns:
             summary = column.variants[name]
             spread = column.spread(summary)
-            cells.append(f"[bold]{spread} *[/bold]" if summary.best else f"{spread}  ")
-            cells.append("" if summary.difference is None else column.gain(summary))
+            cells.append(f"[bold]{spread} *[/bold]" if summary.best and several else f"{spread}  ")
+            if several:
+                cells.append("" if summary.difference is None else column.gain(summary))
         table.add_row(*cells)
     return table
 

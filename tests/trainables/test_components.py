@@ -23,8 +23,10 @@ from trainables.network.encoders import ENCODERS
 
 FILES = {
     "method": "my_methods.py",
+    "loss": "my_losses.py",
     "encoder": "my_encoders.py",
     "reader": "my_readers.py",
+    "sequence reader": "my_sequences.py",
     "sampler": "my_samplers.py",
     "augmentation": "my_augmentations.py",
 }
@@ -68,6 +70,7 @@ def test_augmentation_conforms(name):
 
 def test_examples_conform(flat):
     testing.check_method(METHOD["method"], METHOD["method_options"])
+    testing.check_method("my_losses:CompactMethod")
     testing.check_encoder(ENCODER["name"], ENCODER["options"])
     testing.check_reader("my_readers:FlatReader", flat, {"separator": "-"})
     testing.check_sampler(SAMPLER["sampler"], SAMPLER["sampler_options"])
@@ -132,6 +135,27 @@ def test_example_reader_is_trained_on(tiny, prepared, flat, tmp_path):
     [record] = [record for record in prepared.prepare(config) if record.role == "images"]
     assert (record.name, record.counts["identities"], record.counts["cameras"]) == ("flat", 4, 3)
     assert prepared.training(config, Recorder(tmp_path)).batches.images.identities == 4
+
+
+def test_example_of_a_sequence_reader_conforms(tmp_path):
+    for name in (
+        "p1_c1_1",
+        "p1_c1_2",
+        "p1_c2_1",
+        "p2_c1_1",
+        "p2_c2_1",
+        "p3_c1_1",
+        "p3_c2_1",
+        "p4_c1_1",
+        "p4_c2_1",
+    ):
+        save_image(tmp_path / "set" / name[:2] / f"{name}.png", 1)
+    testing.check_reader("my_sequences:NamedReader", tmp_path / "set")
+    data_set = read("my_sequences:NamedReader", tmp_path / "set", name="set")
+    assert [len(tracklet.frames) for tracklet in data_set.tracklets] == [2, *[1] * 7]
+    assert [(len(each.train), len(each.query), len(each.gallery)) for each in data_set.splits] == [
+        (4, 2, 2)
+    ] * 10
 
 
 def test_example_reader_is_inspected(flat, capsys):

@@ -19,7 +19,7 @@ class BatchConfig(Section):
 
     identities: int = Field(8, ge=2, description="identities of the sequences in a batch (P)")
     sequences: int = Field(2, ge=2, description="sequences per identity, from different cameras (K)")
-    frames: int = Field(8, ge=1, description="frames per sequence (T)")
+    frames: int = Field(8, ge=1, description="frames per sequence (T); those of a shorter tracklet repeat")
     image_identities: int = Field(16, ge=2, description="identities of the images in a batch")
     images: int = Field(2, ge=2, description="images per identity, from different cameras")
     passes: int = Field(1, ge=1, le=1000, description="passes of an epoch over the sequences' identities")

@@ -55,5 +55,5 @@ class DataSet:
     tracklets: tuple[Tracklet, ...]
     splits: tuple[Split, ...]
     notes: tuple[str, ...] = field(default=())
-    """Harmless differences from the published counts, one line each."""
+    """What to know of the set, such as differences from the published counts, one line each."""
     protocol: Protocol = "whole-gallery"

@@ -476,6 +476,7 @@ def test_generic_set_follows_its_split_list(layout: str, unpacked: Unpacked) -> 
         )
     )
     data_set = read(layout, folder, name="set", splits="official.json")
+    assert data_set.notes == ()
     first, second = data_set.splits
     sides = {
         part: {(t.identity, t.camera) for t in (data_set.tracklets[i] for i in getattr(first, part))}
@@ -516,6 +517,16 @@ def test_generic_split_list_that_is_wrong_is_refused(
     if content is not None:
         (folder / "official.json").write_text(content)
     assert re.search(line, refused("sequences", folder, splits="official.json"))
+
+
+def test_queries_without_a_match_are_counted(unpacked: Unpacked) -> None:
+    folder = unpacked("sequences")
+    split = {"train": ["p1"], "query": ["p2/front", "p3"], "gallery": ["p2/side", "p4"]}
+    (folder / "official.json").write_text(json.dumps([split]))
+    data_set = read("sequences", folder, name="set", splits="official.json")
+    queries = len(data_set.splits[0].query)
+    note = f"split 0: 4 of {queries} queries have no match in another camera, and do not count"
+    assert data_set.notes == (note,)
 
 
 def test_name_in_another_unicode_form_is_told(unpacked: Unpacked) -> None:

@@ -80,7 +80,8 @@ def read_images(folder: Path, name: str, options: GenericOptions) -> DataSet:
         for identity, camera, path in cameras(root, IMAGES)
         for image in image_names(path, IMAGES)
     )
-    return DataSet(name, "image", tracklets, splits(root, tracklets, options, is_image=True))
+    chosen = splits(root, tracklets, options, is_image=True)
+    return DataSet(name, "image", tracklets, chosen, unmatched_queries(tracklets, chosen))
 
 
 def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
@@ -96,7 +97,8 @@ def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
         raise DataError(
             f"{root}: {some(unpaired)} in one camera only; expected every identity in at least two cameras"
         )
-    return DataSet(name, "sequence", tracklets, splits(root, tracklets, options, is_image=False))
+    chosen = splits(root, tracklets, options, is_image=False)
+    return DataSet(name, "sequence", tracklets, chosen, unmatched_queries(tracklets, chosen))
 
 
 def cameras(root: Path, expected: str) -> Iterator[tuple[str, str, Path]]:
@@ -140,6 +142,21 @@ def splits(
         split_by_identity(tracklets, train, test, lambda t: t.camera == first[t.identity])
         for train, test in random_halves(identities, options.random_splits, options.seed)
     )
+
+
+def unmatched_queries(tracklets: Sequence[Tracklet], splits: Sequence[Split]) -> tuple[str, ...]:
+    """Return a note for each split with queries that have no match in another camera of its gallery."""
+    notes = []
+    for number, split in enumerate(splits):
+        cameras = seen([tracklets[i] for i in split.gallery])
+        queries = [tracklets[i] for i in split.query]
+        without = sum(not cameras.get(each.identity, set()) - {each.camera} for each in queries)
+        if without:
+            notes.append(
+                f"split {number}: {without} of {len(queries)} queries have no match in another camera, and do"
+                " not count"
+            )
+    return tuple(notes)
 
 
 def read_split_list(file: Path) -> list[ListedSplit]:
