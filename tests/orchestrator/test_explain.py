@@ -121,6 +121,19 @@ def test_command_explains_a_comparison(tmp_path: Path, capsys: pytest.CaptureFix
     assert entries["seed"]["varied"] == "varied by seeds"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_command_explains_the_file_of_a_training(
+    alone: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "training.yaml"
+    file.write_text("steps: 3\n" if alone else f"trainable: {TRAINABLE}\nconfig: {{steps: 3}}\n")
+    options = ["--trainable", TRAINABLE] if alone else []
+    (entry,) = explained(
+        capsys, str(file), "--set", "steps=4" if alone else "config.steps=4", *options, "steps"
+    )
+    assert entry["value"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

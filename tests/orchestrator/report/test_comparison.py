@@ -50,6 +50,17 @@ def test_terminal_tables_of_six_metrics_fit_plain_output(comparison: Comparison)
     assert re.search(r"0\.\d+ ± 0\.\d+ \*", text)
 
 
+def test_table_of_one_variant_compares_nothing(comparison: Comparison) -> None:
+    alone = comparison.model_copy(update={"variants": {"plain": {}}})
+    rows, columns = trained(alone, ["test/b/mAP"])
+    console = Console(width=120, record=True)
+    console.print(*report.terminal_tables(alone, columns))
+    text = console.export_text()
+    assert re.search(r"plain +│ +\d+ │ +0\.\d+ ± 0\.\d+ +│", text)
+    assert "difference" not in text and "*" not in text
+    assert "marked" not in " ".join(report.explain_table(alone, columns, rows))
+
+
 def test_explanation_counts_pairs_and_failed_trials(comparison: Comparison) -> None:
     rows, columns = trained(comparison, SIX_METRICS)
     text = " ".join(report.explain_table(comparison, columns, rows))

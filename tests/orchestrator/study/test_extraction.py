@@ -46,6 +46,11 @@ def test_variants_are_the_best_trials_in_order(tmp_path: Path, capsys: pytest.Ca
     assert comparison.metrics == ("val/score",)
 
 
+def test_fewer_trials_than_asked_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(tmp_path / "best.yaml"), "--from", f"{fill(tmp_path)}:9"]) == 0
+    assert "complete trials that differ, not 9" in capsys.readouterr().out
+
+
 def test_variant_has_the_config_of_its_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = fill(tmp_path, search={"x": {"choice": [2.5]}, "noise.width": {"uniform": [0.2, 0.3]}})
     comparison = written(tmp_path / "best.yaml", str(sweep), capsys)
