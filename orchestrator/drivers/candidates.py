@@ -5,17 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ray
 from mlflow.entities.model_registry import ModelVersion
 from pydantic import BaseModel
 
 from orchestrator.config.job import Job
 from orchestrator.config.sections import Registry
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError, SweepError
 from orchestrator.execution.checkpoints import opened
-from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import evaluate, score_version, trainable_task
+from orchestrator.execution.tasks import evaluate, result_of, score_version, trainable_task
 from orchestrator.tracking.evidence import gather
 from orchestrator.tracking.gate import Rule, TargetResults
 from orchestrator.tracking.model_registry import RegisteredModel, register
@@ -57,7 +54,7 @@ def score(job: Job, candidates: Sequence[Candidate]) -> Iterator[dict[str, float
         for candidate in candidates
     ]
     for candidate, reference in zip(candidates, references, strict=True):
-        yield _scores(job, reference, candidate.name)
+        yield _scores(reference, candidate.name, job)
 
 
 class Registration(NamedTuple):
@@ -122,15 +119,10 @@ def _score_version(
     task = trainable_task(score_version, job.resources.cpus, job.resources.gpus, f"score {name}")
     with progress.activity(f"scoring {name} on the same targets"):
         reference = task.remote(job.trainable, candidate.values, uri, version)
-        results: Mapping[str, TargetResults] = _scores(job, reference, name)
+        results: Mapping[str, TargetResults] = _scores(reference, name, job)
     return results
 
 
-def _scores(job: Job, reference: "ray.ObjectRef[Any]", name: str) -> Any:
+def _scores(reference: "ray.ObjectRef[Any]", name: str, job: Job) -> Any:
     """Return the result of a task that scores; raises InputError or SweepError."""
-    try:
-        return ray.get(reference)
-    except (InputError, job.implementation.InputError) as error:  # which Ray raises as they are
-        raise InputError(f"{name} could not be scored: {explain(error)}") from error
-    except ray.exceptions.RayError as error:
-        raise SweepError(f"{name} could not be scored: {explain(error)}") from error
+    return result_of(reference, f"{name} could not be scored", job.implementation.InputError)

@@ -12,9 +12,14 @@ import ray
 from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import format_duration
-from orchestrator.errors import SweepError
-from orchestrator.execution.failures import explain
-from orchestrator.execution.tasks import Pictures, illustrate_comparison, illustrate_run, trainable_task
+from orchestrator.errors import InputError, SweepError
+from orchestrator.execution.tasks import (
+    Pictures,
+    illustrate_comparison,
+    illustrate_run,
+    result_of,
+    trainable_task,
+)
 from orchestrator.trainable import Illustrating
 
 
@@ -52,6 +57,8 @@ def illustrate(
             drawing.draw(folder)
         except SweepError as error:
             return f"{error}; rerun the command to try again"
+        except InputError as error:
+            return str(error)
     return ""
 
 
@@ -72,7 +79,7 @@ class PictureDrawing:
         return f"pictures: {done} of {len(self._runs)} runs drawn, drawing {now} | {elapsed} elapsed"
 
     def draw(self, folder: Path) -> None:
-        """Write the pictures into a folder; raises SweepError if one of them cannot be drawn."""
+        """Write the pictures into a folder; raises SweepError or InputError if one cannot be drawn."""
         needed: dict[int, Any] = {}
         for index in range(len(self._runs)):
             self._pending[self._draw_run(index)] = index
@@ -81,14 +88,14 @@ class PictureDrawing:
         while self._pending:
             (done, *_), _ = ray.wait(list(self._pending))
             index = self._pending[done]
-            pictures, needed[index] = _result(done, self._runs[index].label)
+            pictures, needed[index] = self._result(done, self._runs[index].label)
             _write(pictures, folder)
             del self._pending[done]
         variants: dict[str, list[Any]] = {name: [] for name in self._variants}
         for index, run in enumerate(self._runs):
             variants[run.variant].append(needed[index])
         together = self._task(illustrate_comparison, "all variants")
-        _write(_result(together.remote(self._job.trainable, variants), "all variants"), folder)
+        _write(self._result(together.remote(self._job.trainable, variants), "all variants"), folder)
 
     def _draw_run(self, index: int) -> "ray.ObjectRef[tuple[Pictures, Any]]":
         run = self._runs[index]
@@ -102,13 +109,9 @@ class PictureDrawing:
         resources = self._job.resources
         return trainable_task(function, resources.cpus, resources.gpus, f"draw {label}")
 
-
-def _result(reference: "ray.ObjectRef[Any]", label: str) -> Any:
-    """Return what a task returned; raises SweepError."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        raise SweepError(f"the pictures of {label} could not be drawn: {explain(error)}") from error
+    def _result(self, reference: "ray.ObjectRef[Any]", label: str) -> Any:
+        failed = f"the pictures of {label} could not be drawn"
+        return result_of(reference, failed, self._job.implementation.InputError)
 
 
 def _write(pictures: Pictures, folder: Path) -> None:

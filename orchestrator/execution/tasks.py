@@ -10,7 +10,9 @@ import ray
 import ray.train
 
 from orchestrator import trainable
+from orchestrator.errors import InputError, SweepError
 from orchestrator.execution.checkpoints import TrialFolder, opened
+from orchestrator.execution.failures import explain
 from orchestrator.trainable import Comparable, Illustrating, Trainable, checked_metrics
 
 if TYPE_CHECKING:
@@ -24,6 +26,26 @@ def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label
     return ray.remote(function).options(
         num_cpus=cpus, num_gpus=gpus, name=label, scheduling_strategy="DEFAULT", max_retries=0
     )
+
+
+def result_of(reference: "ray.ObjectRef[Any]", failed: str, input_error: type[Exception]) -> Any:
+    """Return the result of a task.
+
+    Args:
+        reference: of the task.
+        failed: what to say of one that failed, before the reason.
+        input_error: the InputError of the trainable.
+
+    Raises:
+        InputError: for a reason that the user has to remove.
+        SweepError: for another one.
+    """
+    try:
+        return ray.get(reference)
+    except (InputError, input_error) as error:  # which Ray raises as they are
+        raise InputError(f"{failed}: {explain(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"{failed}: {explain(error)}") from error
 
 
 def evaluate(dotted: str, config: dict[str, Any], checkpoint: ray.train.Checkpoint) -> dict[str, float]:
