@@ -60,6 +60,7 @@ RECIPE_CHANGES: dict[str, dict[str, Any]] = {
         "data.sets.others.generate": {"identities": 8, "frames": 4, "seed": 2},
     },
     "mars.yaml": {"encoder.name": "residual"},
+    "choices.yaml": {"pretrain_epochs": 0, "epochs": 1, "optimizer.warmup_epochs": 0},
     "mclaughlin2016.yaml": {"pretrain_epochs": 0},
 }
 """Settings of single recipes that are too large for a test."""
