@@ -111,7 +111,7 @@ def read(subject: str, overrides: Sequence[str] = (), dotted: str | None = None)
     from orchestrator.config.comparison import SEED, read_comparison
     from orchestrator.config.document import Document, Override, flatten
     from orchestrator.config.sweep import read_sweep
-    from orchestrator.train import TRAINING_KEYS, read_config
+    from orchestrator.config.training import KEYS, read_config
 
     if ":" in subject and not _exists(subject):
         if overrides:
@@ -125,7 +125,7 @@ def read(subject: str, overrides: Sequence[str] = (), dotted: str | None = None)
         raise InputError(f"there is no file {subject!r}; for a trainable, write package.module:Class")
     changes = [Override.parse(text) for text in overrides]
     document = Document.read(Path(subject))
-    if dotted is not None or document.tree.keys() <= TRAINING_KEYS:
+    if dotted is not None or document.tree.keys() <= KEYS:
         training = read_config(document, changes, dotted)
         return Subject(training.subject, training.config, {})
     if "variants" in document.tree:

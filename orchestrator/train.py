@@ -7,10 +7,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.components import describe_raised
 from orchestrator.console.arguments import Parser, report_error
@@ -20,19 +20,14 @@ from orchestrator.errors import ExitCode, InputError, SweepError
 from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from orchestrator.config.document import Document, Override
+    from orchestrator.config.document import Override
+    from orchestrator.config.training import Training
     from orchestrator.execution.single_worker import TrainingFolder
-    from orchestrator.trainable import Trainable
 
 _log = logging.getLogger(__name__)
 
 PROGRAM = "TRAIN_PROGRAM"
 """Variable with the command line by which `trainables.train` was called, for the help."""
-
-TRAINING_KEYS = {"name", "trainable", "config"}
-"""Keys of a file that holds one config and names its trainable."""
 
 EXAMPLES = """\
 examples:
@@ -50,20 +45,6 @@ the last checkpoint.
 
 exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted
 """
-
-
-class Training(NamedTuple):
-    """What to train."""
-
-    name: str
-    trainable: str
-    subject: "Trainable"
-    config: "BaseModel"
-    located: Callable[[str], str]
-    """Puts the place in the file before a message that begins with a path of the config."""
-
-    note: str = ""
-    """What to know before it starts."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -121,9 +102,10 @@ def _main(parsed: argparse.Namespace, progress: Progress) -> int:
         return ExitCode.INTERRUPTED
 
 
-def read(parsed: argparse.Namespace, overrides: "list[Override]") -> Training:
+def read(parsed: argparse.Namespace, overrides: "list[Override]") -> "Training":
     """Return what the command line asks for; raises InputError."""
     from orchestrator.config.document import Document
+    from orchestrator.config.training import read_config
 
     file = Path(parsed.file)
     if parsed.score and parsed.output is None:
@@ -139,9 +121,10 @@ def read(parsed: argparse.Namespace, overrides: "list[Override]") -> Training:
     return read_config(document, overrides, parsed.trainable)
 
 
-def _read_sweep(file: Path, overrides: "list[Override]") -> Training:
+def _read_sweep(file: Path, overrides: "list[Override]") -> "Training":
     """Return the training of the values under ``config:``, of which searched ones may be set, too."""
     from orchestrator.config.sweep import read_sweep
+    from orchestrator.config.training import Training
     from orchestrator.errors import FieldError, dotted
 
     values = {
@@ -171,8 +154,9 @@ def _searched_note(paths: Sequence[str]) -> str:
     return f"searched paths have the values under config: or their defaults: {', '.join(paths)}"
 
 
-def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) -> Training:
+def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) -> "Training":
     from orchestrator.config.comparison import read_comparison
+    from orchestrator.config.training import Training
     from orchestrator.errors import nearest
 
     comparison = read_comparison(file, overrides)
@@ -192,60 +176,7 @@ def _read_variant(file: Path, overrides: "list[Override]", variant: str | None) 
     )
 
 
-def read_config(document: "Document", overrides: "Sequence[Override]", dotted: str | None) -> Training:
-    """Return the training of a file that holds one config, with or without its trainable.
-
-    Raises:
-        InputError: the file is not valid.
-    """
-    from orchestrator.errors import FieldError
-
-    for override in overrides:
-        document.set(override)
-    try:
-        document.fill(os.environ)
-        return _checked(document, dotted)
-    except FieldError as error:
-        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
-
-
-def _checked(document: "Document", dotted: str | None) -> Training:
-    """Return the training of a document; raises FieldError."""
-    from pydantic import ValidationError
-
-    from orchestrator import trainable
-    from orchestrator.config.validation import first_fault
-    from orchestrator.errors import Fault, FieldError, nearest, quote
-
-    tree, name = document.tree, Path(document.file).stem
-    config: Any = tree
-    prefix: tuple[str, ...] = ()
-    if "trainable" in tree:
-        for key in tree:
-            if key not in TRAINING_KEYS:
-                raise FieldError(Fault((key,), f"unknown key{nearest(key, ('trainable', 'config'))}"))
-        dotted, prefix = str(tree["trainable"]), ("config",)
-        name, config = str(tree.get("name", name)), tree.get("config")
-        if not isinstance(config, dict | None):
-            raise FieldError(Fault(prefix, f"{quote(config)} is not a mapping of keys to values"))
-    if dotted is None:
-        raise InputError(f"{document.file}: it names no trainable; give --trainable PACKAGE.MODULE:CLASS")
-    try:
-        subject = trainable.load(dotted)
-    except InputError as error:
-        raise FieldError(Fault(("trainable",), str(error))) from error
-
-    def located(text: str) -> str:
-        path = (*prefix, *text.partition(":")[0].split("."))
-        return f"{document.location(path)}: {'.'.join((*prefix, text))}"
-
-    try:
-        return Training(name, dotted, subject, subject.Config.model_validate(config or {}), located)
-    except ValidationError as error:
-        raise FieldError(first_fault(error, subject.Config, config or {}, *prefix)) from error
-
-
-def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> int:
+def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -> int:
     """Train and score; return the exit code."""
     with progress.activity("loading libraries"):
         from orchestrator.execution.single_worker import TrainingFolder
@@ -284,7 +215,7 @@ def _run(parsed: argparse.Namespace, training: Training, progress: Progress) -> 
         return ExitCode.FAILED
 
 
-def _check(training: Training, folder: "TrainingFolder", only_scored: bool) -> None:
+def _check(training: "Training", folder: "TrainingFolder", only_scored: bool) -> None:
     """Raise InputError if the folder is not for this training, or has no checkpoint to score."""
     folder.check(training.trainable, training.subject, training.config, scores=only_scored)
     if only_scored and folder.checkpoint() is None:
@@ -292,7 +223,7 @@ def _check(training: Training, folder: "TrainingFolder", only_scored: bool) -> N
 
 
 @contextmanager
-def _explained_faults(training: Training) -> Iterator[None]:
+def _explained_faults(training: "Training") -> Iterator[None]:
     """Raise errors about the user's data as InputError."""
     try:
         yield
@@ -302,7 +233,7 @@ def _explained_faults(training: Training) -> Iterator[None]:
         raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
 
-def _train(training: Training, folder: "TrainingFolder", device: str, progress: Progress) -> None:
+def _train(training: "Training", folder: "TrainingFolder", device: str, progress: Progress) -> None:
     """Train from the last checkpoint on, and draw the curves."""
     from orchestrator.execution.isolation import isolated
     from orchestrator.execution.single_worker import SingleWorker
@@ -334,7 +265,7 @@ def _draw(reports: Sequence[Mapping[str, float]], name: str, file: Path) -> None
         _log.warning("%s was not drawn: %s", file, describe_raised(error))
 
 
-def _score(training: Training, folder: "TrainingFolder", progress: Progress) -> int:
+def _score(training: "Training", folder: "TrainingFolder", progress: Progress) -> int:
     """Score the last checkpoint on the targets; return the exit code."""
     from orchestrator.console.tables import format_number, pairs
     from orchestrator.trainable import checked_metrics
