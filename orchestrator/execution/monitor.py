@@ -214,8 +214,11 @@ class TrialMonitor(NotSnapshotted, Callback):
                 self._activity[number] = _TRAINING
             case WorkersLost(reason):
                 self._activity[number] = f"{_WAITING}its workers"
-                self._losses.setdefault(number, []).append(reason)
-                _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
+                losses = self._losses.setdefault(number, [])
+                # While the storage fails, a trial is tried again without limit; `status` counts how often.
+                if not reason.startswith("storage:") or reason not in losses:
+                    _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
+                losses.append(reason)
             case WorkersReplaced(reason):
                 _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
             case EpochEnded(epoch):

@@ -96,7 +96,9 @@ def test_line_of_the_state_says_how_long_a_study_has_not_answered(
         assert "waiting" not in monitor.status_line()
 
 
-def test_activity_says_how_often_a_trial_lost_its_workers_and_why(sweep: Sweep) -> None:
+def test_activity_says_how_often_a_trial_lost_its_workers_and_why(
+    sweep: Sweep, caplog: pytest.LogCaptureFixture
+) -> None:
     with many_trials.driver(sweep) as (loop, monitor, _):
         trial = many_trials.TuneTrial(loop._searcher.suggest("id"))
         monitor.on_trial_start(0, [], trial)
@@ -111,6 +113,13 @@ def test_activity_says_how_often_a_trial_lost_its_workers_and_why(sweep: Sweep) 
         assert monitor.status_line().endswith(" | 1 waiting for workers")
         text = activity(WorkersLost("its process died"), WorkersLost("its node died"))
         assert text == "waiting for its workers, epoch 0; lost its workers 2 times: its node died"
+        assert [line.partition(": ")[2] for line in caplog.messages if "resumes" in line] == [
+            "its process died",
+            "its node died",
+        ]
+        caplog.clear()
+        assert "5 times: storage: no" in activity(*[WorkersLost("storage: no")] * 3)
+        assert caplog.messages == ["trial-0001 resumes from its last checkpoint: storage: no"]
 
 
 def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
