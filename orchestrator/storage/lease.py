@@ -25,6 +25,7 @@ from typing import Self
 import psutil
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.components import describe_raised
 from orchestrator.console.tables import format_duration
 from orchestrator.errors import InputError, LeaseLostError, StorageError, newer_schema
 from orchestrator.interrupt import Interrupt
@@ -295,7 +296,7 @@ class Lease:
         with self._stack, self._renewing:
             if not self.lost:
                 self.record.ended = True
-                self.record.activity = self.on_heartbeat(0.0)
+                self._note_activity(0.0)
                 self._write()
 
     def check(self) -> None:
@@ -334,7 +335,7 @@ class Lease:
         while not self._closed.wait(HEARTBEAT_SECONDS):
             now = time.monotonic()
             self.record.used.seconds += now - before
-            self.record.activity = self.on_heartbeat(now - before)
+            self._note_activity(now - before)
             before = now
             try:
                 if not self._renew():
@@ -344,6 +345,12 @@ class Lease:
                     self._interrupt.request("a stop was requested")
             except StorageError as error:
                 _log.warning("%s", error)  # the next heartbeat tries again
+
+    def _note_activity(self, seconds: float) -> None:
+        try:
+            self.record.activity = self.on_heartbeat(seconds)
+        except Exception as error:  # the lease has to be renewed nevertheless
+            _log.warning("what the driver does is not known: %s", describe_raised(error))
 
     def _renew(self) -> bool:
         """Write the record; when another driver has the job, ask this one to end and return False."""

@@ -284,6 +284,20 @@ def test_lease_records_activity_at_each_heartbeat(tmp_path: Path, interrupt: Int
     assert current[0].used.seconds == pytest.approx(sum(seconds), abs=0.2)
 
 
+def test_lease_is_renewed_although_the_activity_is_not_known(
+    tmp_path: Path, interrupt: Interrupt, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_heartbeat(elapsed: float) -> Activity:
+        raise RuntimeError("no activity")
+
+    with hold(tmp_path, interrupt) as held:
+        held.on_heartbeat = on_heartbeat
+        before = held.record.heartbeat
+        time.sleep(0.5)
+        assert held.record.heartbeat > before
+    assert "what the driver does is not known: RuntimeError: no activity" in caplog.text
+
+
 def own_record() -> DriverRecord:
     return DriverRecord(host="h", pid=os.getpid(), started="", identity=process_identity(os.getpid()))
 
