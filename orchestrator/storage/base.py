@@ -108,6 +108,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def list_folders(self) -> list[str]:
+        """Return the names of the folders at the top of the store, sorted.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+
+    @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Keep other drivers of a job out while the context lasts; a no-op where `heartbeat_only`.
 

@@ -118,6 +118,14 @@ class LocalStore(Store):
             raise self._error(error) from error
         return sorted(names)
 
+    def list_folders(self) -> list[str]:
+        """List the folders and the links to folders."""
+        try:
+            entries = list(self._folder.iterdir()) if self._folder.exists() else []
+        except OSError as error:
+            raise self._error(error) from error
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold a lock of the operating system, which ends with its process."""

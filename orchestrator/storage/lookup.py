@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.config.document import Document, Override
+from orchestrator.config.finals import CROSSED, FINALS
 from orchestrator.config.job import Job
 from orchestrator.config.sections import JOB_NAME, storage_address
-from orchestrator.errors import Fault, FieldError, InputError, nearest, quote
+from orchestrator.errors import Fault, FieldError, InputError, StorageError, nearest, quote
 from orchestrator.storage import lease
 from orchestrator.storage.base import Store
 from orchestrator.storage.directory import open_store
@@ -19,6 +20,9 @@ from orchestrator.storage.records import RECORDED, read_job_record
 
 SILENT_SECONDS = 30.0
 """Time without a heartbeat after which a driver may be dead."""
+
+SET_ASIDE = re.compile(rf"(?P<job>.+?)(?:{re.escape(FINALS)}|{re.escape(CROSSED)})?\.\d{{8}}-\d{{6}}")
+"""Name of a folder that ``--fresh`` set aside."""
 
 DriverState = Literal["running", "stalled", "stopped", "died", "silent"]
 """``stopped``: it recorded its end; ``died``: it ended without recording that; ``stalled``: it holds its lock
@@ -88,13 +92,30 @@ def no_such_job(store: Store, name: str) -> InputError:
 
 
 def job_names(store: Store) -> list[str]:
-    """Return the names of the jobs of a store; raises StorageError."""
+    """Return the names of the jobs of a store, but of those that ``--fresh`` set aside; raises StorageError.
+
+    A job has the record of a driver, a folder, or both: a copied folder often lacks the hidden record beside it.
+    """
     before, after = lease.record_name("*").split("*")
-    return [
+    driven = {
         file[len(before) : -len(after)]
         for file in store.list_files(before)
         if file.endswith(after) and "/" not in file
-    ]
+    }
+    folders = {
+        name
+        for name in store.list_folders()
+        if re.fullmatch(JOB_NAME, name) and not SET_ASIDE.fullmatch(name) and _is_job(store, name)
+    }
+    return sorted(driven | folders)
+
+
+def _is_job(store: Store, name: str) -> bool:
+    """Return whether a folder has the record of a job, or may have one that cannot be read."""
+    try:
+        return any(store.read(f"{name}/{kind}.json") is not None for kind in RECORDED)
+    except StorageError:
+        return True
 
 
 def recorded_job(store: Store, name: str) -> tuple[str, dict[str, Any]] | None:

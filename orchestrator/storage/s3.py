@@ -142,6 +142,19 @@ class S3Store(Store):
         names: list[str] = self._with_retries(list_all)
         return names
 
+    def list_folders(self) -> list[str]:
+        """List the first parts of the keys, page by page."""
+
+        def list_all() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._key(""), Delimiter="/"
+            )
+            prefixes = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+            return sorted(prefix.removeprefix(self._key("")).rstrip("/") for prefix in prefixes)
+
+        names: list[str] = self._with_retries(list_all)
+        return names
+
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Do nothing: a bucket has no locks, and the heartbeat of the driver is watched instead."""
         return contextlib.nullcontext()

@@ -1,6 +1,5 @@
 """What may be deleted of a storage: checkpoints that no job needs, and results that were set aside."""
 
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 import pyarrow.fs
 from optuna.trial import TrialState
 
-from orchestrator.config.finals import CROSSED, FINALS
 from orchestrator.errors import InputError, StorageError, one_line
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.base import Store
@@ -19,9 +17,6 @@ from orchestrator.storage.study_database import open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trials, own_trials
 from orchestrator.study.trial_report import trial_name
-
-_SET_ASIDE = re.compile(rf"(?P<job>.+?)(?:{re.escape(FINALS)}|{re.escape(CROSSED)})?\.\d{{8}}-\d{{6}}")
-"""Name of a folder that ``--fresh`` set aside."""
 
 _DIRECTORY, _MISSING = pyarrow.fs.FileType.Directory, pyarrow.fs.FileType.NotFound
 
@@ -76,7 +71,7 @@ class Cleaner:
         """Return the folders that ``--fresh`` set aside, of one job and its finals or of all jobs."""
         folders = []
         for entry in self._entries(self._store.path):
-            match = _SET_ASIDE.fullmatch(entry.base_name)
+            match = lookup.SET_ASIDE.fullmatch(entry.base_name)
             if match is not None and name in (None, match["job"]) and self._is_set_aside(entry):
                 records = {f"{entry.path}/{kind}.json" for kind in RECORDED}
                 inner = [each.path for each in self._entries(entry.path) if each.path not in records]
@@ -120,7 +115,7 @@ class Cleaner:
         store, name = self._store, entry.base_name
         if entry.type is not _DIRECTORY or lease.read_driver_record(store, name) is not None:
             return False
-        match = _SET_ASIDE.fullmatch(name)
+        match = lookup.SET_ASIDE.fullmatch(name)
         assert match is not None
         renaming = store.read(f".{name.rpartition('.')[0]}.renaming")  # a bucket copies file by file
         if renaming is not None and renaming[0].decode(errors="replace") == name:

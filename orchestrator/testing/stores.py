@@ -29,6 +29,7 @@ def check_store(store: "Store") -> None:
         _check_compare_and_swap,
         _check_competing_writers,
         _check_list_files,
+        _check_list_folders,
         _check_lock,
         _check_rename,
         _check_publish,
@@ -99,6 +100,13 @@ def _check_list_files(store: "Store", job: str) -> None:
     for prefix in (job, f"{job}/", f"{job}/b", f"{job}/b/", f"{job}/b/1", f".{job}.", f"{job}/none"):
         expected = sorted(name for name in names if name.startswith(prefix))
         assert store.list_files(prefix) == expected, f"list_files returns all files, sorted: {prefix}"
+
+
+def _check_list_folders(store: "Store", job: str) -> None:
+    for name in (f"{job}/b/2", f"{job}-other/a", f".{job}.record"):
+        store.write(name, b"content")
+    folders = [name for name in store.list_folders() if name.startswith((job, f".{job}"))]
+    assert folders == [job, f"{job}-other"], "list_folders returns the folders at the top, sorted"
 
 
 def _check_lock(store: "Store", job: str) -> None:

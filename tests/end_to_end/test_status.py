@@ -1,6 +1,7 @@
 """The status and stop commands, on jobs of this process and on a real one."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import DriverRecord
 from orchestrator.storage.local import LocalStore
 from orchestrator.study.search import SearchStudy
-from orchestrator.study.status import Status, read_status
+from orchestrator.study.status import Status, list_status, read_status
 from orchestrator.study.trial_report import EpochEnded, Failed, Trained, trial_name
 from tests.support import command_line
 from tests.support.sweep_files import load_sweep, write_sweep
@@ -496,6 +497,27 @@ def test_status_without_a_name_lists_the_jobs(
     code, out, _ = run_command(status, capsys, "--storage", str(store.uri))
     row = next(line for line in out.splitlines() if "parabola" in line)
     assert code == 0 and "stopped" in row and "1 complete" in row and "-0.25" in row
+
+
+@pytest.mark.parametrize("in_its_place", ["nothing", "folder"])
+def test_job_without_the_record_of_its_driver_is_listed(
+    directory: JobDirectory, store: LocalStore, tmp_path: Path, in_its_place: str
+) -> None:
+    with driven(directory):
+        pass
+    folder = tmp_path / "store"
+    shutil.copytree(folder / "parabola", folder / "parabola.20261130-120000")  # as --fresh sets aside
+    (folder / "notes").mkdir()
+    record = folder / lease.record_name("parabola")
+    record.unlink()
+    if in_its_place == "folder":
+        record.mkdir()
+    (listed,) = list_status(store)
+    assert listed.name == "parabola"
+    if in_its_place == "folder":
+        assert listed.state == "unreadable" and "is a folder" in str(listed.problem)
+    else:
+        assert listed.state == "stopped" and listed.trials["complete"] == 1
 
 
 @pytest.mark.parametrize("option", [["--trial", "1"], ["--watch"], ["--set", "a=1"]])

@@ -54,6 +54,13 @@ class GreedyStore(LocalStore):
         return super().list_files(prefix.rstrip("/"))
 
 
+class DeepStore(LocalStore):
+    """Lists the folders below the top, too."""
+
+    def list_folders(self) -> list[str]:
+        return sorted({file.rpartition("/")[0] for file in self.list_files("")} - {""})
+
+
 class CopyingStore(LocalStore):
     """Leaves the old files when it renames a folder."""
 
@@ -84,6 +91,7 @@ class ForgetfulStore(LocalStore):
         (BlindStore, "a version of a missing file is wrong"),
         (UnsortedStore, "list_files returns all files, sorted"),
         (GreedyStore, "list_files returns all files, sorted"),
+        (DeepStore, "list_folders returns the folders at the top"),
         (CopyingStore, "rename leaves no file"),
         (OpenStore, "is_locked sees a lock"),
         (ForgetfulStore, "report.html exists"),
