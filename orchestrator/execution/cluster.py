@@ -16,11 +16,12 @@ from typing import Any
 import ray
 from ray import tune
 from ray._private import services
+from ray._private import worker as ray_worker
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from orchestrator.config.sections import Resources
 from orchestrator.console.tables import format_count
-from orchestrator.errors import InputError, UnreachableError
+from orchestrator.errors import InputError, UnreachableError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,21 @@ class HeadWatch:
         self._answers = True
 
 
+class _ClusterMessages:
+    """What a cluster tells all its drivers, such as the death of a node: logged once and in one line."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, message: dict[str, Any], ignore_prefix: bool = False) -> None:
+        """Log a message of the thread in which Ray listens to the cluster."""
+        line = one_line(" ".join(message["lines"]), 200)
+        # Each lane starts several processes at once, of which each node warns.
+        if line not in self._told and "worker processes have been started" not in line:
+            self._told.add(line)
+            _log.warning("the Ray cluster says: %s", line)
+
+
 def start(address: str | None) -> Cluster:
     """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
 
@@ -169,6 +185,8 @@ def start(address: str | None) -> Cluster:
         _check_sockets()
     if ray.is_initialized():  # by an earlier try, after which another server did not answer
         ray.shutdown()
+    # Ray 2.60 prints every line of them.
+    ray_worker.print_to_stdstream = _ClusterMessages().tell  # type: ignore[assignment]
     # Ray would write its token file readable for all users.
     mask = os.umask(0o077)
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}

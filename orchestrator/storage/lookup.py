@@ -94,7 +94,7 @@ def no_such_job(store: Store, name: str) -> InputError:
 def job_names(store: Store) -> list[str]:
     """Return the names of the jobs of a store, but of those that ``--fresh`` set aside; raises StorageError.
 
-    A job has the record of a driver, a folder, or both: a copied folder often lacks the hidden record beside it.
+    A job has the record of a driver, a folder, or both: a copied folder may lack the hidden file beside it.
     """
     before, after = lease.record_name("*").split("*")
     driven = {

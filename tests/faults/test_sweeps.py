@@ -276,6 +276,7 @@ def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) ->
         lines += output
         assert process.wait(120) == 130
     assert "the Ray node of this driver died\n" in lines
+    assert not any("raylet.cc" in line or "(raylet)" in line for line in lines), lines  # lines of Ray's log
     assert "interrupted; rerun the command to resume the sweep\n" in lines
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr

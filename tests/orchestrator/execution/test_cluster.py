@@ -25,6 +25,18 @@ def growing() -> Cluster:
     return Cluster("", None, None, SMALL, joined=True)
 
 
+def test_message_of_a_cluster_is_told_once_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    messages = cluster._ClusterMessages()
+    for text in (
+        "Raylet is terminated.\n    a line of its log\n" * 20,
+        "4 PYTHON worker processes have been started",
+    ):
+        for _ in range(2):
+            messages.tell({"lines": [text], "pid": "raylet", "is_err": False})
+    (line,) = caplog.messages
+    assert line.startswith("the Ray cluster says: Raylet is terminated. a line") and len(line) < 250
+
+
 def test_concurrency_is_what_fits_on_a_fixed_cluster() -> None:
     assert fixed().concurrency(Resources(concurrent=3)) == 1
 
