@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.config.document import Override
     from orchestrator.config.training import Training
     from orchestrator.execution.single_worker import TrainingFolder
+    from orchestrator.trainable import DataSetRecord
 
 _log = logging.getLogger(__name__)
 
@@ -197,12 +198,12 @@ def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -
                 progress.print("dry run: file and data were checked; nothing was trained")
                 return ExitCode.DONE
             with progress.activity("preparing the data"):
-                training.subject.prepare(training.config)
+                data_sets = training.subject.prepare(training.config)
         stack.enter_context(folder.locked())
         _check(training, folder, parsed.score)  # another process may have trained in it meanwhile
         try:
             if not parsed.score:
-                _train(training, folder, device, progress)
+                _train(training, folder, data_sets, device, progress)
             return _score(training, folder, progress)
         except (InputError, SweepError):
             raise
@@ -233,7 +234,13 @@ def _explained_faults(training: "Training") -> Iterator[None]:
         raise InputError(f"config: {error.filename}: {error.strerror}") from error
 
 
-def _train(training: "Training", folder: "TrainingFolder", device: str, progress: Progress) -> None:
+def _train(
+    training: "Training",
+    folder: "TrainingFolder",
+    data_sets: "Sequence[DataSetRecord]",
+    device: str,
+    progress: Progress,
+) -> None:
     """Train from the last checkpoint on, and draw the curves."""
     from orchestrator.execution.isolation import isolated
     from orchestrator.execution.single_worker import SingleWorker
@@ -248,6 +255,7 @@ def _train(training: "Training", folder: "TrainingFolder", device: str, progress
         if begun:
             progress.print(f"resuming after epoch {begun}")
         folder.record(training.trainable, training.config)
+        folder.record_data(data_sets)
         with progress.activity(worker.status), isolated([abs(settings.seed), 0, begun]):
             training.subject.fit(training.config, worker)
     finally:

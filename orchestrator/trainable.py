@@ -300,6 +300,20 @@ def metrics_of(subject: Trainable, config: Any) -> Mapping[str, Literal["max", "
 _METHODS = ("prepare", "check", "fit", "evaluate", "export")
 
 
+def digests(data_sets: Sequence[DataSetRecord]) -> dict[str, list[str]]:
+    """Return the digests of data sets by name; one set may be prepared in several ways."""
+    found: dict[str, set[str]] = {}
+    for each in data_sets:
+        found.setdefault(each.name, set()).add(each.digest)
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def changed_data(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> str:
+    """Return the data sets whose digests have changed, such as ``data set prid``; "" if none has."""
+    names = [name for name in now if before.get(name, now[name]) != now[name]]
+    return f"data set{'s' * (len(names) > 1)} {', '.join(names)}" if names else ""
+
+
 def load(dotted: str) -> Trainable:
     """Return an instance of the trainable at ``package.module:Class``.
 

@@ -1,9 +1,11 @@
 """What every driver does: check, plan, prepare the data, run the trials, conclude."""
 
 import contextlib
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -259,13 +261,17 @@ class Driver(ABC, Generic[OutcomeType]):
         """Hold the lease of the job and drive it; return the exit code and the outcome."""
         resources = self._job.resources
         workers = [{"CPU": resources.cpus, "GPU": resources.gpus}] * resources.workers
-        data_sets = self._prepare_data()
+        prepared = self._prepare_data()
+        data_sets = list(
+            {(each.name, each.role, each.digest): each for each in chain(*prepared.values())}.values()
+        )
         with (
             self._directory.open(fresh, self._interrupt) as (job_id, lease),
             ResourceReaper(lease.record.ray_jobs, workers, self._interrupt) as reaper,
         ):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
                 study = self.open_study()
+                study.check_data(prepared)
                 study.complete_ray_jobs(lease.record.ray_jobs)
                 reaper.add_earlier(lease.record.ray_jobs)
                 tracker = Tracker(
@@ -349,17 +355,16 @@ class Driver(ABC, Generic[OutcomeType]):
     def _record(self, outcome: OutcomeType, *, delivered: bool) -> None:
         self._directory.finish(outcome.model_copy(update={"delivered": delivered}).model_dump(mode="json"))
 
-    def _prepare_data(self) -> list[DataSetRecord]:
-        """Prepare the data of every config; return one record for each set in each role."""
-        records: dict[tuple[str, str, str], DataSetRecord] = {}
+    def _prepare_data(self) -> dict[str, list[DataSetRecord]]:
+        """Prepare the data of every config; return the records of its data sets by a hash of the config."""
+        records: dict[str, list[DataSetRecord]] = {}
         # Several configs may use the same data.
         with self._progress.activity("preparing the data"), self._progress.without_repeats():
             for config in self._job.configs_to_prepare():
                 with self.explained_data():
-                    prepared = self._job.implementation.prepare(config)
-                for record in prepared:
-                    records[record.name, record.role, record.digest] = record
-        return list(records.values())
+                    key = hashlib.blake2b(config.model_dump_json().encode(), digest_size=10).hexdigest()
+                    records[key] = list(self._job.implementation.prepare(config))
+        return records
 
     def _run_trials(self, job_id: str, study: Study, joined: Cluster, lease: Lease, tracker: Tracker) -> int:
         """Run the trials that remain; return the exit code, DONE when there is an outcome."""

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel, Field
 from rich.console import RenderableType
 
+from orchestrator.config import finals
 from orchestrator.config.comparison import Cell
 from orchestrator.config.sections import Budget
 from orchestrator.config.sweep import Sweep
@@ -340,12 +341,13 @@ class SweepDriver(Driver[SweepOutcome]):
     def lost(self, outcome: SweepOutcome) -> list[str]:
         """Return a line if the registered version was deleted."""
         model = outcome.model
-        if model is None or not is_gone(outcome.tracking, model, outcome.sweep):
+        jobs = [outcome.sweep + finals.FINALS, outcome.sweep] if outcome.winner else [outcome.sweep]
+        if model is None or not is_gone(outcome.tracking, model, jobs[0]):
             return []
-        file = self._directory.locate("outcome.json")
+        files = " and ".join(self._directory.store.locate(f"{job}/outcome.json") for job in jobs)
         return [
-            f"warning: {model.name} version {model.version} was deleted from the registry; remove {file} and "
-            "rerun the command to register the model again"
+            f"warning: {model.name} version {model.version} was deleted from the registry; remove {files}, "
+            "and rerun the command to register the model again"
         ]
 
     def _transfer(self) -> list[TransferredTrial]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.fs
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.config.document import Document, dump
 from orchestrator.config.job import changes, flat_texts
@@ -19,14 +19,23 @@ from orchestrator.console.tables import format_number
 from orchestrator.errors import InputError, StorageError
 from orchestrator.execution.checkpoints import TrialFolder, epoch_of
 from orchestrator.storage.local import LocalStore
-from orchestrator.trainable import ScoredAgain, Trainable, checked_report
+from orchestrator.trainable import (
+    DataSetRecord,
+    ScoredAgain,
+    Trainable,
+    changed_data,
+    checked_report,
+    digests,
+)
 
 _CONFIG, _CURVES, _SCORES, _LOCK = "config.yaml", "curves.csv", "scores.json", ".lock"
+_DATA = "data.json"
+_DIGESTS = TypeAdapter(dict[str, list[str]])
 _OWNER = "single"
 
 
 class TrainingFolder:
-    """The files of one training: ``config.yaml``, ``curves.csv``, ``scores.json`` and its last checkpoint."""
+    """The files of one training, such as ``config.yaml``, ``curves.csv``, and its last checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -95,6 +104,20 @@ class TrainingFolder:
         if not (self.path / _CONFIG).exists():
             content = {"trainable": trainable, "config": config.model_dump(mode="json", by_alias=True)}
             self._store.write(_CONFIG, dump(content).encode())
+
+    def record_data(self, data_sets: Sequence[DataSetRecord]) -> None:
+        """Record the content of the data; raises InputError if a training that resumes began with another."""
+        now, before = digests(data_sets), {}
+        if self.epoch():
+            with contextlib.suppress(ValueError, StorageError):  # an earlier version has not written it
+                file = self._store.read(_DATA)
+                before = _DIGESTS.validate_json(b"{}" if file is None else file[0])
+        if changed := changed_data(before, now):
+            raise InputError(
+                f"{changed}: the content has changed since the training in {self.path} began; put the data "
+                "back, or name another folder"
+            )
+        self._store.write(_DATA, json.dumps(now).encode())
 
     def checkpoint(self) -> Path | None:
         """Return the folder of the last complete checkpoint."""

@@ -16,6 +16,9 @@ USED = "used"
 RAY_JOBS = "ray_jobs"
 """Of a study: the Ray jobs of its drivers. They complete those of a lost record of the driver."""
 
+DATA = "data"
+"""Of a study: the digests of the data sets by name, for each config that was prepared, by its hash."""
+
 EXHAUSTED = "exhausted"
 """Of a study: true once the sampler has suggested every combination."""
 

@@ -10,14 +10,14 @@ import posixpath
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
+from pydantic import RootModel, ValidationError
 
 from orchestrator.config.job import Job
 from orchestrator.errors import InputError, newer_schema, one_line
@@ -27,6 +27,7 @@ from orchestrator.storage.lease import MAX_RAY_JOBS, BudgetUsage
 from orchestrator.storage.records import JOB, JobRecord, is_valid
 from orchestrator.study import attributes
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
+from orchestrator.trainable import DataSetRecord, changed_data, digests
 
 if TYPE_CHECKING:
     import ray.train
@@ -39,6 +40,9 @@ _MAX_DEATHS = 3
 
 _LOG_CHARACTERS = 4000
 """Length of the log that is kept of a failed trial, from its end."""
+
+
+_RecordedData = RootModel[dict[str, dict[str, list[str]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,32 @@ class Study(ABC):
         since = self._busy_since  # another thread may set it to None
         return 0.0 if since is None else time.monotonic() - since
 
+    def check_data(self, data_sets: Mapping[str, Sequence[DataSetRecord]]) -> None:
+        """Record the content of the data; the trials of a study are compared, so they have to share it.
+
+        Args:
+            data_sets: those of each prepared config, by a hash of the config.
+
+        Raises:
+            InputError: the content has changed since earlier trials, of which one or more did not fail.
+        """
+        contents = {config: digests(used) for config, used in data_sets.items()}
+        recorded: dict[str, Any] = self.study.user_attrs.get(attributes.DATA, {})
+        all_failed = all(trial.state == TrialState.FAIL for trial in self.started_trials)
+        if all_failed or not is_valid(recorded, _RecordedData):
+            recorded = {}
+        for config, content in contents.items():
+            before = recorded.get(config, {})
+            if changed := changed_data(before, content):
+                raise InputError(
+                    f"{changed}: the content has changed since earlier trials of "
+                    f"{self._job_kind} {self._directory.uri}, so that results could not be compared; put the "
+                    "data back, change 'name' in the file, or start over with --fresh (which keeps the old "
+                    "folder)"
+                )
+        if recorded | contents != recorded:
+            self.study.set_user_attr(attributes.DATA, recorded | contents)
+
     def record_usage(self, used: BudgetUsage) -> None:
         """Record what of the budget is used."""
         self.study.set_user_attr(attributes.USED, used.model_dump())
@@ -235,7 +265,9 @@ class Study(ABC):
 
     def record_checkpoint(self, number: int, checkpoint: str) -> None:
         """Record the path of a trial's last checkpoint."""
-        self._set(number, attributes.CHECKPOINT, posixpath.relpath(checkpoint, self._directory.root))
+        # Without "/", paths in a bucket would be looked up in the working directory, which may be gone.
+        relative = posixpath.relpath(f"/{checkpoint}", f"/{self._directory.root}")
+        self._set(number, attributes.CHECKPOINT, relative)
 
     def record_scores(self, number: int, scores: Mapping[str, float]) -> None:
         """Record the scores of a trial's last checkpoint."""

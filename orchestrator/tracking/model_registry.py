@@ -142,8 +142,8 @@ def register(
     )
 
 
-def is_gone(uri: str, model: RegisteredModel, sweep: str) -> bool:
-    """Return whether a version that a sweep registered was deleted; False where the store does not tell."""
+def is_gone(uri: str, model: RegisteredModel, job: str) -> bool:
+    """Return whether a version that a job registered was deleted; False where the store does not tell."""
     try:
         preflight.check(uri)
         version = client_of(uri).get_model_version(model.name, str(model.version))
@@ -151,7 +151,7 @@ def is_gone(uri: str, model: RegisteredModel, sweep: str) -> bool:
         return False
     except MlflowException as error:
         return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
-    return version.tags.get(SWEEP_TAG, sweep) != sweep  # a later sweep may have registered one of this number
+    return version.tags.get(SWEEP_TAG, job) != job  # a later job may have registered one of this number
 
 
 def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str = "") -> None:

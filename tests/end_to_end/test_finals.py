@@ -43,7 +43,16 @@ def test_sweep_with_finals_registers_the_winner(tmp_path: Path) -> None:
 
     again = sweep(file, "--storage", str(store))
     assert again.returncode == 0 and "is finished" in again.stdout
-    assert "winner of the finals" in again.stdout
+    assert "winner of the finals" in again.stdout and "warning" not in again.stdout
+
+    client.delete_registered_model("parabola")
+    outcomes = [store / f"{job}/outcome.json" for job in ("parabola.finals", "parabola")]
+    warned = sweep(file, "--storage", str(store)).stdout
+    assert f"version 1 was deleted from the registry; remove {outcomes[0]} and {outcomes[1]}, and" in warned
+    for outcome_file in outcomes:
+        outcome_file.unlink()
+    assert sweep(file, "--storage", str(store)).returncode == 0
+    assert int(client.get_model_version_by_alias("parabola", "champion").version) == 1
 
 
 @pytest.mark.faults

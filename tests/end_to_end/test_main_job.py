@@ -53,6 +53,10 @@ def test_shipped_sweep_trains_registers_and_serves(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    again = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True
+    )
+    assert "is finished" in again.stdout and "warning" not in again.stdout + again.stderr
 
     outcome = json.loads((store / "alignment" / "outcome.json").read_text())
     assert outcome["trials"] == {"running": 0, "complete": 2, "pruned": 0, "failed": 0}

@@ -79,7 +79,7 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     client.delete_registered_model("parabola")
     warned = sweep(file, "--storage", str(store)).stdout
     assert (
-        f"version 1 was deleted from the registry; remove {store}/parabola/outcome.json and rerun" in warned
+        f"version 1 was deleted from the registry; remove {store}/parabola/outcome.json, and rerun" in warned
     )
     (store / "parabola/outcome.json").unlink()
     assert sweep(file, "--storage", str(store)).returncode == 0

@@ -82,6 +82,21 @@ def test_train_that_was_killed_resumes(tmp_path: Path) -> None:
     assert (resumed / "curves.png").exists()
 
 
+def test_train_refuses_to_resume_with_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "trained"
+    crashes = [*write_form("config", tmp_path, fault="crash"), "--output", str(output)]
+    assert train.main(crashes) == 1  # in epoch 2
+    monkeypatch.setenv("PARABOLA_DATA", "other")
+    assert train.main(crashes) == 2
+    line = f"data set parabola: the content has changed since the training in {output} began; put the data"
+    assert f"error: {line}" in capsys.readouterr().err
+    for content in (b"[1]", None):  # damaged, and of an earlier version
+        (output / "data.json").unlink() if content is None else (output / "data.json").write_bytes(content)
+        assert train.main(crashes) == 1
+
+
 def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = write_form("config", tmp_path)
     before = set(tmp_path.rglob("*"))

@@ -75,7 +75,7 @@ class ExampleTrainable:
         """Check the data and return its record."""
         self.check(config, workers=1)
         _log.info("the parabola is ready")
-        return [Record()]
+        return [Record(digest=os.environ.get("PARABOLA_DATA", Record.digest))]
 
     def check(self, config: ExampleConfig, workers: int, metrics: Sequence[str] = ()) -> None:
         """Raise the error that a test asks for."""

@@ -18,6 +18,7 @@ from orchestrator.storage.records import write_record
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Started, Trained
 from orchestrator.study.warm_start import TransferredTrial
+from tests.support.example_trainable import Record
 from tests.support.studies import TuneLoop, epoch_ended, finish, open_study, run_trial
 from tests.support.sweep_files import load_sweep
 
@@ -105,6 +106,27 @@ def test_study_that_is_gone_from_its_checkpoints_is_refused(sweep: Sweep, tmp_pa
     checkpoint.touch()
     with pytest.raises(InputError, match=r"^study: it holds no trial, but .*/study/trials holds checkpoints"):
         open_study(sweep)
+
+
+def test_content_of_the_data_may_not_change_once_a_trial_has_not_failed(sweep: Sweep) -> None:
+    def record(**digests: str) -> dict[str, list[Record]]:
+        return {"config": [Record(name, digest=digest) for name, digest in digests.items()]}
+
+    study = open_study(sweep)
+    for digest in ("a", "b"):  # no trial has used it yet
+        study.check_data(record(parabola=digest))
+    loop = TuneLoop(study)
+    loop.suggest()
+    loop.end(Failed("the data is at fault", ""))
+    study.check_data(record(parabola="c"))  # corrected
+    start_trial(study, 0.5)
+    study = open_study(sweep)
+    study.check_data(record(parabola="c", line="d"))
+    study.check_data({"another config": [Record(digest="e")]})
+    with pytest.raises(InputError, match=r"^data sets parabola, line: the content has changed since earlier"):
+        study.check_data(record(parabola="x", line="y"))
+    study.study.set_user_attr("data", ["damaged"])
+    study.check_data(record(parabola="x"))
 
 
 def test_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep) -> None:
