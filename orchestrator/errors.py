@@ -110,7 +110,11 @@ class StorageError(SweepError):
 
 
 class TrackingError(SweepError):
-    """MLflow did not accept or return something."""
+    """MLflow did not accept or return something. ``unreachable``: no answer came."""
+
+    def __init__(self, message: str, *, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.unreachable = unreachable
 
 
 class LeaseLostError(SweepError):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.components import describe_raised
 from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.waiting import PATIENCE_SECONDS, waiting
 from orchestrator.errors import (
     ExitCode,
     InputError,
@@ -138,7 +139,11 @@ class Driver(ABC, Generic[OutcomeType]):
         recorded = self._directory.recorded()
         fresh = recorded is not None and recorded["resolved"].get("sweep") != sweep_id
         outcome = None if fresh else self._finished_outcome()
-        return (ExitCode.DONE, outcome) if outcome is not None else self._run(joined, fresh)
+        if outcome is not None:
+            return ExitCode.DONE, outcome
+        patiently = waiting(PATIENCE_SECONDS, self._progress)
+        ended: tuple[int, OutcomeType | None] = patiently(self._run, joined, fresh)
+        return ended
 
     def check(self, new: bool) -> None:
         """Check what takes longer than reading the file; writes nothing.

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from orchestrator.config.job import Job
 from orchestrator.config.sections import Registry
 from orchestrator.console.progress import Progress
+from orchestrator.drivers.waiting import PATIENCE_SECONDS, waiting
 from orchestrator.execution.checkpoints import opened
 from orchestrator.execution.tasks import evaluate, result_of, score_version, trainable_task
 from orchestrator.tracking.evidence import gather
@@ -72,7 +73,7 @@ def register_candidate(
     tracker: Tracker,
     progress: Progress,
 ) -> RegisteredModel:
-    """Register the model of a candidate.
+    """Register the model of a candidate; waits up to an hour for an MLflow server that does not answer.
 
     Args:
         job: the job that trained it.
@@ -97,7 +98,8 @@ def register_candidate(
         data_sets = implementation.prepare(config)
         data = {record.name: record.digest for record in data_sets}
         evidence = gather(job.trainable, implementation, config, files, rule=rule, scores=scores, data=data)
-        return register(
+        model: RegisteredModel = waiting(PATIENCE_SECONDS, progress)(
+            register,
             tracker,
             candidate.number,
             implementation.export(config, files, Path(folder)),
@@ -109,6 +111,7 @@ def register_candidate(
             score_model=lambda version: _score_version(job, candidate, version, tracker.uri, progress),
             data_sets=data_sets,
         )
+        return model
 
 
 def _score_version(

@@ -1,28 +1,20 @@
 """From the command line to a driver that runs here, or to a job that runs on a cluster."""
 
 import argparse
-import logging
 import os
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
-
 from orchestrator.console.arguments import report_error
 from orchestrator.console.progress import Progress
-from orchestrator.errors import ExitCode, InputError, UnreachableError
+from orchestrator.drivers.waiting import waiting
+from orchestrator.errors import ExitCode, InputError
 from orchestrator.interrupt import Interrupt
 
 if TYPE_CHECKING:
     from orchestrator.config.document import Override
     from orchestrator.drivers.base import Driver
-
-_WAIT_SECONDS = 10.0
-"""Time between two tries to reach a server."""
-
-_log = logging.getLogger(__name__)
 
 MakeDriver = Callable[[list["Override"], Progress, Interrupt], "Driver[Any]"]
 """Reads the file of a job with overrides, and returns its driver."""
@@ -70,9 +62,9 @@ def _launch(
                 if parsed.submit is None:
                     driver = make_driver(overrides, progress, interrupt)
                     handler.add(driver.trainable_package)
-            waiting = _waiting(parsed.wait, progress)
+            patiently = waiting(parsed.wait, progress)
             if parsed.submit is None:
-                code: int = waiting(
+                code: int = patiently(
                     driver.run, address=parsed.address, dry_run=parsed.dry_run, fresh=parsed.fresh
                 )
                 return code
@@ -81,7 +73,7 @@ def _launch(
             from orchestrator.execution.submit import submit
 
             command = f"{parsed.prog} {shlex.join(_without_submit(arguments))}"
-            code = waiting(submit, command, parsed.file, overrides, parsed.submit, progress, interrupt)
+            code = patiently(submit, command, parsed.file, overrides, parsed.submit, progress, interrupt)
             return code
     except InputError as error:
         return report_error(error)
@@ -98,30 +90,6 @@ def _check_working_directory() -> None:
         os.getcwd()
     except OSError as error:
         raise InputError(f"the working directory: {error.strerror}; change to another one") from error
-
-
-def _waiting(seconds: float, progress: Progress) -> Retrying:
-    """Return what calls a function again for some time while it raises UnreachableError."""
-    told: set[str] = set()
-
-    def tell(state: RetryCallState) -> None:
-        line = str(state.outcome.exception() if state.outcome else "")
-        if line not in told:
-            told.add(line)
-            _log.warning("%s", line)
-
-    def sleep(duration: float) -> None:
-        with progress.activity(lambda: "waiting for an answer"):
-            time.sleep(duration)
-
-    return Retrying(
-        retry=retry_if_exception_type(UnreachableError),
-        stop=stop_after_delay(seconds),
-        wait=wait_fixed(_WAIT_SECONDS),
-        before_sleep=tell,
-        sleep=sleep,
-        reraise=True,
-    )
 
 
 def _without_submit(arguments: Sequence[str] | None) -> list[str]:

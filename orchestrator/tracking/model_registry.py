@@ -24,7 +24,7 @@ from orchestrator.tracking.alias import Alias
 from orchestrator.tracking.evidence import DATA_TAG, TRAINABLE_TAG, Evidence
 from orchestrator.tracking.gate import Decision, Rule
 from orchestrator.tracking.model_files import DIGEST_TAG, client_of, digest, fetch
-from orchestrator.tracking.outbox import describe_error
+from orchestrator.tracking.outbox import describe_error, is_away
 from orchestrator.tracking.promotion import (
     DECISION_TAG,
     SCHEMA,
@@ -128,7 +128,9 @@ def register(
             text = _page(tracker, run_id, version, alias, known, record, data_sets, _own_card(export))
             tracker.client.update_model_version(model, version.version, description=text)
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"registry: {model} at {tracker.uri}: {describe_error(error)}") from error
+        raise TrackingError(
+            f"registry: {model} at {tracker.uri}: {describe_error(error)}", unreachable=is_away(error)
+        ) from error
     decided = decision_of_gate(version.tags, alias)
     return RegisteredModel(
         name=model,
@@ -368,4 +370,6 @@ def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:
             ) from error
         if isinstance(error, MlflowException):
             raise
-        raise TrackingError(f"registry: the files of the model cannot be written: {reason}") from error
+        raise TrackingError(
+            f"registry: the files of the model cannot be written: {reason}", unreachable=is_away(error)
+        ) from error

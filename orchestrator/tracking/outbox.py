@@ -183,7 +183,7 @@ class Outbox:
                 return
             except Exception as error:  # of any kind: it must not end the deliveries after it
                 if _is_temporary(error):
-                    failures = _MAX_FAILURES if _is_away(error) else failures + 1
+                    failures = _MAX_FAILURES if is_away(error) else failures + 1
                     self._note_failure(subject, job, describe_error(error))
                     continue
                 kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
@@ -257,10 +257,10 @@ def is_unreachable(error: Exception) -> bool:
     if isinstance(error, RestException):  # other exceptions of MLflow have the code 500 by default
         return cannot_answer(error.get_http_status_code())
     answer = re.search(r"failed with error code (\d+) != 200", str(error))  # without a body of MLflow's
-    return cannot_answer(int(answer[1])) if answer else _is_away(error)
+    return cannot_answer(int(answer[1])) if answer else is_away(error)
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
     """Return whether no server answered, so that other jobs would wait for it in vain."""
     if isinstance(error, MlflowException):
         return "failed with exception" in str(error) or "timeout exception" in str(error)

@@ -1,12 +1,13 @@
 """How a driver tells what the machine and the database of its study refuse."""
 
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.sweep import SweepDriver
-from orchestrator.errors import InputError, SweepError
+from orchestrator.errors import InputError, SweepError, TrackingError, UnreachableError
 from orchestrator.interrupt import Interrupt
 from tests.support.sweep_files import load_sweep
 
@@ -29,6 +30,26 @@ def test_full_disk_is_told(driver: SweepDriver) -> None:
 def test_trial_that_its_study_has_lost_is_told(driver: SweepDriver) -> None:
     with pytest.raises(SweepError, match=r"a recorded trial is gone"), driver._explained_errors():
         raise KeyError("Record does not exist.")
+
+
+def test_job_within_another_waits_for_servers(
+    driver: SweepDriver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Exception] = [
+        UnreachableError("tracking.uri: connection refused"),
+        TrackingError("registry: no answer in time", unreachable=True),
+        TrackingError("registry: permission denied"),
+    ]
+
+    def run(*_: Any) -> NoReturn:
+        raise answers.pop(0)
+
+    monkeypatch.setattr("orchestrator.drivers.waiting._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(driver, "_run", run)
+    cluster: Any = None
+    with pytest.raises(TrackingError, match=r"^registry: permission denied$"):
+        driver.run_within(cluster, "sweep")
+    assert caplog.messages == ["tracking.uri: connection refused", "registry: no answer in time"]
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), OSError("no file is named")])

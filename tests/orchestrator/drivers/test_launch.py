@@ -88,7 +88,7 @@ def test_launch_without_an_answer_has_its_own_code(capsys: pytest.CaptureFixture
 def test_launch_waits_for_an_answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.drivers.launch._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.drivers.waiting._WAIT_SECONDS", 0.1)
     answers = [away, away, lambda: 0]
     assert start(lambda: answers.pop(0)(), wait=60.0)[0] == 0
     out, err = capsys.readouterr()
@@ -98,7 +98,7 @@ def test_launch_waits_for_an_answer(
 def test_launch_waits_no_longer_than_asked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.drivers.launch._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("orchestrator.drivers.waiting._WAIT_SECONDS", 0.1)
     assert start(away, wait=0.3)[0] == 3
     assert capsys.readouterr().err.startswith("error: a.yaml:9: tracking.uri: the MLflow server")
 

@@ -327,6 +327,22 @@ def test_files_that_a_store_refuses_are_told(
             register_best(tracker, export, 0.6)
 
 
+def test_registration_waits_for_a_server_that_is_away(
+    export: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        MlflowServer(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts") as server,
+        finish_sweep(server.uri, "away") as tracker,
+    ):
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        server.kill()
+        with pytest.raises(TrackingError, match=r"^registry: reid-away at .*: connection refused$") as raised:
+            register_best(tracker, export, 0.6)
+        assert raised.value.unreachable
+        server.start()
+        assert register_best(tracker, export, 0.6).version == 1
+
+
 def test_check_registry_leaves_a_model_without_tags(uri: str) -> None:
     with Tracker(uri, "alignment", "alignment", "registry check") as tracker:
         for _ in range(2):
