@@ -30,7 +30,11 @@ class BudgetStopper(NotSnapshotted, Stopper):
     def stop_all(self) -> bool:
         """Return whether all trials have to stop now."""
         return bool(
-            self._interrupt.requested or self.spent_reason() or self.failure_reason() or self.halt_reason
+            self._interrupt.requested
+            or self._study.fault is not None
+            or self.spent_reason()
+            or self.failure_reason()
+            or self.halt_reason
         )
 
     def spent_reason(self) -> str:

@@ -1,6 +1,8 @@
 """The parts of Ray Tune that delegate to the study: which trial comes next, and whether one continues."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -17,6 +19,16 @@ class NotSnapshotted:
         return {}
 
 
+@contextmanager
+def _kept_fault(study: Study) -> Iterator[None]:
+    """Keep the error that ends a block: Tune may take it for the death of a trial, and start that again."""
+    try:
+        yield
+    except Exception as error:
+        study.fault = error
+        raise
+
+
 class StudySearcher(NotSnapshotted, Searcher):
     """Hands the suggestions of the study to Ray Tune, and the end of each trial to the study."""
 
@@ -27,7 +39,10 @@ class StudySearcher(NotSnapshotted, Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next suggestion as the config of a Tune trial, or Tune's sign that there is none."""
-        suggestion = self._study.ask()
+        suggestion = None
+        if self._study.fault is None:
+            with _kept_fault(self._study):
+                suggestion = self._study.ask()
         if suggestion is None:
             return str(Searcher.FINISHED)
         self._numbers[trial_id] = suggestion.number
@@ -38,7 +53,9 @@ class StudySearcher(NotSnapshotted, Searcher):
     ) -> None:
         """Record in the study how a trial ended."""
         last = decode(result) if result else None
-        self._study.on_trial_end(self._numbers.pop(trial_id), last, died=error)
+        if self._study.fault is None:
+            with _kept_fault(self._study):
+                self._study.on_trial_end(self._numbers.pop(trial_id), last, died=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study is persistent."""
@@ -57,7 +74,9 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record one report, and decide whether the trial continues; it does not after its last report."""
         number, report = trial.config["number"], decode(result)
-        with self._study.transaction():
+        if self._study.fault is not None:
+            return str(TrialScheduler.STOP)
+        with _kept_fault(self._study), self._study.transaction():
             match report:
                 case Trained(checkpoint):
                     self._study.record_checkpoint(number, checkpoint)

@@ -75,6 +75,9 @@ class Study(ABC):
     max_failures: int | None = None
     """Failed trials in a row after which the job ends."""
 
+    fault: Exception | None = None
+    """The error after which this process may hold in memory what is not recorded."""
+
     _busy_since: float | None = None
     """Time at which the suggestion or record began that is under way."""
 

@@ -1,10 +1,13 @@
 """Ray Tune stops all trials once a budget is spent, too many failed, or the driver has to end."""
 
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
+from ray.tune.search import Searcher
 
 from orchestrator.config.sweep import Sweep
+from orchestrator.errors import StorageError
 from orchestrator.execution.budget import BudgetStopper
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.lease import BudgetUsage, Lease
@@ -59,6 +62,35 @@ def test_stopper_after_failures_in_a_row_gives_their_reason(sweep: Sweep) -> Non
         "fix the cause and rerun the command (limit: budget.failures)"
     )
     assert stopper.stop_all()
+
+
+@pytest.mark.parametrize("step", ["report", "end", "suggest"])
+def test_stopper_ends_all_trials_once_the_study_fails(
+    sweep: Sweep, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune takes the error for one of the trial, which it would start again."""
+    study = open_study(sweep)
+    loop, stopper = TuneLoop(study), BudgetStopper(study, BudgetUsage(), Interrupt())
+    point = loop.suggest()
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise StorageError("study: its objects are gone")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="objects are gone"):
+        for method in ("ask", "record_epoch", "on_trial_end"):
+            patch.setattr(study, method, fail)
+        match step:
+            case "report":
+                loop.report(point, epoch_ended(1, 0.5))
+            case "end":
+                loop.end(Failed("no"))
+            case "suggest":
+                loop.suggest("b")
+    assert stopper.stop_all() and str(study.fault) == "study: its objects are gone"
+    before = study.trials
+    assert not loop.report(point, epoch_ended(1, 0.5))
+    loop.end(None, died=True)
+    assert loop.suggest("b") == Searcher.FINISHED and study.trials == before
 
 
 def test_stopper_of_the_next_driver_counts_failures_anew(sweep: Sweep) -> None:

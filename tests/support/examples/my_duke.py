@@ -12,7 +12,9 @@ for part in split:
         frame = next(tracklet.iterdir()).name  # 0001_C6_F0001_X30823.jpg: identity 1, camera 6
         camera = "c" + re.search(r"C(\d+)", frame)[1]
         item = Path(tracklet.parent.name, camera, f"{part}-{tracklet.name}")
-        (target / "sequences" / item).parent.mkdir(parents=True, exist_ok=True)
-        (target / "sequences" / item).symlink_to(tracklet)
+        link = target / "sequences" / item
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)  # of an earlier run
+        link.symlink_to(tracklet)
         split[part].append(str(item))
 (target / "official.json").write_text(json.dumps([split]))
