@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -35,6 +36,12 @@ _HEALTH_SECONDS = 30.0
 
 _STARTS = 3
 """How often Ray is started on a machine that is too slow for its limit of 30 seconds."""
+
+_FILES = 256
+"""Files that a process which starts Ray has to be allowed to open."""
+
+_ADDRESS_SPACE = 16 << 30
+"""Bytes of address space that a process of Ray needs; one that trains reserves about 11 GiB."""
 
 _SOCKET_PATH = 107
 """Most bytes of the path of a Unix socket."""
@@ -183,6 +190,7 @@ def start(address: str | None) -> Cluster:
         _check_address(source, address)
     else:
         _check_sockets()
+        _check_limits()
     if ray.is_initialized():  # by an earlier try, after which another server did not answer
         ray.shutdown()
     # Ray 2.60 prints every line of them.
@@ -271,10 +279,32 @@ def _check_sockets() -> None:
         )
 
 
+def _check_limits() -> None:
+    """Check limits of this process with which Ray would end or hang it without a reason.
+
+    Raises:
+        InputError: a limit is too low, and cannot be raised here.
+    """
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < _FILES:
+        raise InputError(
+            f"Ray does not start: this process may open only {most} files; raise the limit with "
+            f"ulimit -n {_FILES}"
+        )
+    if files != resource.RLIM_INFINITY and files < _FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, most))
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY and space < _ADDRESS_SPACE:
+        raise InputError(
+            f"Ray does not start: this process may have only {space / 2**30:.1f} GiB of address space; raise "
+            f"the limit with ulimit -v {_ADDRESS_SPACE >> 10}, or lift it with ulimit -v unlimited"
+        )
+
+
 def _start_failure(error: Exception) -> str:
     """Return why Ray does not start here, with the variable that names a folder at fault."""
     if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
+        return str(error) or type(error).__name__
     _, name = _temporary_folder()
     home, path = str(Path.home()), os.fsdecode(error.filename)
     if path == home or path.startswith(f"{home}/.ray"):  # for the token

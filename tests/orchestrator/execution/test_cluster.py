@@ -1,5 +1,7 @@
 """Starting or joining a cluster, and the number of trials that run at once on it."""
 
+import re
+import resource
 import socket
 import subprocess
 from typing import Any, NoReturn
@@ -35,6 +37,36 @@ def test_message_of_a_cluster_is_told_once_in_one_line(caplog: pytest.LogCapture
             messages.tell({"lines": [text], "pid": "raylet", "is_err": False})
     (line,) = caplog.messages
     assert line.startswith("the Ray cluster says: Raylet is terminated. a line") and len(line) < 250
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "line"),
+    [
+        (resource.RLIMIT_NOFILE, 64, "may open only 64 files; raise the limit with ulimit -n 256"),
+        (
+            resource.RLIMIT_AS,
+            2 << 30,
+            "may have only 2.0 GiB of address space; raise the limit with ulimit -v",
+        ),
+    ],
+)
+def test_limits_with_which_ray_would_hang_are_refused(
+    kind: int, limit: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = resource.getrlimit
+    monkeypatch.setattr(resource, "getrlimit", lambda each: (limit, limit) if each == kind else given(each))
+    with pytest.raises(InputError, match=re.escape(line)):
+        start(None)
+
+
+def test_limit_of_files_is_raised_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = []
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (64, 1024) if kind == resource.RLIMIT_NOFILE else (-1, -1)
+    )
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: raised.append(limits))
+    cluster._check_limits()
+    assert raised == [(256, 1024)]
 
 
 def test_concurrency_is_what_fits_on_a_fixed_cluster() -> None:
