@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -41,14 +42,19 @@ def run(command: Callable[[argparse.Namespace], None], chosen: argparse.Namespac
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:  # this process was started with its output closed
+        os.open(os.devnull, os.O_WRONLY)  # takes its number, so that nothing is printed into another file
     try:
         command(chosen)
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         sys.stdout.flush()
     except OSError as error:
         if error.filename is not None:
             _print_error(f"{error.filename}: {error.strerror}")
             return FAULT
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again at the exit
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would fail again at the exit
         ERR.print(f"error: the output cannot be written: {error.strerror}")
         return LOST_OUTPUT
     except DataError as error:

@@ -20,11 +20,14 @@ def run(main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit) ->
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since `orchestrator` was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:  # this process was started with its output closed
+        os.open(os.devnull, os.O_WRONLY)  # takes its number, so that nothing is printed into another file
     code: int = ExitCode.DONE
     try:
         code = main()
-        if sys.stdout is not None:  # None: the process was started with its output closed
-            sys.stdout.flush()
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except OSError as error:
@@ -39,5 +42,7 @@ def run(main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit) ->
 
 def _discard_output() -> None:
     """Discard what Python would write, and fail to write, at its exit."""
+    if sys.stdout is None:
+        return
     with open(os.devnull, "wb") as discarded:
         os.dup2(discarded.fileno(), 1)

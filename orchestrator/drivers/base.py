@@ -129,7 +129,7 @@ class Driver(ABC, Generic[OutcomeType]):
             return ExitCode.LEASE_LOST
         except SweepError as error:
             _log.error("%s; finished work is kept, rerun the command to resume", error)
-            return ExitCode.FAILED
+            return ExitCode.INTERRUPTED if self._interrupt.requested else ExitCode.FAILED
 
     def run_within(self, joined: Cluster, sweep_id: str) -> tuple[int, OutcomeType | None]:
         """Run within the driver of a sweep, on its cluster; return the exit code and the outcome.
@@ -246,8 +246,13 @@ class Driver(ABC, Generic[OutcomeType]):
             raise error.as_input_error() from error
         except DamagedError:  # it is made again
             return None
-        final = outcome is not None and self.is_final(outcome) and outcome.delivered
-        return outcome if final else None
+        if outcome is None or not self.is_final(outcome) or not outcome.delivered:
+            return None
+        present = {  # the storage may have been moved
+            "report": self._directory.locate(outcome.report.rpartition("/")[2]),
+            "tracking": preflight.present_address(outcome.tracking, self._job.tracking.uri),
+        }
+        return outcome.model_copy(update=present)
 
     def _check_and_plan(self, address: str | None, fresh: bool) -> Cluster:
         """Check everything, start or join the cluster, and show the plan."""
@@ -324,8 +329,8 @@ class Driver(ABC, Generic[OutcomeType]):
                 status, code = "FINISHED", self.exit_code(outcome)
             elif code == ExitCode.INTERRUPTED:
                 status = "KILLED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except (KeyboardInterrupt, SweepError):
+            status = "KILLED" if self._interrupt.requested else "FAILED"
             raise
         finally:
             undelivered = ""

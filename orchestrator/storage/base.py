@@ -57,6 +57,9 @@ class Store(ABC):
         """Called before each attempt to write, delete or rename, where `heartbeat_only`. It raises what keeps
         this process from writing. `compare_and_swap` has its own condition."""
 
+        self.is_interrupted: Callable[[], bool] = lambda: False
+        """Whether this process has to end, so that it waits no longer for an answer."""
+
     @property
     @abstractmethod
     def filesystem(self) -> pyarrow.fs.FileSystem | None:

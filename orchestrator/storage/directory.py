@@ -165,6 +165,7 @@ class JobDirectory:
             lease.explained_loss(),
         ):
             self.store.before_write = self._check_lease = lease.check
+            self.store.is_interrupted = lambda: interrupt.requested
             self._set_aside(fresh and not self._is_set_aside)
             self._is_set_aside = True
             recorded = self.recorded()

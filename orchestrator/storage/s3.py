@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ import botocore.exceptions
 import optuna
 import pyarrow.fs
 from botocore.config import Config
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from orchestrator.errors import StorageError, one_line
 from orchestrator.storage.base import Store
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
 """Attempts at one request of a worker, with exponential waits up to 20 s: minutes in all."""
+
+_INTERRUPT_SECONDS = 0.5
+"""Interval at which a process that waits for an answer looks whether it has to end."""
 
 _PATIENCE = 8
 """Attempts at one write, a minute or two, until the store looks whether only this file is refused."""
@@ -243,7 +247,15 @@ class S3Store(Store):
     def _with_retries(
         self, request: Callable[[], Any], give_up: Callable[[RetryCallState], bool] = lambda state: False
     ) -> Any:
-        """Send a request, which must be safe to repeat, until it is answered or given up."""
+        """Send a request, which must be safe to repeat, until it is answered, given up or interrupted."""
+
+        def stop(state: RetryCallState) -> bool:
+            return not self._retries or self.is_interrupted() or give_up(state)
+
+        def sleep(seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while (left := deadline - time.monotonic()) > 0 and not self.is_interrupted():
+                time.sleep(min(left, _INTERRUPT_SECONDS))
 
         def warn(state: RetryCallState) -> None:
             reason = describe_error(state.outcome.exception() if state.outcome else None)
@@ -251,7 +263,8 @@ class S3Store(Store):
 
         attempts = Retrying(
             retry=retry_if_exception(_is_temporary),
-            stop=give_up if self._retries else stop_after_attempt(1),
+            stop=stop,
+            sleep=sleep,
             wait=wait_random_exponential(min=1, max=30),
             before_sleep=warn,
             reraise=True,

@@ -117,7 +117,8 @@ def read_status(store: Store, name: str) -> Status:
         getattr(outcome, name) == resolved.get(name) for name in ("budget", "finals")
     )
     if outcome is not None and final and status.state not in lookup.DRIVEN and "running" not in status.trials:
-        status.state, status.report = "finished", outcome.report
+        report = outcome.report.rpartition("/")[2]  # the storage may have been moved
+        status.state, status.report = "finished", store.locate(f"{name}/{report}")
         if model := outcome.model:
             taken = "alias" if model.promoted else "without the alias"
             status.model = f"{model.name} version {model.version}, {taken} {model.alias}"

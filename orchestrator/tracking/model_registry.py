@@ -148,6 +148,8 @@ def is_gone(uri: str, model: RegisteredModel, job: str) -> bool:
     """Return whether a version that a job registered was deleted; False where the store does not tell."""
     try:
         preflight.check(uri)
+        if uri.startswith("sqlite") and not preflight.sqlite_file(uri).exists():
+            return False  # MLflow would create it
         version = client_of(uri).get_model_version(model.name, str(model.version))
     except InputError:
         return False

@@ -68,6 +68,17 @@ def sqlite_file(uri: str, field: str = "tracking.uri") -> Path:
     return Path(database).absolute()
 
 
+def present_address(recorded: str, present: str) -> str:
+    """Return the address of a store: the one in a record, unless that names a file that is gone.
+
+    Args:
+        recorded: the address in the record.
+        present: the address in the file of the job.
+    """
+    is_gone = recorded.startswith("sqlite") and not sqlite_file(recorded).exists()
+    return present if is_gone else recorded
+
+
 def deleted_experiment(uri: str, name: str, number: object) -> InputError:
     """Return the error for an experiment that was deleted; ``number`` is its id."""
     return InputError(

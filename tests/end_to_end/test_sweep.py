@@ -76,6 +76,13 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     assert "parabola version 1, alias champion" in again.stdout
     assert len(client.search_runs([client.get_experiment_by_name("parabola").experiment_id])) == 5
 
+    moved = store.rename(tmp_path / "moved")
+    elsewhere = sweep(file, "--storage", str(moved)).stdout
+    assert "finished" in elsewhere and "warning" not in elsewhere
+    assert f"{moved}/mlflow.db" in elsewhere and f"{moved}/parabola/report.html" in elsewhere
+    assert not store.exists(), "looking creates nothing"
+    moved.rename(store)
+
     client.delete_registered_model("parabola")
     warned = sweep(file, "--storage", str(store)).stdout
     assert (

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from tests.support import command_line
 from tests.support.command_line import read_until
 from tests.support.ray_nodes import RayNodes
-from tests.support.servers import Postgres
+from tests.support.servers import Postgres, Seaweed
 from tests.support.sweep_files import write_sweep
 
 SWEEP: dict[str, Any] = {
@@ -281,6 +281,29 @@ def test_sweep_whose_raylet_dies_ends_and_resumes(file: Path, tmp_path: Path) ->
     done = command_line.run("sweep", file, *options)
     assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
     assert len(study(tmp_path).trials) == 1
+
+
+def test_sweep_that_waits_for_its_bucket_ends_at_one_signal(tmp_path: Path) -> None:
+    with Seaweed(tmp_path / "seaweed") as bucket, pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.environment().items():
+            patch.setenv(name, value)
+        store = f"s3://{bucket.bucket}/runs"
+        file = write_sweep(tmp_path, config={"epochs": 8, "seconds": 2.0}, resources={"concurrent": 1})
+        options = ["--storage", store, "--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        with command_line.start("sweep", file, *options) as (process, output):
+            lines = read_until(output, 2)
+            bucket.kill()
+            for line in output:
+                lines.append(line)
+                if "waiting before try 3" in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            lines += output
+            assert process.wait(60) == 130, lines
+        assert "finished work is kept, rerun the command to resume" in lines[-1], lines
+        bucket.start()
+        done = command_line.run("sweep", file, *options, "--trials", "1")
+        assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
 
 
 def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Path) -> None:

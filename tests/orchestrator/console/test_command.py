@@ -1,6 +1,7 @@
 """How a command ends when Ctrl-C or its output gets in the way."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def run(*command: str, output: int | None = None, **variables: str) -> tuple[int
 def test_status_on_a_full_disk_is_one_line(tmp_path: Path, options: list[str], unbuffered: str) -> None:
     command = ["-m", "orchestrator.status", "--storage", str(tmp_path), *options]
     assert run(*command, PYTHONUNBUFFERED=unbuffered) == (1, LINE)
+
+
+def test_status_with_its_output_closed_is_one_line(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "orchestrator.status", "--storage", str(tmp_path)])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} >&-"],
+        env=command_line.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written: Bad file descriptor\n")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
