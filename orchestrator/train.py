@@ -249,13 +249,13 @@ def _train(
     begun = folder.epoch()
     worker = SingleWorker(folder, settings.epochs, device, progress.print)
     try:
+        folder.record(training.trainable, training.config)
+        folder.record_data(data_sets)
         if begun >= settings.epochs:
             progress.print(f"the training in {folder.path} is finished")
             return
         if begun:
             progress.print(f"resuming after epoch {begun}")
-        folder.record(training.trainable, training.config)
-        folder.record_data(data_sets)
         with progress.activity(worker.status), isolated([abs(settings.seed), 0, begun]):
             training.subject.fit(training.config, worker)
     finally:

@@ -96,6 +96,12 @@ def test_train_refuses_to_resume_with_other_data(
         (output / "data.json").unlink() if content is None else (output / "data.json").write_bytes(content)
         assert train.main(crashes) == 1
 
+    finished = [*write_form("config", tmp_path), "--output", str(tmp_path / "finished")]
+    assert train.main(finished) == 0
+    monkeypatch.delenv("PARABOLA_DATA")
+    assert train.main(finished) == 2
+    assert train.main([*finished, "--score"]) == 0, "a checkpoint may be scored on other data"
+
 
 def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = write_form("config", tmp_path)
