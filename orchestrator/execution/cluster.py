@@ -5,11 +5,12 @@ import logging
 import os
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ _STARTS = 3
 
 _FILES = 256
 """Files that a process which starts Ray has to be allowed to open."""
+
+_FREE_BYTES = 64 << 20
+"""Space that Ray needs in its folder to start."""
 
 _ADDRESS_SPACE = 16 << 30
 """Bytes of address space that a process of Ray needs; one that trains reserves about 11 GiB."""
@@ -189,7 +193,7 @@ def start(address: str | None) -> Cluster:
     if address is not None:
         _check_address(source, address)
     else:
-        _check_sockets()
+        _check_folder()
         _check_limits()
     if ray.is_initialized():  # by an earlier try, after which another server did not answer
         ray.shutdown()
@@ -266,9 +270,16 @@ def _temporary_folder() -> tuple[str, str]:
     return os.environ.get(name, "/tmp").rstrip("/"), name
 
 
-def _check_sockets() -> None:
-    """Check that the paths of Ray's sockets have a valid length; raises InputError."""
+def _check_folder() -> None:
+    """Check that Ray's folder has space, and a path that its sockets can have; raises InputError."""
     folder, name = _temporary_folder()
+    with suppress(OSError):  # there is no such folder yet
+        free = shutil.disk_usage(folder).free
+        if free < _FREE_BYTES:
+            raise InputError(
+                f"Ray does not start: {folder} has only {free / 2**20:.0f} MiB of free space; free some, or "
+                f"set {name} to another folder"
+            )
     longest = _SOCKET_PATH - len(
         os.fsencode(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
     )

@@ -83,6 +83,9 @@ class DriverRecord(BaseModel):
     identity: str
     """Tells this process from any other that has, or had, the same pid on the same host."""
 
+    storage: str = ""
+    """Address of the storage of its job; that of a copy has another one."""
+
     heartbeat: int = Field(0, validation_alias=AliasChoices("heartbeat", "beat"))
     renewed: float = 0.0
     """Wall clock of the last renewal, for display only."""
@@ -224,7 +227,11 @@ def _taken(store: Store, job: str, label: str, other: DriverRecord | None = None
         and (age := time.time() - driver.renewed) > LEASE_TIMEOUT_SECONDS
     ):
         by += f", without a heartbeat for {format_duration(age)} (is it suspended?)"
-    command = f"python -m orchestrator.stop {store.locate(job)}"
+    place = store.locate(job)
+    if driver is not None and driver.storage not in ("", store.uri):
+        place = f"{driver.storage}/{job}"
+        by += f", in {driver.storage}, of which this storage seems to be a copy"
+    command = f"python -m orchestrator.stop {place}"
     return InputError(f"{label} is driven {by}; wait for it, or stop it with {command}")
 
 
@@ -259,6 +266,7 @@ class Lease:
             pid=os.getpid(),
             started=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             identity=process_identity(os.getpid()),
+            storage=store.uri,
         )
         self.on_heartbeat: Callable[[float], Activity] = lambda seconds: Activity()
         """Called before each renewal with the seconds since the last one; returns the activity to record."""

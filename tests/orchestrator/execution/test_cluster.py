@@ -2,8 +2,10 @@
 
 import re
 import resource
+import shutil
 import socket
 import subprocess
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
 
@@ -57,6 +59,14 @@ def test_limits_with_which_ray_would_hang_are_refused(
     monkeypatch.setattr(resource, "getrlimit", lambda each: (limit, limit) if each == kind else given(each))
     with pytest.raises(InputError, match=re.escape(line)):
         start(None)
+
+
+def test_full_folder_of_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Mock(free=3 << 20))
+    line = f"Ray does not start: {tmp_path} has only 3 MiB of free space; free some, or set RAY_TMPDIR to"
+    with pytest.raises(InputError, match=re.escape(line)):
+        cluster._check_folder()
 
 
 def test_limit_of_files_is_raised_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:

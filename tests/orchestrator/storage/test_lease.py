@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +67,18 @@ def test_lease_held_by_another_driver_names_it(tmp_path: Path, other: subprocess
         pass
     assert str(refusal.value).startswith(f"sweep job is driven by process {other.pid} on ")
     assert ", started 2" in str(refusal.value)
+    assert str(refusal.value).endswith(f"stop it with python -m orchestrator.stop {tmp_path}/job")
+
+
+def test_copy_of_a_storage_in_use_names_the_storage_of_the_driver(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(tmp_path / ".job.driver.json", copy)
+    with pytest.raises(InputError) as refusal, hold(copy):
+        pass
+    assert f", in {tmp_path}, of which this storage seems to be a copy; wait" in str(refusal.value)
     assert str(refusal.value).endswith(f"stop it with python -m orchestrator.stop {tmp_path}/job")
 
 
