@@ -149,7 +149,7 @@ def is_gone(uri: str, model: RegisteredModel, job: str) -> bool:
     try:
         preflight.check(uri)
         if uri.startswith("sqlite") and not preflight.sqlite_file(uri).exists():
-            return False  # MLflow would create it
+            return True  # MLflow would create an empty one
         version = client_of(uri).get_model_version(model.name, str(model.version))
     except InputError:
         return False

@@ -81,6 +81,10 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     assert "finished" in elsewhere and "warning" not in elsewhere
     assert f"{moved}/mlflow.db" in elsewhere and f"{moved}/parabola/report.html" in elsewhere
     assert not store.exists(), "looking creates nothing"
+    database = (moved / "mlflow.db").rename(tmp_path / "mlflow.db")
+    assert "was deleted from the registry" in sweep(file, "--storage", str(moved)).stdout
+    assert not (moved / "mlflow.db").exists(), "looking creates nothing"
+    database.rename(moved / "mlflow.db")
     moved.rename(store)
 
     client.delete_registered_model("parabola")

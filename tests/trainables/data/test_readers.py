@@ -155,6 +155,18 @@ def remove(*paths: str) -> Callable[[Path], None]:
     return damage
 
 
+def deeper(path: str) -> Callable[[Path], None]:
+    """Move each image into a folder of its identity, as some tools do."""
+
+    def damage(folder: Path) -> None:
+        for file in list((folder / path).iterdir()):
+            place = folder / path / file.name.partition("_")[0]
+            place.mkdir(exist_ok=True)
+            file.rename(place / file.name)
+
+    return damage
+
+
 def empty(path: str) -> Callable[[Path], None]:
     return remove(f"{path}/*")
 
@@ -224,6 +236,8 @@ DAMAGE: list[tuple[str, str, Callable[[Path], None], str]] = [
     ("market1501", "no query", remove("query"), r"query: no such folder"),
     ("market1501", "trained and tested", renamed("bounding_box_train/0002_*", "0002", "0004"),
      r"market1501, split 0: 0004 in the train part and in query or gallery; expected different"),
+    ("market1501", "folders of identities", deeper("bounding_box_train"),
+     r"bounding_box_train: holds no images, but folders such as 0002; move their images up"),
     ("market1501", "no gallery", empty("bounding_box_test"), r"bounding_box_test: holds no images"),
     ("cuhk03", "no images", empty("images_labeled"), r"images_labeled: holds no images"),
     ("cuhk01", "no images", empty("campus"), r"campus: holds no images"),

@@ -70,7 +70,9 @@ def image_names(folder: Path, missing: str) -> list[str]:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder / unread[0]}: this format is not read, only {suffixes}; {missing}")
     if not names:
-        raise DataError(f"{folder}: holds no images; {missing}")
+        folders = sorted(child.name for child in files if child.is_dir())
+        hint = f", but folders such as {folders[0]}; move their images up" if folders else ""
+        raise DataError(f"{folder}: holds no images{hint}; {missing}")
     return names
 
 

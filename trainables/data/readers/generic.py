@@ -95,7 +95,8 @@ def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
     unpaired = sorted(identity for identity, cameras in seen(tracklets).items() if len(cameras) == 1)
     if unpaired and not options.splits:  # official splits have distractors
         raise DataError(
-            f"{root}: {some(unpaired)} in one camera only; expected every identity in at least two cameras"
+            f"{root}: {some(unpaired)} in one camera only; expected every identity in at least two cameras, "
+            "or a list of splits that says where it belongs (options.splits)"
         )
     chosen = splits(root, tracklets, options, is_image=False)
     return DataSet(name, "sequence", tracklets, chosen, unmatched_queries(tracklets, chosen))
