@@ -41,8 +41,8 @@ examples:
 FILE is a sweep file, of which the values under config: are trained; a comparison file with --variant; a file
 with the keys trainable and config; or with --trainable, a file that holds what stands under config:.
 
-Rerun the command to resume the training. The folder gets config.yaml, curves.csv, curves.png, scores.json and
-the last checkpoint.
+Rerun the command to resume the training. The folder gets config.yaml, data.json, curves.csv, curves.png,
+scores.json and the last checkpoint.
 
 exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted
 """
