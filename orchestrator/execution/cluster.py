@@ -180,6 +180,7 @@ def start(address: str | None) -> Cluster:
 
     Raises:
         InputError: the address is not one, or Ray cannot start here.
+        KeyboardInterrupt: this process was told to end meanwhile.
         UnreachableError: no cluster answers at the address.
     """
     source = "--address"
@@ -223,6 +224,8 @@ def start(address: str | None) -> Cluster:
                 logging_level=logging.ERROR,
                 **(own if address is None else {}),
             )
+    except SystemExit as error:  # of the handler of SIGTERM that Ray sets meanwhile
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises many types, and Exception itself for a slow start
         if address is not None:
             raise UnreachableError(f"{source} {address}: no Ray cluster answers there: {error}") from error

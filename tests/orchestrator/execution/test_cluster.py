@@ -61,6 +61,15 @@ def test_limits_with_which_ray_would_hang_are_refused(
         start(None)
 
 
+def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(**_: Any) -> NoReturn:
+        raise SystemExit(15)  # as Ray's own handler does
+
+    monkeypatch.setattr(cluster.ray, "init", end)
+    with pytest.raises(KeyboardInterrupt):
+        start(None)
+
+
 def test_full_folder_of_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Mock(free=3 << 20))
