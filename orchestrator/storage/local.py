@@ -26,6 +26,15 @@ _LOCKED_SECONDS = 20
 """Time for which another program, such as a backup, may lock the study; meanwhile Ctrl-C waits, too."""
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise InputError for a folder that this user may not look into."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"storage: {error.filename}: {error.strerror}") from error
+
+
 class LocalStore(Store):
     """A folder; a version is the hash of the content."""
 
@@ -44,7 +53,8 @@ class LocalStore(Store):
 
     def check(self) -> None:
         """Check that the folder, or the closest one above it that exists, can be written."""
-        existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
+        with _refusals():
+            existing = next(folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         if not existing.is_dir():
             raise InputError(f"storage: {existing} is a file, not a folder")
         try:
@@ -56,10 +66,11 @@ class LocalStore(Store):
     def check_folder(self, name: str) -> None:
         """Check that nothing but a folder has the name: no file, and no link that leads nowhere."""
         folder = self._folder / name
-        if folder.is_symlink() and not folder.exists():
-            raise InputError(f"storage: {folder} is a link to {folder.readlink()}, which does not exist")
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"storage: {folder} is a file, not a folder")
+        with _refusals():
+            if folder.is_symlink() and not folder.exists():
+                raise InputError(f"storage: {folder} is a link to {folder.readlink()}, which does not exist")
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"storage: {folder} is a file, not a folder")
 
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Read a file."""

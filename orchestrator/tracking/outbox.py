@@ -184,7 +184,12 @@ class Outbox:
             except Exception as error:  # of any kind: it must not end the deliveries after it
                 if _is_temporary(error):
                     failures = _MAX_FAILURES if is_away(error) else failures + 1
-                    self._note_failure(subject, job, describe_error(error))
+                    reason = describe_error(error)
+                    if isinstance(
+                        error, StorageError
+                    ):  # it is needed to make sure that no other driver writes
+                        reason = f"not sent while the {reason}"
+                    self._note_failure(subject, job, reason)
                     continue
                 kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
                 self.refused.append(f"{job.what}: {kind}{describe_error(error)}")
@@ -218,7 +223,7 @@ class Outbox:
             self._tried.add(subject)
             self._failures[subject] = self._failures.get(subject, 0) + 1
             if not self._problem:
-                _log.warning("%s does not accept %s: %s; it is kept", self._server, job.what, reason)
+                _log.warning("%s does not have %s: %s; it is kept", self._server, job.what, reason)
             self._problem = reason
 
     def _remove(self, subject: Subject) -> None:

@@ -1,5 +1,6 @@
 """All stores keep one contract, and the check of it finds the stores that do not."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_local_store_that_cannot_be_written_names_the_file(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=rf"^storage: {tmp_path}/file"):
         LocalStore(tmp_path / "file").write("name", b"")
+
+
+def test_local_store_names_a_folder_that_it_may_not_look_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user; the superuser, who may run the tests, may look into every folder."""
+
+    def refuse(path: Path, **_: object) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    for check in (LocalStore(tmp_path).check, lambda: LocalStore(tmp_path).check_folder("job")):
+        with pytest.raises(InputError, match=rf"^storage: {tmp_path}(/job)?: Permission denied$"):
+            check()
 
 
 def test_local_store_reads_no_pipe(tmp_path: Path) -> None:
