@@ -102,9 +102,7 @@ class Driver(ABC, Generic[OutcomeType]):
                 self._progress.print(
                     f"the {self._job.kind} {self._job.name} is finished; --fresh starts it over"
                 )
-                self.summarise(outcome)
-                for line in self.lost(outcome):
-                    self._progress.print(line)
+                self._present(outcome)
                 return ExitCode.DONE
             if not dry_run:
                 self._directory.check_driver()
@@ -120,7 +118,7 @@ class Driver(ABC, Generic[OutcomeType]):
                     return ExitCode.DONE
                 code, outcome = self._run(joined, fresh)
                 if outcome is not None:
-                    self.summarise(outcome)
+                    self._present(outcome)
                 return code
         except InputError as error:
             kind = UnreachableError if isinstance(error, UnreachableError) else InputError
@@ -130,6 +128,12 @@ class Driver(ABC, Generic[OutcomeType]):
         except SweepError as error:
             _log.error("%s; finished work is kept, rerun the command to resume", error)
             return ExitCode.INTERRUPTED if self._interrupt.requested else ExitCode.FAILED
+
+    def _present(self, outcome: OutcomeType) -> None:
+        """Show an outcome, and what has changed in the registry since it was recorded."""
+        self.summarise(outcome)
+        for line in self.lost(outcome):
+            self._progress.print(line)
 
     def run_within(self, joined: Cluster, sweep_id: str) -> tuple[int, OutcomeType | None]:
         """Run within the driver of a sweep, on its cluster; return the exit code and the outcome.

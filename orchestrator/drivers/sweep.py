@@ -53,7 +53,7 @@ from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
 from orchestrator.tracking import preflight
 from orchestrator.tracking.gate import check_rule, make_rule
-from orchestrator.tracking.model_registry import RegisteredModel, check_registry, is_gone
+from orchestrator.tracking.model_registry import RegisteredModel, alias_holder, check_registry, is_gone
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import ERROR, Comparable, DataSetRecord
 
@@ -339,11 +339,17 @@ class SweepDriver(Driver[SweepOutcome]):
             self._progress.print(f"{label}: {text}")
 
     def lost(self, outcome: SweepOutcome) -> list[str]:
-        """Return a line if the registered version was deleted."""
+        """Return a line if the registered version was deleted, or has lost its alias to another one."""
         model = outcome.model
         jobs = [outcome.sweep + finals.FINALS, outcome.sweep] if outcome.winner else [outcome.sweep]
-        if model is None or not is_gone(outcome.tracking, model, jobs[0]):
+        if model is None:
             return []
+        if not is_gone(outcome.tracking, model, jobs[0]):
+            holder = alias_holder(outcome.tracking, model)
+            moved = model.promoted and holder not in (None, model.version)
+            return (
+                [f"the alias {model.alias} of {model.name} is that of version {holder} now"] if moved else []
+            )
         files = " and ".join(self._directory.store.locate(f"{job}/outcome.json") for job in jobs)
         return [
             f"warning: {model.name} version {model.version} was deleted from the registry; remove {files}, "

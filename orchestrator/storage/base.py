@@ -118,6 +118,10 @@ class Store(ABC):
             StorageError: the store does not answer.
         """
 
+    def replaced(self) -> str:
+        """Return what is wrong if another store has this address since a lock was taken; else ""."""
+        return ""
+
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:
         """Keep other drivers of a job out while the context lasts; a no-op where `heartbeat_only`.

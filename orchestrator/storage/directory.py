@@ -99,6 +99,11 @@ class JobDirectory:
             if kind != self._job.kind and self.store.read(self._name(f"{kind}.json")) is not None:
                 raise InputError(f"{self.uri} holds a {kind} of the same name; {remedy}")
         recorded = self.recorded()
+        if recorded is None and self.store.read(self._name("outcome.json")) is not None:
+            raise InputError(
+                f"{self.uri} has an outcome, but neither record nor study of its {self._job.kind}; put "
+                "them back, or start over with --fresh (which keeps the old folder)"
+            )
         changed = [] if recorded is None else self._job.differences(recorded["resolved"])
         if changed:
             raise InputError(

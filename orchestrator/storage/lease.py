@@ -302,7 +302,7 @@ class Lease:
         self._closed.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
         with self._stack, self._renewing:
-            if not self.lost:
+            if not self.lost and not self._store.replaced():
                 self.record.ended = True
                 self._note_activity(0.0)
                 self._write()
@@ -345,6 +345,9 @@ class Lease:
             self.record.used.seconds += now - before
             self._note_activity(now - before)
             before = now
+            if problem := self._store.replaced():
+                self._interrupt.request(problem)
+                return
             try:
                 if not self._renew():
                     return

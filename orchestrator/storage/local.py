@@ -26,6 +26,12 @@ _LOCKED_SECONDS = 20
 """Time for which another program, such as a backup, may lock the study; meanwhile Ctrl-C waits, too."""
 
 
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return device and inode of a folder; raises OSError."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
     """Raise InputError for a folder that this user may not look into."""
@@ -45,6 +51,9 @@ class LocalStore(Store):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
         self._folder = folder
+        self._identity: tuple[int, int] | None = None
+        """What tells the folder from another one of its name, since a lock was taken."""
+
         self.path = str(folder)
 
     @property
@@ -72,6 +81,10 @@ class LocalStore(Store):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"storage: {folder} is a file, not a folder")
 
+    def _check_identity(self) -> None:
+        if problem := self.replaced():
+            raise StorageError(problem, missing=True)
+
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Read a file."""
         try:
@@ -85,6 +98,7 @@ class LocalStore(Store):
 
     def write(self, name: str, content: bytes) -> None:
         """Write to a temporary file, flush it to the disk, and rename it."""
+        self._check_identity()
         file = self._folder / name
         temporary = file.with_name(f"{file.name}.tmp")
         try:
@@ -145,6 +159,7 @@ class LocalStore(Store):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            self._identity = _identity(self._folder)
         except Timeout as error:
             raise LockedError from error
         except OSError as error:
@@ -154,6 +169,13 @@ class LocalStore(Store):
             yield
         finally:
             lock.release()
+
+    def replaced(self) -> str:
+        """Compare the folder with the one in which the lock was taken."""
+        with contextlib.suppress(OSError):  # there is no folder, which the next write tells
+            if self._identity not in (None, _identity(self._folder)):
+                return f"storage: {self._folder} is another folder than at the start"
+        return ""
 
     def is_locked(self, name: str) -> bool | None:
         """Try to share the lock, which needs no permission to write."""

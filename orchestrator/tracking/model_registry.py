@@ -158,6 +158,14 @@ def is_gone(uri: str, model: RegisteredModel, job: str) -> bool:
     return version.tags.get(SWEEP_TAG, job) != job  # a later job may have registered one of this number
 
 
+def alias_holder(uri: str, model: RegisteredModel) -> int | None:
+    """Return the version that has the alias of a registered model; None where the store does not tell."""
+    try:
+        return int(client_of(uri).get_registered_model(model.name).aliases[model.alias])
+    except (MlflowException, KeyError):
+        return None
+
+
 def check_registry(tracker: Tracker, model: str, alias: str = "", trainable: str = "") -> None:
     """Check that this login may add versions to a model, by setting and deleting a tag.
 

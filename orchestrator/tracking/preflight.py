@@ -90,9 +90,9 @@ def deleted_experiment(uri: str, name: str, number: object) -> InputError:
 def _check_sqlite(uri: str, experiment: str | None, field: str) -> None:
     file = sqlite_file(uri, field)
     folder = file.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):  # it has no name, so nothing remains
             pass
     except OSError as error:

@@ -47,6 +47,9 @@ def test_worse_sweep_leaves_the_champion_and_says_why(
     assert "version 1, alias champion" in run(tmp_path, "good", 5)
 
     client = MlflowClient(sqlite_address(tmp_path / "store" / "mlflow.db"))
+    client.set_registered_model_alias("parabola", "champion", "2")
+    assert "the alias champion of parabola is that of version 2 now" in run(tmp_path, "good", 5)
+    client.set_registered_model_alias("parabola", "champion", "1")
     aliases = client.get_registered_model("parabola").aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "challenger": 2}
     version = client.get_model_version("parabola", "2")

@@ -67,6 +67,15 @@ def test_folder_that_is_a_file_is_refused(name: str, sweep: Sweep, tmp_path: Pat
     assert refusal_of(sweep) == f"storage: {file} is a file, not a folder"
 
 
+def test_outcome_without_record_and_study_is_refused(sweep: Sweep, folder: Path) -> None:
+    (folder / "outcome.json").write_text("{}")
+    JobDirectory(sweep).check(fresh=False)
+    (folder / "sweep.json").unlink()
+    line = f"{folder} has an outcome, but neither record nor study of its sweep; put them back, or start over"
+    assert refusal_of(sweep).startswith(line)
+    JobDirectory(sweep).check(fresh=True)
+
+
 def test_record_has_the_present_schema(folder: Path) -> None:
     assert json.loads((folder / "sweep.json").read_text())["schema"] == SCHEMA == 2
 

@@ -70,6 +70,16 @@ def test_lease_held_by_another_driver_names_it(tmp_path: Path, other: subprocess
     assert str(refusal.value).endswith(f"stop it with python -m orchestrator.stop {tmp_path}/job")
 
 
+def test_driver_ends_when_its_storage_becomes_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: Interrupt
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+    with pytest.raises(KeyboardInterrupt), hold(tmp_path, interrupt):
+        monkeypatch.setattr(LocalStore, "replaced", lambda store: "storage: another folder")
+        time.sleep(60)
+    assert interrupt.reason == "storage: another folder"
+
+
 def test_copy_of_a_storage_in_use_names_the_storage_of_the_driver(
     tmp_path: Path, other: subprocess.Popen[str]
 ) -> None:

@@ -115,6 +115,25 @@ def test_local_store_that_cannot_be_written_names_the_file(tmp_path: Path) -> No
         LocalStore(tmp_path / "file").write("name", b"")
 
 
+def test_local_store_whose_link_leads_elsewhere_is_not_written(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    link.symlink_to(tmp_path / "first")
+    store = LocalStore(link)
+    with store.lock("job"):
+        store.write("job/record", b"1")
+        link.unlink()
+        link.symlink_to(tmp_path / "second")
+        line = f"storage: {link} is another folder than at the start"
+        assert store.replaced() == line
+        with pytest.raises(StorageError, match=f"^{line}$"):
+            store.write("job/record", b"2")
+    assert not list((tmp_path / "second").rglob("record"))
+    with store.lock("job"):
+        store.write("job/record", b"2")
+
+
 def test_local_store_names_a_folder_that_it_may_not_look_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
