@@ -132,7 +132,7 @@ class Driver(ABC, Generic[OutcomeType]):
     def _present(self, outcome: OutcomeType) -> None:
         """Show an outcome, and what has changed in the registry since it was recorded."""
         self.summarise(outcome)
-        for line in self.lost(outcome):
+        for line in self.registry_changes(outcome):
             self._progress.print(line)
 
     def run_within(self, joined: Cluster, sweep_id: str) -> tuple[int, OutcomeType | None]:
@@ -222,8 +222,8 @@ class Driver(ABC, Generic[OutcomeType]):
     def summarise(self, outcome: OutcomeType) -> None:
         """Show the outcome on the terminal."""
 
-    def lost(self, outcome: OutcomeType) -> list[str]:
-        """Return what somebody has deleted of a finished job, one line each."""
+    def registry_changes(self, outcome: OutcomeType) -> list[str]:
+        """Return what has changed in the registry since an outcome was recorded, one line each."""
         return []
 
     def show_unfinished(self, study: Study) -> None:

@@ -338,7 +338,7 @@ class SweepDriver(Driver[SweepOutcome]):
         for label, text in _commands(outcome).items():
             self._progress.print(f"{label}: {text}")
 
-    def lost(self, outcome: SweepOutcome) -> list[str]:
+    def registry_changes(self, outcome: SweepOutcome) -> list[str]:
         """Return a line if the registered version was deleted, or has lost its alias to another one."""
         model = outcome.model
         jobs = [outcome.sweep + finals.FINALS, outcome.sweep] if outcome.winner else [outcome.sweep]
