@@ -32,6 +32,7 @@ from orchestrator.execution.cluster import Cluster
 from orchestrator.execution.metrics import EndOfDriver, OutcomeMetric
 from orchestrator.execution.reaper import ResourceReaper
 from orchestrator.execution.runner import RunEnd, run_trials
+from orchestrator.execution.tasks import check_bucket
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Activity, Lease
@@ -283,6 +284,10 @@ class Driver(ABC, Generic[OutcomeType]):
             self._directory.open(fresh, self._interrupt) as (job_id, lease),
             ResourceReaper(lease.record.ray_jobs, workers, self._interrupt) as reaper,
         ):
+            if joined.joined and self._directory.filesystem is not None:
+                with self._progress.activity("checking that the nodes can read the storage"):
+                    file = f"{self._directory.root}/{self._job.kind}.json"
+                    check_bucket(self._directory.filesystem, file, self._directory.uri)
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
                 study = self.open_study()
                 study.check_data(prepared)

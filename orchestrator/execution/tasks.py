@@ -1,16 +1,19 @@
 """Ray tasks that use a trainable outside of its training."""
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.fs
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator import trainable
-from orchestrator.errors import InputError, SweepError
+from orchestrator.errors import InputError, SweepError, one_line
 from orchestrator.execution.checkpoints import TrialFolder, opened
 from orchestrator.execution.failures import explain
 from orchestrator.trainable import Comparable, Illustrating, Trainable, checked_metrics
@@ -21,11 +24,62 @@ if TYPE_CHECKING:
     from orchestrator.tracking.gate import TargetResults
 
 
+_PROBE_SECONDS = 60.0
+"""Time for the answer of a node, on which a process has to start."""
+
+_log = logging.getLogger(__name__)
+
+
 def trainable_task(function: Callable[..., Any], cpus: float, gpus: float, label: str) -> Any:
     """Return a Ray task that uses a trainable; inside a trial it takes resources outside of the trial's."""
     return ray.remote(function).options(
         num_cpus=cpus, num_gpus=gpus, name=label, scheduling_strategy="DEFAULT", max_retries=0
     )
+
+
+def check_bucket(filesystem: pyarrow.fs.FileSystem, file: str, uri: str) -> None:
+    """Check that each node of the cluster which may score can read a bucket: it has credentials of its own.
+
+    Args:
+        filesystem: of the bucket.
+        file: path of a file in it.
+        uri: how messages name it.
+
+    Raises:
+        InputError: a node cannot.
+    """
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node for node in every if node["Alive"] and node["Resources"].get("CPU")]
+    probe = ray.remote(_read_bucket)
+    references = [
+        probe.options(
+            num_cpus=0,
+            name=f"read {uri}",
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+        ).remote(filesystem, file)
+        for node in nodes
+    ]
+    for node, reference in zip(nodes, references, strict=True):
+        try:
+            problem = ray.get(reference, timeout=_PROBE_SECONDS)
+        except ray.exceptions.RayError as error:  # trials tell what is wrong with a node
+            _log.warning("node %s was not checked: %s", node["NodeManagerAddress"], explain(error))
+        else:
+            if problem:
+                raise InputError(
+                    f"storage: node {node['NodeManagerAddress']} of the Ray cluster cannot read {uri}: "
+                    f"{problem}; start its Ray with the credentials of the storage"
+                )
+
+
+def _read_bucket(filesystem: pyarrow.fs.FileSystem, file: str) -> str:
+    """Return why this process cannot read a file; "" if it can."""
+    try:
+        filesystem.get_file_info(file)
+    except OSError as error:
+        return one_line(error, 200)
+    return ""
 
 
 def result_of(reference: "ray.ObjectRef[Any]", failed: str, input_error: type[Exception]) -> Any:
