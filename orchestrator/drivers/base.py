@@ -266,9 +266,12 @@ class Driver(ABC, Generic[OutcomeType]):
         preflight.check(self._job.tracking.uri, self._job.tracking.experiment)
         self.check(fresh or self._directory.is_new())
         activity = "starting Ray" if address is None else f"joining the Ray cluster at {address}"
-        with self._progress.activity(activity):
-            joined = cluster.start(address)
-        self._interrupt.install()  # Ray has set a handler that would end the process silently
+        try:
+            with self._progress.activity(activity), self._interrupt.polled():
+                joined = cluster.start(address, lambda: self._interrupt.requested)
+        finally:
+            if self._interrupt.requested:
+                raise KeyboardInterrupt
         self._progress.show(self.plan(joined))
         return joined
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray._private import services
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -175,12 +176,15 @@ class _ClusterMessages:
             _log.warning("the Ray cluster says: %s", line)
 
 
-def start(address: str | None) -> Cluster:
+def start(address: str | None, is_interrupted: Callable[[], bool] = lambda: False) -> Cluster:
     """Join the cluster at ``address`` (or ``RAY_ADDRESS``), or start one on this machine.
+
+    Args:
+        address: of a running cluster.
+        is_interrupted: whether this process has to end, so that a slow start is not tried again.
 
     Raises:
         InputError: the address is not one, or Ray cannot start here.
-        KeyboardInterrupt: this process was told to end meanwhile.
         UnreachableError: no cluster answers at the address.
     """
     source = "--address"
@@ -204,13 +208,15 @@ def start(address: str | None) -> Cluster:
     mask = os.umask(0o077)
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
     retrying = Retrying(
-        retry=retry_if_exception(lambda error: "timed out during startup" in str(error)),
+        retry=retry_if_exception(
+            lambda error: "timed out during startup" in str(error) and not is_interrupted()
+        ),
         stop=stop_after_attempt(_STARTS),
         before_sleep=_give_up_slow_start,
         reraise=True,
     )
     try:
-        with _own_process_groups():
+        with _own_signals():
             context = retrying(
                 ray.init,
                 address=address or "local",
@@ -224,8 +230,6 @@ def start(address: str | None) -> Cluster:
                 logging_level=logging.ERROR,
                 **(own if address is None else {}),
             )
-    except SystemExit as error:  # of the handler of SIGTERM that Ray sets meanwhile
-        raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises many types, and Exception itself for a slow start
         if address is not None:
             raise UnreachableError(f"{source} {address}: no Ray cluster answers there: {error}") from error
@@ -246,19 +250,23 @@ def start(address: str | None) -> Cluster:
 
 
 @contextmanager
-def _own_process_groups() -> Iterator[None]:
-    """Start the processes of a local Ray in process groups of their own, as Ray 2.60 does on Windows alone.
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, and start the processes of a local Ray in process groups of their own.
 
-    A signal to the process group of the driver, such as the SIGTERM of ``timeout`` or a Ctrl-C, would end
-    them before the driver has stopped in good order. They still end with the driver, by the kernel.
+    Ray 2.60 sets a handler of its own, and gives processes groups on Windows alone. A signal to the process
+    group of the driver, such as the SIGTERM of ``timeout`` or a Ctrl-C, would end them before the driver has
+    stopped in good order. They still end with the driver, by the kernel.
     """
-    start = services.ConsolePopen
+    start, set_handler = services.ConsolePopen, ray_utils.set_sigterm_handler
+    # That of Ray would end this process at any moment, also while it holds the lock of a library.
+    ray_utils.set_sigterm_handler = lambda handler: None
     if sys.platform == "linux":
         services.ConsolePopen = functools.partial(start, process_group=0)  # type: ignore[misc, assignment]
     try:
         yield
     finally:
         services.ConsolePopen = start  # type: ignore[misc]
+        ray_utils.set_sigterm_handler = set_handler
 
 
 def _give_up_slow_start(state: RetryCallState) -> None:

@@ -3,6 +3,7 @@
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -61,13 +62,17 @@ def test_limits_with_which_ray_would_hang_are_refused(
         start(None)
 
 
-def test_sigterm_while_ray_starts_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def end(**_: Any) -> NoReturn:
-        raise SystemExit(15)  # as Ray's own handler does
+def test_ray_leaves_the_handler_of_sigterm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
 
-    monkeypatch.setattr(cluster.ray, "init", end)
-    with pytest.raises(KeyboardInterrupt):
+    def init(**_: Any) -> NoReturn:
+        cluster.ray_utils.set_sigterm_handler(lambda *_: None)
+        raise RuntimeError("no Ray here")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(InputError, match="no Ray here"):
         start(None)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_full_folder_of_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
