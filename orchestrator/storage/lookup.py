@@ -111,11 +111,11 @@ def job_names(store: Store) -> list[str]:
 
 
 def _is_job(store: Store, name: str) -> bool:
-    """Return whether a folder has the record of a job, or may have one that cannot be read."""
+    """Return whether a folder has the record of a job; not that of another user who does not let one look."""
     try:
         return any(store.read(f"{name}/{kind}.json") is not None for kind in RECORDED)
     except StorageError:
-        return True
+        return False
 
 
 def recorded_job(store: Store, name: str) -> tuple[str, dict[str, Any]] | None:
