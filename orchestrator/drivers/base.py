@@ -272,6 +272,7 @@ class Driver(ABC, Generic[OutcomeType]):
         finally:
             if self._interrupt.requested:
                 raise KeyboardInterrupt
+        self._interrupt.install()  # Ray's core has replaced the handlers below Python, and would abort
         self._progress.show(self.plan(joined))
         return joined
 

@@ -56,7 +56,7 @@ def check_bucket(filesystem: pyarrow.fs.FileSystem, file: str, uri: str) -> None
             num_cpus=0,
             name=f"read {uri}",
             max_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote(filesystem, file)
         for node in nodes
     ]

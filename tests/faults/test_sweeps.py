@@ -306,6 +306,20 @@ def test_sweep_that_waits_for_its_bucket_ends_at_one_signal(tmp_path: Path) -> N
         assert done.returncode == 0 and "resuming: " in done.stdout, done.stdout + done.stderr
 
 
+def test_node_without_the_keys_of_the_bucket_is_told_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_keys = command_line.environment() | {"AWS_EC2_METADATA_DISABLED": "true"}
+    with Seaweed(tmp_path / "seaweed") as bucket, RayNodes(1, without_keys, tmp_path / "ray.log") as nodes:
+        for name, value in bucket.environment().items():
+            monkeypatch.setenv(name, value)
+        options = ["--storage", f"s3://{bucket.bucket}/runs", "--address", nodes.address]
+        options += ["--set", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        line = command_line.refused("sweep", write_sweep(tmp_path), *options)
+    assert "of the Ray cluster cannot read s3://sweeps/runs/parabola" in line
+    assert line.endswith("start its Ray with the credentials of the storage")
+
+
 def test_sweep_in_postgresql_survives_driver_and_server(file: Path, tmp_path: Path) -> None:
     with Postgres(tmp_path / "postgres") as postgres:
         options = options_for(tmp_path, f"study={postgres.uri}", "config.seconds=2")
