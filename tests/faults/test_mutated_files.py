@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import requests
@@ -157,7 +158,7 @@ def test_damaged_sweep_file_is_planned_or_refused(tmp_path: Path, monkeypatch: p
 
     nodes = ({"CPU": 8.0, "GPU": 2.0, TRIAL_SLOT: 64.0},)
     joined = Cluster("10.0.0.1:6379", "http://10.0.0.1:8265", None, nodes)
-    monkeypatch.setattr(cluster, "start", lambda address: joined)
+    monkeypatch.setattr(cluster, "start", create_autospec(cluster.start, return_value=joined))
     monkeypatch.setattr(requests.Session, "request", refuse)
     monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

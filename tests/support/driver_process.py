@@ -117,7 +117,7 @@ def _changes(count: Callable[[tuple[str, ...]], None]) -> Iterator[contextlib.Ab
     yield patch.object(lease, "HEARTBEAT_SECONDS", 0.3)
     yield patch.object(lease, "LEASE_TIMEOUT_SECONDS", 3.0)
     yield patch.object(lease, "_SAFE_SECONDS", 1.0)
-    yield patch.object(cluster, "start", lambda address: Cluster("127.0.0.1:9", None, None, []))
+    yield patch.object(cluster, "start", autospec=True, return_value=Cluster("127.0.0.1:9", None, None, []))
     yield patch.object(SweepDriver, "plan", lambda self, joined: "")
     yield patch("orchestrator.drivers.base.ResourceReaper", lambda *_: contextlib.nullcontext(Mock()))
     yield patch("orchestrator.drivers.base.OutcomeMetric")
