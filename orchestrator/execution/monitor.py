@@ -1,6 +1,7 @@
 """Publishes the progress of the trials: terminal, log, MLflow, Ray's metrics and the driver's record."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,9 @@ _LONG_SECONDS = 10.0
 _USAGE_SECONDS = 60.0
 """Time after which the study is told again what of the budget is used."""
 
+_REPEAT_SECONDS = 600.0
+"""How long the same fault of the storage is not logged again for the same trial."""
+
 _TRAINING = "training"
 _WAITING = "waiting for "
 
@@ -92,6 +96,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._epochs: dict[int, int] = {}
         self._activity: dict[int, str] = {}
         self._losses: dict[int, list[str]] = {}
+        self._logged: dict[tuple[int, str], float] = {}
         """Why each trial lost its workers since its last new epoch."""
 
         self._rates: dict[int, float] = {}
@@ -215,10 +220,11 @@ class TrialMonitor(NotSnapshotted, Callback):
             case WorkersLost(reason):
                 self._activity[number] = f"{_WAITING}its workers"
                 losses = self._losses.setdefault(number, [])
-                # While the storage fails, a trial is tried again without limit; `status` counts how often.
-                if not reason.startswith("storage:") or reason not in losses:
-                    _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
                 losses.append(reason)
+                # While the storage fails, a trial is tried again without limit; `status` counts how often.
+                repeated = reason.startswith("storage:") and self._is_repeated(number, reason)
+                if not repeated:
+                    _log.warning("%s resumes from its last checkpoint: %s", trial_name(number), reason)
             case WorkersReplaced(reason):
                 _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
             case EpochEnded(epoch):
@@ -297,6 +303,14 @@ class TrialMonitor(NotSnapshotted, Callback):
                 reason=trial.user_attrs.get(attributes.REASON, ""),
                 log_tail=trial.user_attrs.get(attributes.LOG, ""),
             )
+
+    def _is_repeated(self, number: int, reason: str) -> bool:
+        """Return whether this loss of a trial was logged in the last few minutes, and else note that it is now."""
+        now, key = time.monotonic(), (number, reason)
+        if now - self._logged.get(key, -math.inf) < _REPEAT_SECONDS:
+            return True
+        self._logged[key] = now
+        return False
 
     def _describe_losses(self, number: int) -> str:
         """Return how often a trial lost its workers since its last new epoch, and why last; else nothing."""

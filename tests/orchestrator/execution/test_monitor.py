@@ -7,7 +7,7 @@ from mlflow.entities import Run
 
 from orchestrator.config.sweep import Sweep
 from orchestrator.execution.monitor import Estimate
-from orchestrator.study.trial_report import TrialReport, WorkersLost, encode
+from orchestrator.study.trial_report import EpochEnded, TrialReport, WorkersLost, encode
 from orchestrator.tracking.tracker import Tracker
 from tests.benchmarks import many_trials
 
@@ -120,6 +120,12 @@ def test_activity_says_how_often_a_trial_lost_its_workers_and_why(
         caplog.clear()
         assert "5 times: storage: no" in activity(*[WorkersLost("storage: no")] * 3)
         assert caplog.messages == ["trial-0001 resumes from its last checkpoint: storage: no"]
+        # Its next epoch ends, and its checkpoint is refused again.
+        caplog.clear()
+        epoch = EpochEnded(1, {"val/score": 1.0, "train/loss": 1.0, "rate": 1.0})
+        loop._scheduler.on_trial_result(None, trial, encode(epoch))
+        assert activity(epoch, WorkersLost("storage: no")).endswith("1 time: storage: no")
+        assert caplog.messages == []
 
 
 def test_estimate_is_by_the_mean_of_ended_trials_and_counts_down() -> None:
