@@ -1,14 +1,12 @@
 """The driver of a sweep: search, then score, register and report the best trial."""
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from pydantic import BaseModel, Field
 from rich.console import RenderableType
 
 from orchestrator.config import finals
@@ -17,30 +15,25 @@ from orchestrator.config.sections import Budget
 from orchestrator.config.sweep import Sweep
 from orchestrator.console.progress import Progress
 from orchestrator.console.tables import (
-    format_estimate,
     format_megabytes,
-    format_number,
-    objective_texts,
-    pairs,
-    pareto_table,
 )
-from orchestrator.drivers.base import Driver, Outcome, run_ids
+from orchestrator.drivers.base import Driver, run_ids
 from orchestrator.drivers.candidates import Candidate, Registration, register_candidate, score
-from orchestrator.drivers.comparison import ComparisonDriver, run_label
+from orchestrator.drivers.comparison import ComparisonDriver
 from orchestrator.drivers.finals import FinalsDriver, FinalsOutcome
 from orchestrator.drivers.pictures import ScoredRun, illustrate
 from orchestrator.drivers.plan import sweep_plan
+from orchestrator.drivers.sweep_outcome import BestTrial, SweepOutcome
 from orchestrator.errors import ExitCode, InputError, StorageError
 from orchestrator.execution.cluster import Cluster
 from orchestrator.interrupt import Interrupt
-from orchestrator.report.finals import Table, finalists_table, matrix_table
 from orchestrator.report.sweep import write_report
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import Activity, Lease
 from orchestrator.study import warm_start
 from orchestrator.study.base import Study
 from orchestrator.study.cleaning import Cleaner
-from orchestrator.study.finals import MatrixCell, score_matrix, write_matrix
+from orchestrator.study.finals import write_matrix
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.selection import (
     describe_trial,
@@ -48,96 +41,14 @@ from orchestrator.study.selection import (
     objective_errors,
     uncertainty_note,
 )
-from orchestrator.study.statistics import Row
 from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
-from orchestrator.tracking import preflight
 from orchestrator.tracking.gate import check_rule, make_rule
 from orchestrator.tracking.model_registry import RegisteredModel, alias_holder, check_registry, is_gone
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.trainable import ERROR, Comparable, DataSetRecord
+from orchestrator.trainable import Comparable, DataSetRecord
 
 _log = logging.getLogger(__name__)
-
-_MAX_SHOWN = 12
-"""Trials of a Pareto set on the terminal."""
-
-
-class BestTrial(BaseModel):
-    """The trial with the best objective, whose model was scored and registered if there are no finals."""
-
-    trial: int
-    parameters: dict[str, Any]
-
-
-class SweepOutcome(Outcome):
-    """The outcome of a sweep."""
-
-    sweep: str
-    budget: dict[str, Any]
-    trials: dict[str, int]
-    best: BestTrial
-    objective: dict[str, float]
-    scores: dict[str, float]
-    model: RegisteredModel | None
-    errors: dict[str, float] = Field(default={})
-    """Standard errors of the objectives of the best trial, by metric, where they were reported."""
-
-    pareto_set: list[dict[str, Any]] = Field(default=[])
-    """For several objectives, the best trials: ``trial``, objectives, ``errors`` and ``parameters``."""
-
-    infeasible: int = 0
-    """Number of complete trials that violate a constraint."""
-
-    notes: list[str] = Field(default=[])
-    """What to keep in mind about the best trial, one line each."""
-
-    finals: dict[str, Any] | None = None
-    """The settings of the finals."""
-
-    winner: FinalsOutcome | None = None
-    """What the finals found."""
-
-    crossed: tuple[dict[str, Any], ...] = ()
-    """One row for each run of the winner on another training set; see `orchestrator.study.statistics.Row`."""
-
-    trouble: list[str] = Field(default=[])
-    """What did not work on other training sets, one line each."""
-
-    @property
-    def matrix(self) -> list[MatrixCell]:
-        """The scores of the winner, from each training set on each target."""
-        rows: dict[str, list[Row]] = {}
-        for row in map(Row.from_json, self.crossed):
-            rows.setdefault(row.variant, []).append(row)
-        cells = self.winner.matrix if self.winner else []
-        for train, of_set in rows.items():
-            cells = cells + score_matrix(train, of_set)
-        return cells
-
-    @property
-    def tables(self) -> list[Table]:
-        """The finalists, and the scores of the winner."""
-        if self.winner is None:
-            return []
-        return [finalists_table(self.winner.finalists, self.winner.metric), matrix_table(self.matrix)]
-
-    @property
-    def candidate(self) -> str:
-        """What was scored and registered."""
-        return self.winner.label if self.winner else trial_name(self.best.trial)
-
-    @property
-    def failures(self) -> list[str]:
-        """One line for each run of the finals that failed, and what did not work on other training sets."""
-        rows = map(Row.from_json, self.winner.rows if self.winner else [])
-        failed = [f"{run_label(row)} failed: {row.reason}" for row in rows if row.state == "failed"]
-        return [*failed, *self.trouble]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Its parameters."""
-        return self.winner.parameters if self.winner else self.best.parameters
 
 
 class SweepDriver(Driver[SweepOutcome]):
@@ -283,60 +194,15 @@ class SweepDriver(Driver[SweepOutcome]):
 
     def metrics(self, outcome: SweepOutcome) -> dict[str, float]:
         """Return scores of the candidate, means of the finals, and the best objectives with errors."""
-        own = outcome.winner.matrix if outcome.winner else []
-        means = {f"mean/{cell.name}": cell.mean for cell in own if cell.mean is not None}
-        errors = {f"{metric}{ERROR}": error for metric, error in outcome.errors.items()}
-        return {**means, **outcome.scores, **outcome.objective, **errors}
+        return outcome.metrics
 
     def note(self, outcome: SweepOutcome) -> str:
         """Return parameters and scores of the candidate, the Pareto set, and the finals."""
-        lines = [f"Best: {outcome.candidate}", "", *outcome.notes]
-        lines += ["", "| parameter | value |", "|---|---|"]
-        lines += [f"| {path} | {format_number(value)} |" for path, value in outcome.parameters.items()]
-        lines += ["", "| score | value |", "|---|---|"]
-        lines += [f"| {metric} | {format_number(value)} |" for metric, value in outcome.scores.items()]
-        if outcome.pareto_set:
-            metrics = list(outcome.objective)
-            lines += ["", f"| Pareto set | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
-            rows = [(trial["trial"], *objective_texts(trial).values()) for trial in outcome.pareto_set]
-            lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines += [text for table in outcome.tables for text in ("", table.as_markdown())]
-        return "\n".join(lines)
+        return outcome.as_markdown()
 
     def summarise(self, outcome: SweepOutcome) -> None:
         """Show counts, best trial, model, parameters, scores and commands."""
-        counts = outcome.trials
-        rows = {
-            "trials": f"{counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed",
-            "best trial": trial_name(outcome.best.trial),
-        }
-        if outcome.infeasible:
-            rows["trials"] += f"; {outcome.infeasible} infeasible"
-        rows |= {
-            metric: format_estimate(value, outcome.errors.get(metric))
-            for metric, value in outcome.objective.items()
-        }
-        if outcome.winner:
-            rows["winner of the finals"] = outcome.winner.finalists[0].name
-        if outcome.model:
-            rows["model"] = str(outcome.model)
-        self._progress.show(pairs(f"Sweep {outcome.sweep}", rows))
-        for line in outcome.notes:
-            self._progress.print(f"note: {line}")
-        if outcome.pareto_set:
-            shown = outcome.pareto_set[:_MAX_SHOWN]
-            self._progress.show(pareto_table(shown, len(outcome.pareto_set)))
-        groups = {f"Parameters of {outcome.candidate}": outcome.parameters}
-        if not outcome.winner:
-            groups["Scores"] = outcome.scores
-        for title, values in groups.items():
-            self._progress.show(pairs(title, {key: format_number(value) for key, value in values.items()}))
-        for table in outcome.tables:
-            self._progress.show(table.on_terminal())
-        for failure in outcome.failures:
-            self._progress.print(failure)
-        for label, text in _commands(outcome).items():
-            self._progress.print(f"{label}: {text}")
+        outcome.show(self._progress)
 
     def registry_changes(self, outcome: SweepOutcome) -> list[str]:
         """Return a line if the registered version was deleted, or has lost its alias to another one."""
@@ -481,7 +347,7 @@ class SweepDriver(Driver[SweepOutcome]):
             "errors": outcome.errors,
             "pareto_set": outcome.pareto_set,
             "infeasible": outcome.infeasible,
-            "commands": _commands(outcome),
+            "commands": outcome.commands,
             "runs": run_ids(study, tracker),
         }
         with self._progress.activity("writing the report"):
@@ -493,14 +359,3 @@ class SweepDriver(Driver[SweepOutcome]):
             self.publish(*files)
             for file in files:
                 tracker.log_file(file)
-
-
-def _commands(outcome: SweepOutcome) -> dict[str, str]:
-    """Return the commands that show the outcome of a sweep and use its model."""
-    commands = {"MLflow": preflight.ui_command(outcome.tracking), "report": outcome.report}
-    if outcome.model:
-        commands["use the model"] = (
-            f"MLFLOW_TRACKING_URI={shlex.quote(outcome.tracking)} python -c "
-            f"\"import mlflow; model = mlflow.pyfunc.load_model('{outcome.model.uri}')\""
-        )
-    return commands

@@ -305,7 +305,7 @@ class TrialMonitor(NotSnapshotted, Callback):
             )
 
     def _is_repeated(self, number: int, reason: str) -> bool:
-        """Return whether this loss of a trial was logged in the last few minutes, and else note that it is now."""
+        """Return whether this loss was logged a short time ago; otherwise note that it is logged now."""
         now, key = time.monotonic(), (number, reason)
         if now - self._logged.get(key, -math.inf) < _REPEAT_SECONDS:
             return True

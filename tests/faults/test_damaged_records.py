@@ -23,7 +23,8 @@ from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.base import Driver
 from orchestrator.drivers.comparison import ComparisonDriver, ComparisonOutcome
-from orchestrator.drivers.sweep import BestTrial, SweepDriver, SweepOutcome
+from orchestrator.drivers.sweep import SweepDriver
+from orchestrator.drivers.sweep_outcome import BestTrial, SweepOutcome
 from orchestrator.errors import InputError, SweepError
 from orchestrator.execution.monitor import TrialMonitor
 from orchestrator.interrupt import Interrupt

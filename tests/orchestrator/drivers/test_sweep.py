@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.candidates import Candidate
-from orchestrator.drivers.sweep import SweepDriver, SweepOutcome
+from orchestrator.drivers.sweep import SweepDriver
+from orchestrator.drivers.sweep_outcome import SweepOutcome
 from orchestrator.errors import StorageError
 from orchestrator.interrupt import Interrupt
 from orchestrator.study.cleaning import Cleaner
