@@ -8,6 +8,9 @@ from rich.table import Table as TerminalTable
 from orchestrator.study.finals import Finalist, MatrixCell
 from orchestrator.study.statistics import CONFIDENCE, NONE, Column, Sample, decimals
 
+_FEW_RUNS = 3
+_WIDE = "Student's t intervals of so few runs are wide: more seeds or splits in 'finals' narrow them."
+
 
 class Table(NamedTuple):
     """A table of text: its columns, of which the first ones hold names, and its rows."""
@@ -16,10 +19,17 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     names: int
     rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
     def on_terminal(self) -> TerminalTable:
         """Return the table for the terminal."""
-        table = TerminalTable(title=self.title, title_justify="left", title_style="bold")
+        table = TerminalTable(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            caption=self.note or None,
+            caption_justify="left",
+        )
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index < self.names else "right", overflow="fold")
         for row in self.rows:
@@ -29,7 +39,9 @@ class Table(NamedTuple):
     def as_markdown(self) -> str:
         """Return the table as Markdown."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(
+            [*(f"| {' | '.join(line)} |" for line in lines), *(["", self.note] if self.note else [])]
+        )
 
 
 def finalists_table(finalists: Sequence[Finalist], metric: str) -> Table:
@@ -64,7 +76,8 @@ def matrix_table(cells: Sequence[MatrixCell]) -> Table:
         for cell in cells
     ]
     columns = ("train", "test", "score", "mean ± deviation", f"{CONFIDENCE:.0%} interval", "runs")
-    return Table("Scores of the winner", columns, 3, rows)
+    note = _WIDE if any(1 < len(cell.values) <= _FEW_RUNS for cell in cells) else ""
+    return Table("Scores of the winner", columns, 3, rows, note)
 
 
 def _column(metric: str, samples: Sequence[Sample]) -> Column:

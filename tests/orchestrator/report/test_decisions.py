@@ -47,3 +47,12 @@ def test_scores_of_the_winner_have_the_decimals_of_their_metric() -> None:
     rows = matrix_table(score_matrix("walkers", runs)).rows
     assert [row[2:4] for row in rows] == [("mAP", "0.300 ± 0.141"), ("loss", "0.0000300 ± 0.0000141")]
     assert [row[4] for row in rows] == ["-0.971 to 1.571", "-0.0000971 to 0.0001571"]
+
+
+@pytest.mark.parametrize(("number", "noted"), [(1, False), (2, True), (3, True), (4, False)])
+def test_scores_of_few_runs_say_why_their_intervals_are_wide(number: int, noted: bool) -> None:
+    runs = [
+        Row("only", {"seed": seed}, "complete", scores={"test/mars/mAP": seed / 9}) for seed in range(number)
+    ]
+    table = matrix_table(score_matrix("walkers", runs))
+    assert ("more seeds or splits" in table.as_markdown()) is noted
