@@ -29,6 +29,7 @@ def check(uri: str, experiment: str | None = None, field: str = "tracking.uri") 
 
     Raises:
         InputError: the folder cannot be written, the file is not a database, or the server refuses.
+        UnreachableError: the file is locked, or the server does not answer.
     """
     try:
         parts = urlsplit(uri)
@@ -116,8 +117,11 @@ def _check_sqlite(uri: str, experiment: str | None, field: str) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_READONLY_ROLLBACK":
             return  # a driver died while it wrote; who opens the file next rolls that back
+        if name.startswith("SQLITE_BUSY"):
+            raise UnreachableError(f"{field}: {file} is locked: another process writes to it") from None
         raise InputError(f"{field}: {file} is not a usable SQLite database: {error}") from None
 
 

@@ -25,7 +25,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR, INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.errors import InputError, LeaseLostError, TrackingError, one_line
+from orchestrator.errors import InputError, LeaseLostError, TrackingError, UnreachableError, one_line
+from orchestrator.tracking import preflight
 from orchestrator.tracking.outbox import Outbox, describe_error
 from orchestrator.tracking.preflight import check, ui_command
 from orchestrator.tracking.tracker import Tracker
@@ -444,6 +445,19 @@ os._exit(0)
     before = (tmp_path / "mlflow.db-journal").read_bytes()
     check(f"sqlite:///{tmp_path}/mlflow.db")
     assert before and (tmp_path / "mlflow.db-journal").read_bytes() == before
+
+
+def test_store_that_another_process_locks_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "_ANSWER_SECONDS", 0.1)
+    database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
+    database.execute("CREATE TABLE kept (text)")
+    database.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(UnreachableError, match="is locked: another process writes to it"):
+        check(f"sqlite:///{tmp_path}/mlflow.db")
+    database.close()
+    check(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_ui_command_quotes_a_path_for_the_shell() -> None:
