@@ -91,18 +91,25 @@ class Document:
             )
         return cls(str(path), tree, locations, path_sections)
 
-    def location(self, path: errors.Path) -> str:
+    def located(self, fault: Fault) -> str:
+        """Return a fault as a line that begins with its location."""
+        return f"{self.location(fault.path, fault.reason)}: {fault}"
+
+    def location(self, path: errors.Path, reason: str = "") -> str:
         """Return where a path was written: its own line, or that of the nearest key around it.
 
-        A group of a config may have been written as such, ``{rnn: {cell: gru}}``, or as ``rnn.cell``.
+        A group of a config may have been written as such, ``{rnn: {cell: gru}}``, or as ``rnn.cell``. Where
+        an option of the command line set a key below the path that the reason names, it is that option.
         """
-        for length in range(len(path), 0, -1):
-            outer, name = path[: length - 1], str(path[length - 1])
-            groups = [name.rsplit(".", parts)[0] for parts in range(1, name.count(".") + 1)]
-            for candidate in (path[:length], *((*outer, group) for group in groups)):
-                if candidate in self._locations:
-                    return self._locations[candidate]
-        return self.file
+        locations = {errors.dotted(key): location for key, location in self._locations.items()}
+        text = errors.dotted(path)
+        words = set(re.findall(r"\w+", reason))
+        for key, location in locations.items():
+            if location.startswith("--") and key.startswith(f"{text}.") and key.rpartition(".")[2] in words:
+                return location
+        while text and text not in locations:
+            text = text.rpartition(".")[0]
+        return locations[text] if text else self.file
 
     def set(self, override: Override) -> None:
         """Put one value into the tree.

@@ -43,7 +43,7 @@ class Job(Section):
     tracking: Tracking = Tracking()
     _implementation: Trainable = PrivateAttr()
     _trial_metrics: Mapping[str, Literal["max", "min"]] | None = PrivateAttr(None)
-    _location: Callable[[tuple[str | int, ...]], str] = PrivateAttr()
+    _located: Callable[[Fault], str] = PrivateAttr()
 
     @field_validator("name")
     @classmethod
@@ -104,8 +104,10 @@ class Job(Section):
 
     def located(self, message: str) -> str:
         """Return a message that begins with a path of the file, behind the file and line of that path."""
-        path = tuple(message.partition(":")[0].split("."))
-        return f"{self._location(path)}: {message}" if path[0] in type(self).model_fields else message
+        path, _, reason = message.partition(": ")
+        if path.partition(".")[0] not in type(self).model_fields:
+            return message
+        return self._located(Fault((path,), reason))
 
     @abstractmethod
     def configs_to_check(self) -> Iterator[BaseModel]:
@@ -170,8 +172,8 @@ def read_job(
         document.fill(environment)
         job = check(document.tree, environment, overrides)
     except FieldError as error:
-        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
-    job._location = document.location
+        raise InputError(document.located(error.fault)) from error
+    job._located = document.located
     return job
 
 
@@ -182,7 +184,7 @@ def _refuse_other_kind(document: Document, model: type[Job]) -> None:
         if key in document.tree and not own & document.tree.keys():
             kind, command = _TELLING_KEYS[key]
             reason = f"this is the file of a {kind}; run python -m orchestrator.{command}"
-            raise InputError(f"{document.location((key,))}: {key}: {reason}")
+            raise InputError(document.located(Fault((key,), reason)))
 
 
 def load_job(model: type[_Job], tree: Mapping[str, Any], environment: Mapping[str, str]) -> _Job:

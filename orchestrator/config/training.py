@@ -48,7 +48,7 @@ def read_config(document: Document, overrides: Sequence[Override], dotted: str |
         document.fill(os.environ)
         return _checked(document, dotted)
     except FieldError as error:
-        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+        raise InputError(document.located(error.fault)) from error
 
 
 def _checked(document: Document, dotted: str | None) -> Training:
@@ -72,8 +72,8 @@ def _checked(document: Document, dotted: str | None) -> Training:
         raise FieldError(Fault(("trainable",), str(error))) from error
 
     def located(text: str) -> str:
-        path = (*prefix, *text.partition(":")[0].split("."))
-        return f"{document.location(path)}: {'.'.join((*prefix, text))}"
+        path, _, reason = text.partition(": ")
+        return document.located(Fault((*prefix, path), reason))
 
     try:
         return Training(name, dotted, subject, subject.Config.model_validate(config or {}), located)

@@ -169,7 +169,7 @@ def job_of_file(file: str, overrides: Sequence[Override]) -> tuple[str, str]:
         except ValueError as error:
             raise FieldError(Fault(("storage",), str(error))) from error
     except FieldError as error:
-        raise InputError(f"{document.location(error.fault.path)}: {error}") from error
+        raise InputError(document.located(error.fault)) from error
 
 
 def _is_file(text: str) -> bool:
