@@ -1,5 +1,7 @@
 """Components that a file names: a short name of a built-in one, or ``package.module:Class``."""
 
+import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -7,7 +9,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -70,6 +72,21 @@ def resolve(dotted: str, is_suitable: Callable[[Any], bool] = inspect.isclass) -
             ) from error
         names = [key for key, value in vars(module).items() if is_suitable(value)]
         raise InputError(f"module {module_name!r} has no {name!r}{nearest(name, names)}") from error
+
+
+def code_digests(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of the source file of each imported module, by module.
+
+    Args:
+        names: texts; those that are not of the form ``package.module:name`` are ignored.
+    """
+    digests = {}
+    for module_name in sorted({name.partition(":")[0] for name in names if _DOTTED.fullmatch(name)}):
+        file = getattr(sys.modules.get(module_name), "__file__", None)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                digests[module_name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return digests
 
 
 def describe_raised(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from orchestrator.components import describe_raised
+from orchestrator.components import code_digests, describe_raised
 from orchestrator.console.arguments import Parser, report_error
 from orchestrator.console.command import run
 from orchestrator.console.progress import Progress
@@ -41,8 +41,8 @@ examples:
 FILE is a sweep file, of which the values under config: are trained; a comparison file with --variant; a file
 with the keys trainable and config; or with --trainable, a file that holds what stands under config:.
 
-Rerun the command to resume the training. The folder gets config.yaml, data.json, curves.csv, curves.png,
-scores.json and the last checkpoint.
+Rerun the command to resume the training. The folder gets config.yaml, data.json, code.json, curves.csv,
+curves.png, scores.json and the last checkpoint.
 
 exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted
 """
@@ -254,12 +254,27 @@ def _train(
         if begun >= settings.epochs:
             progress.print(f"the training in {folder.path} is finished")
             return
+        code = _code(training)
         if begun:
             progress.print(f"resuming after epoch {begun}")
+            _warn_of_changed(folder.changed_code(code), progress)
+        folder.record_code(code)
         with progress.activity(worker.status), isolated([abs(settings.seed), 0, begun]):
             training.subject.fit(training.config, worker)
     finally:
         _draw(worker.reports, training.name, folder.path / "curves.png")
+
+
+def _code(training: "Training") -> dict[str, str]:
+    """Return the digests of the modules of the trainable and its components, by module."""
+    from orchestrator.config.document import strings
+
+    return code_digests([training.trainable, *strings(training.config.model_dump(mode="json"))])
+
+
+def _warn_of_changed(modules: Sequence[str], progress: Progress) -> None:
+    for module in modules:
+        progress.print(f"warning: the code of {module} has changed since the training")
 
 
 def _draw(reports: Sequence[Mapping[str, float]], name: str, file: Path) -> None:
@@ -282,12 +297,14 @@ def _score(training: "Training", folder: "TrainingFolder", progress: Progress) -
     if checkpoint is None:
         progress.print("the training ended without a checkpoint")
         return ExitCode.FAILED
+    changed = folder.changed_code(_code(training))
+    _warn_of_changed(changed, progress)
     with progress.activity("scoring on the targets"):
         scores = checked_metrics(training.subject.evaluate(training.config, checkpoint))
     if not scores:
         progress.print("the config names no target to score on")
         return ExitCode.DONE
-    folder.write_scores(scores, training.subject, training.config)
+    folder.write_scores(scores, training.subject, training.config, changed)
     progress.show(pairs("Scores", {name: format_number(value) for name, value in scores.items()}))
     return ExitCode.DONE
 

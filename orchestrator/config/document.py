@@ -166,7 +166,7 @@ class Document:
 
     def variables(self) -> list[str]:
         """Return the names of the environment variables that the values refer to."""
-        return sorted({match[1] for text in _strings(self.tree) for match in _VARIABLE.finditer(text)})
+        return sorted({match[1] for text in strings(self.tree) for match in _VARIABLE.finditer(text)})
 
     def fill(self, environment: Mapping[str, str]) -> None:
         """Replace ``${NAME}`` and ``${NAME:-default}`` in every string.
@@ -369,12 +369,13 @@ def _value(node: yaml.Node, path: errors.Path, origin: str, locations: dict[erro
     return text
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
+    """Yield each text among plain values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+            yield from strings(inner)
 
 
 def _filled(value: Any, environment: Mapping[str, str], path: errors.Path) -> Any:

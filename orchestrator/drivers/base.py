@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from rich.console import RenderableType
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.components import describe_raised
+from orchestrator.components import code_digests, describe_raised
+from orchestrator.config.document import strings
 from orchestrator.config.job import Job
 from orchestrator.console.progress import Progress
 from orchestrator.drivers.waiting import PATIENCE_SECONDS, waiting
@@ -295,6 +296,9 @@ class Driver(ABC, Generic[OutcomeType]):
             with self._progress.activity(f"opening the tracking store {self._job.tracking.uri}"):
                 study = self.open_study()
                 study.check_data(prepared)
+                study.note_code(code_digests(strings(self._job.model_dump(mode="json"))))
+                for line in study.changed_code():
+                    _log.warning("%s", line)
                 study.complete_ray_jobs(lease.record.ray_jobs)
                 reaper.add_earlier(lease.record.ray_jobs)
                 tracker = Tracker(

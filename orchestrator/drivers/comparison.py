@@ -143,7 +143,14 @@ class ComparisonDriver(Driver[ComparisonOutcome]):
                     "results": self._results(),
                 },
                 "notes": [
-                    line for line in [*trouble, *self._unknown(rows), tracker.delivery_problem()] if line
+                    line
+                    for line in [
+                        *trouble,
+                        *self._unknown(rows),
+                        *study.changed_code(),
+                        tracker.delivery_problem(),
+                    ]
+                    if line
                 ],
                 "chart": chart if has_chart else None,
                 "pictures": drawn,

@@ -31,6 +31,8 @@ from orchestrator.trainable import (
 _CONFIG, _CURVES, _SCORES, _LOCK = "config.yaml", "curves.csv", "scores.json", ".lock"
 _DATA = "data.json"
 _DIGESTS = TypeAdapter(dict[str, list[str]])
+_CODE = "code.json"
+_CODE_DIGESTS = TypeAdapter(dict[str, str])
 _OWNER = "single"
 
 
@@ -119,6 +121,19 @@ class TrainingFolder:
             )
         self._store.write(_DATA, json.dumps(now).encode())
 
+    def changed_code(self, code: Mapping[str, str]) -> list[str]:
+        """Return the modules whose source differs from that of the training; see `record_code`."""
+        try:
+            file = self._store.read(_CODE)
+            before = {} if file is None else _CODE_DIGESTS.validate_json(file[0])
+        except (ValueError, StorageError):
+            return []  # damaged
+        return [module for module in code if before.get(module, code[module]) != code[module]]
+
+    def record_code(self, code: Mapping[str, str]) -> None:
+        """Record the digests of the modules of trainable and components, by module."""
+        self._store.write(_CODE, json.dumps(code).encode())
+
     def checkpoint(self) -> Path | None:
         """Return the folder of the last complete checkpoint."""
         last = self._checkpoints.last_checkpoint()
@@ -156,13 +171,17 @@ class TrainingFolder:
         writer.writerows(reports)
         self._store.write(_CURVES, text.getvalue().encode())
 
-    def write_scores(self, scores: Mapping[str, float], subject: Trainable, config: BaseModel) -> None:
+    def write_scores(
+        self, scores: Mapping[str, float], subject: Trainable, config: BaseModel, changed: Sequence[str] = ()
+    ) -> None:
         """Add the scores on the targets, with the settings that differ from those of the training.
 
-        A score that is not finite is null. Scores with the same settings are replaced.
+        A score that is not finite is null. Scores with the same settings are replaced. ``changed`` are the
+        modules whose code has changed since the training.
         """
         _, before = self._recorded(subject)
         settings = {path: text for path, text in _texts(config).items() if before.get(path) != text}
+        settings |= {f"code of {module}": "changed" for module in changed}
         finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         kept = self._store.read(_SCORES)
         try:

@@ -19,6 +19,9 @@ RAY_JOBS = "ray_jobs"
 DATA = "data"
 """Of a study: the digests of the data sets by name, for each config that was prepared, by its hash."""
 
+CODE = "code"
+"""Of a study: the digests of the source of each module of trainable and components, in the order of use."""
+
 EXHAUSTED = "exhausted"
 """Of a study: true once the sampler has suggested every combination."""
 

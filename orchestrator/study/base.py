@@ -43,6 +43,7 @@ _LOG_CHARACTERS = 4000
 
 
 _RecordedData = RootModel[dict[str, dict[str, list[str]]]]
+_RecordedCode = RootModel[dict[str, list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +222,7 @@ class Study(ABC):
         """
         contents = {config: digests(used) for config, used in data_sets.items()}
         recorded: dict[str, Any] = self.study.user_attrs.get(attributes.DATA, {})
-        all_failed = all(trial.state == TrialState.FAIL for trial in self.started_trials)
-        if all_failed or not is_valid(recorded, _RecordedData):
+        if self._all_failed() or not is_valid(recorded, _RecordedData):
             recorded = {}
         for config, content in contents.items():
             before = recorded.get(config, {})
@@ -235,6 +235,34 @@ class Study(ABC):
                 )
         if recorded | contents != recorded:
             self.study.set_user_attr(attributes.DATA, recorded | contents)
+
+    def note_code(self, code: Mapping[str, str]) -> None:
+        """Record the digests of the modules of trainable and components, by module."""
+        recorded: dict[str, Any] = self.study.user_attrs.get(attributes.CODE, {})
+        if self._all_failed() or not is_valid(recorded, _RecordedCode):
+            recorded = {}
+        versions = {module: list(used) for module, used in recorded.items()}
+        for module, version in code.items():
+            used = versions.setdefault(module, [version])
+            if used[-1] != version:
+                used.append(version)
+        if versions != recorded:
+            self.study.set_user_attr(attributes.CODE, versions)
+
+    def changed_code(self) -> list[str]:
+        """Return one line for each module that has changed between trials."""
+        recorded: dict[str, Any] = self.study.user_attrs.get(attributes.CODE, {})
+        if not is_valid(recorded, _RecordedCode):
+            return []
+        changed = [module for module, used in recorded.items() if len(used) > 1]
+        return [
+            f"the code of {module} has changed between trials of this {self._job_kind}; results before and "
+            "after the change may not be comparable"
+            for module in changed
+        ]
+
+    def _all_failed(self) -> bool:
+        return all(trial.state == TrialState.FAIL for trial in self.started_trials)
 
     def record_usage(self, used: BudgetUsage) -> None:
         """Record what of the budget is used."""

@@ -103,6 +103,37 @@ def test_train_refuses_to_resume_with_other_data(
     assert train.main([*finished, "--score"]) == 0, "a checkpoint may be scored on other data"
 
 
+def test_train_warns_of_code_that_has_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "my_parabola.py"
+    module.write_text("from tests.support.example_trainable import ExampleTrainable as MyTrainable\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file, output = tmp_path / "mine.yaml", tmp_path / "trained"
+    command = [str(file), "--output", str(output)]
+
+    def run(*options: str, **config: Any) -> str:
+        content = {"trainable": "my_parabola:MyTrainable", "config": {"epochs": 4, **config}}
+        file.write_text(yaml.safe_dump(content))
+        assert train.main([*command, *options]) == (0 if options or not config else 1)
+        return capsys.readouterr().out
+
+    def entries() -> list[dict[str, str]]:
+        return [entry["settings"] for entry in json.loads((output / "scores.json").read_text())]
+
+    warning = "warning: the code of my_parabola has changed since the training"
+    assert warning not in run(fault="crash") + run(fault="crash")
+    module.write_text(f"{module.read_text()}# changed\n")
+    assert warning in run(fault="crash")
+    assert warning not in run(fault="crash"), "it was changed once"
+    output = tmp_path / "finished"
+    command[2] = str(output)
+    assert warning not in run() + run("--score")
+    module.write_text(f"{module.read_text()}# again\n")
+    assert run("--score").count(warning) == 1
+    assert entries() == [{}, {"code of my_parabola": "changed"}]
+
+
 def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = write_form("config", tmp_path)
     before = set(tmp_path.rglob("*"))

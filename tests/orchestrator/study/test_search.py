@@ -129,6 +129,24 @@ def test_content_of_the_data_may_not_change_once_a_trial_has_not_failed(sweep: S
     study.check_data(record(parabola="x"))
 
 
+def test_code_that_changes_between_trials_is_noted(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    study.note_code({"mine": "a"})
+    study.note_code({"mine": "b"})  # no trial has used it yet
+    assert study.changed_code() == []
+    start_trial(study, 0.5)
+    study = open_study(sweep)
+    study.note_code({"mine": "b", "added": "a"})
+    assert study.changed_code() == []
+    study.note_code({"mine": "c", "added": "a"})
+    (line,) = study.changed_code()
+    assert line.startswith("the code of mine has changed between trials of this sweep")
+    study.note_code({"mine": "b", "added": "a"})
+    assert study.changed_code() == [line], "trials of the other code remain"
+    study.study.set_user_attr("code", ["damaged"])
+    assert study.changed_code() == []
+
+
 def test_trial_that_reaches_its_last_epoch_is_complete(sweep: Sweep) -> None:
     study = open_study(sweep)
     assert run_trial(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
