@@ -125,7 +125,7 @@ def read(subject: str, overrides: Sequence[str] = (), dotted: str | None = None)
         raise InputError(f"there is no file {subject!r}; for a trainable, write package.module:Class")
     changes = [Override.parse(text) for text in overrides]
     document = Document.read(Path(subject))
-    if dotted is not None or document.tree.keys() <= KEYS:
+    if dotted is not None or document.tree.keys() <= KEYS or "trainable" not in document.tree:
         training = read_config(document, changes, dotted)
         return Subject(training.subject, training.config, {})
     if "variants" in document.tree:

@@ -36,10 +36,11 @@ examples:
   python -m orchestrator.train search_spaces/alignment.yaml --output trained --set config.epochs=4
   python -m orchestrator.train search_spaces/alignment.yaml --dry-run
   python -m orchestrator.train search_spaces/claim.yaml --variant static --output trained
-  python -m orchestrator.train trained/config.yaml --output trained --score
+  python -m orchestrator.train trained/config.yaml --output trained --score --export model
 
 FILE is a sweep file, of which the values under config: are trained; a comparison file with --variant; a file
-with the keys trainable and config; or with --trainable, a file that holds what stands under config:.
+with the keys trainable and config; or a file that holds what stands under config:, for which
+orchestrator.train needs --trainable.
 
 Rerun the command to resume the training. The folder gets config.yaml, data.json, code.json, curves.csv,
 curves.png, scores.json and the last checkpoint.
@@ -58,6 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to keep the training in")
+    parser.add_argument(
+        "--export", type=Path, metavar="DIR", help="new folder for the model, in the format of MLflow"
+    )
     parser.add_argument("--variant", metavar="NAME", help="the variant of a comparison file")
     parser.add_argument(
         "--trainable", metavar="PACKAGE.MODULE:CLASS", help="trainable of a file that names none"
@@ -191,6 +195,7 @@ def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -
         else:
             folder = TrainingFolder(parsed.output.expanduser())
         _check(training, folder, parsed.score)
+        _check_new(parsed.export)
         with _explained_faults(training):
             with progress.activity("checking the data"):
                 training.subject.check(training.config, 1, [])
@@ -204,7 +209,10 @@ def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -
         try:
             if not parsed.score:
                 _train(training, folder, data_sets, device, progress)
-            return _score(training, folder, progress)
+            code = _score(training, folder, progress)
+            if code == ExitCode.DONE and parsed.export is not None:
+                _export(training, folder, parsed.export.expanduser(), progress)
+            return code
         except (InputError, SweepError):
             raise
         except FloatingPointError as error:
@@ -307,6 +315,40 @@ def _score(training: "Training", folder: "TrainingFolder", progress: Progress) -
     folder.write_scores(scores, training.subject, training.config, changed)
     progress.show(pairs("Scores", {name: format_number(value) for name, value in scores.items()}))
     return ExitCode.DONE
+
+
+def _check_new(target: Path | None) -> None:
+    """Raise InputError if a model cannot be written into a folder."""
+    if target is None:
+        return
+    target = target.expanduser()
+    if target.exists():
+        raise InputError(f"--export: {target} exists; name a new folder")
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise InputError(f"--export: {parent} is not a folder that can be written")
+
+
+def _export(training: "Training", folder: "TrainingFolder", target: Path, progress: Progress) -> None:
+    """Write the model of the last checkpoint; raises InputError."""
+    import mlflow
+
+    from orchestrator.tracking.store import quiet_mlflow
+
+    quiet_mlflow()
+    checkpoint = folder.checkpoint()
+    assert checkpoint is not None, "it was scored"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        progress.activity("exporting the model"),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as partial,
+    ):
+        files, model = Path(partial) / "files", Path(partial) / "model"
+        files.mkdir()
+        mlflow.pyfunc.save_model(model, **training.subject.export(training.config, checkpoint, files))
+        _check_new(target)
+        model.rename(target)
+    progress.print(f"model: {target}")
 
 
 def _device(name: str | None) -> str:

@@ -1,7 +1,8 @@
 """Conformance checks for components: what the training loop relies on, one function for each kind.
 
-Each takes a component's name and options as a config has them, and raises AssertionError with one line that
-says what is wrong. Call it from a test::
+Each takes a component's name and options as a config has them. It raises AssertionError with one line that
+says what is wrong, or what the component itself raises: DataError of a reader, and ValueError of options or a
+network that are not valid. Call it from a test::
 
     def test_jitter_method_conforms():
         check_method("my_methods:JitterMethod", {"amplitude": 0.1})

@@ -38,7 +38,8 @@ class Override(NamedTuple):
         path, equals, value = text.partition("=")
         origin = f"--set {text}"
         if not equals or not path.strip():
-            raise InputError(f"{origin}: expected --set path=value, for example --set config.epochs=3")
+            example = f"{path.strip() or 'config.epochs'}=3"
+            raise InputError(f"{origin}: expected --set path=value, for example --set {example}")
         return cls(path.strip(), _parse(value, origin, {}), origin)
 
 

@@ -62,7 +62,7 @@ def is_same(value: Any, other: Any) -> bool:
 
 def _choices(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"invalid choice {quote(value)}; expected [first, second, ...]")
+        raise ValueError(f"invalid list {quote(value)}; expected [first, second, ...]")
     for index, choice in enumerate(value):
         if _scalar(choice) in value[:index]:  # 1, 1.0 and true are one choice to Optuna
             raise ValueError(f"{quote(choice)} is given twice; keep one of them")

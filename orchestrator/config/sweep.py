@@ -354,7 +354,7 @@ def _check_constraints(
 
 
 def _no_metric(name: str, metrics: Mapping[str, Literal["max", "min"]]) -> str:
-    return f"the trainable has no metric {quote(name)}{nearest(name, metrics)}"
+    return f"the trainable has no metric {quote(name)} with this config{nearest(name, metrics)}"
 
 
 def _with_modes(

@@ -25,7 +25,9 @@ _CHART_METRICS = 8
 def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """Return sentences that explain the table of ``columns`` and its limits."""
     splits = len(next(iter(comparison.splits.values()), ()))
-    runs = f"{splits} splits x {len(comparison.seeds)} seeds" if splits else f"{len(comparison.seeds)} seeds"
+    runs = format_count(len(comparison.seeds), "seed")
+    if splits:
+        runs = f"{format_count(splits, 'split')} x {runs}"
     pairs = len(comparison.grid_points)
     marked = "; the best mean is marked" * (len(comparison.variants) > 1)
     lines = [f"Mean ± standard deviation over {runs}{marked}."]
@@ -39,6 +41,12 @@ def explain_table(comparison: Comparison, columns: Sequence[Column], rows: Seque
             "and none where all are equal)."
         )
         lines += _explain_tests(columns)
+    lines += [
+        f"{name} and {comparison.baseline} have equal scores in every run: what differs has no effect."
+        for name in comparison.variants
+        if (differences := [value for column in columns for value in _differences(column.variants[name])])
+        and not any(differences)
+    ]
     if splits > 1 and len(comparison.variants) > 1:
         lines.append(
             "Pairs are not independent where splits share data: an interval shows how much the result "
@@ -121,9 +129,8 @@ def draw_differences(comparison: Comparison, columns: Sequence[Column], path: Pa
     Each metric has a panel with a mark for every split and seed, the mean, and its interval.
     """
     variants = [name for name in comparison.variants if name != comparison.baseline]
-    shown = [column for column in columns if any(_differences(column.variants[name]) for name in variants)][
-        :_CHART_METRICS
-    ]
+    compared = [column for column in columns if any(_differences(column.variants[name]) for name in variants)]
+    shown = compared[:_CHART_METRICS]
     if not shown:
         return False
     across = min(2, len(shown))
@@ -134,6 +141,8 @@ def draw_differences(comparison: Comparison, columns: Sequence[Column], path: Pa
         for axes, column in zip(panels, shown, strict=False):
             _draw_panel(axes, column, variants)
             axes.set_xlabel(f"{column.metric} minus that of {comparison.baseline}")
+        if len(shown) < len(compared):
+            figure.suptitle(f"the first {len(shown)} of {len(compared)} metrics", color=MUTED)
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
         figure.savefig(path)

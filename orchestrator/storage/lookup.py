@@ -47,7 +47,7 @@ def find_job(
         InputError: there is no such job.
         StorageError: the storage does not answer.
     """
-    overrides = [Override.parse(text) for text in settings]
+    overrides, remedy = [Override.parse(text) for text in settings], ""
     if sweep.endswith((".yaml", ".yml")) or _is_file(sweep):
         if storage is not None:
             overrides.append(Override("storage", storage, f"--storage {storage}"))
@@ -62,11 +62,12 @@ def find_job(
             raise InputError(f"--storage {storage}: {quote(sweep)} already says where it is kept")
     else:
         parent, name = find_storage(storage).uri, sweep
+        remedy = "; name another storage with --storage" if storage is None else ""
     store = open_store(parent or "/")
     if not name or recorded_job(store, name) is None:
         driver = lease.read_driver_record(store, name) if name and or_driver else None
         if driver is None or driver_state(store, name, driver[0]) not in DRIVEN:
-            raise no_such_job(store, name)
+            raise InputError(f"{no_such_job(store, name)}{remedy}")
     return store, name
 
 

@@ -207,7 +207,10 @@ def check_rule(rule: Rule, target_metrics: Mapping[str, Iterable[str]]) -> None:
     if not reporting:
         field = "registry.gate.metric" if gate.metric else "registry.gate"
         hint = nearest(rule.metric, known)
-        raise InputError(f"{field}: no target reports {rule.metric!r}{hint or '; name another metric'}")
+        remedy = "" if gate.metric else "; set registry.gate.metric, or write gate: none"
+        raise InputError(
+            f"{field}: no target reports {rule.metric!r}{hint or '; name another metric'}{remedy}"
+        )
     if not isinstance(gate.aggregate, str):
         for target in gate.aggregate:
             if target not in reporting:

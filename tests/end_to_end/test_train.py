@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import yaml
 
@@ -132,6 +133,17 @@ def test_train_warns_of_code_that_has_changed(
     module.write_text(f"{module.read_text()}# again\n")
     assert run("--score").count(warning) == 1
     assert entries() == [{}, {"code of my_parabola": "changed"}]
+
+
+def test_train_exports_a_model_that_mlflow_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "new/model"
+    command = [*write_form("config", tmp_path), "--output", str(tmp_path / "trained"), "--export", str(model)]
+    assert train.main([*command, "--dry-run"]) == 0 and not model.parent.exists()
+    assert train.main(command) == 0
+    assert f"model: {model}" in capsys.readouterr().out
+    assert mlflow.pyfunc.load_model(str(model)).metadata.flavors and list(model.parent.iterdir()) == [model]
+    assert train.main([*command, "--score"]) == 2
+    assert f"error: --export: {model} exists; name a new folder" in capsys.readouterr().err
 
 
 def test_train_without_output_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from trainables.network.encoders import ENCODERS
 FILES = {
     "method": "my_methods.py",
     "loss": "my_losses.py",
+    "arcface": "my_arcface.py",
     "encoder": "my_encoders.py",
     "reader": "my_readers.py",
     "sequence reader": "my_sequences.py",
@@ -71,6 +72,7 @@ def test_augmentation_conforms(name):
 def test_examples_conform(flat):
     testing.check_method(METHOD["method"], METHOD["method_options"])
     testing.check_method("my_losses:CompactMethod")
+    testing.check_method("my_arcface:ArcFaceMethod")
     testing.check_encoder(ENCODER["name"], ENCODER["options"])
     testing.check_reader("my_readers:FlatReader", flat, {"separator": "-"})
     testing.check_sampler(SAMPLER["sampler"], SAMPLER["sampler_options"])

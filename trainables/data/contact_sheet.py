@@ -1,5 +1,6 @@
 """A contact sheet: one picture with frames of several identities, to check how a data set looks."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -104,7 +105,7 @@ def contact_sheet(
         data: a data set as read, or a pack.
         path: the picture; its suffix chooses the format.
         identities: most rows; identities in several cameras, evenly spaced over the set.
-        cameras: most cameras.
+        cameras: most cameras, those with the most of these identities.
         frames: most frames of each camera, evenly spaced over the tracklet.
         height: height of a frame in inches; its width follows from the first frame drawn.
 
@@ -115,10 +116,14 @@ def contact_sheet(
     if not source.tracklets:
         raise DataError(f"{data.name}: no identity to show; expected at least one")
     shown = source.choose_identities(identities)
-    shown_cameras = sorted({camera for identity in shown for camera in source.tracklets[identity]})[:cameras]
+    uses = Counter(camera for identity in shown for camera in source.tracklets[identity])
+    shown_cameras = sorted(camera for camera, _ in sorted(uses.items(), key=_by_use)[:cameras])
+    all_cameras = {camera for by_camera in source.tracklets.values() for camera in by_camera}
+    title = _title(source, len(shown), len(shown_cameras), len(all_cameras))
     target = Path(path)
     with matplotlib.rc_context(SETTINGS):
         figure = _draw(source, shown, shown_cameras, frames, height)
+        figure.suptitle(title, x=0, ha="left", fontsize=12)
         try:
             save(figure, target)
         except (OSError, ValueError) as error:
@@ -142,7 +147,6 @@ def _draw(
     lines = [line for text in (*identities, *captions) for line in text.splitlines()]
     label = _CHARACTER * max(map(len, lines)) + 0.2
     figure = Figure(figsize=(label + len(cameras) * (block + 0.15), 0.8 + len(identities) * (height + 0.15)))
-    figure.suptitle(_title(source, len(identities)), x=0, ha="left", fontsize=12)
     rows = figure.subplots(
         len(identities), 1 + len(cameras), squeeze=False, width_ratios=[label, *[block] * len(cameras)]
     )
@@ -157,10 +161,16 @@ def _draw(
     return figure
 
 
-def _title(source: _Source, shown: int) -> str:
+def _by_use(camera: tuple[str, int]) -> tuple[int, str]:
+    name, identities = camera
+    return -identities, name
+
+
+def _title(source: _Source, identities: int, cameras: int, all_cameras: int) -> str:
+    """Return the counts of the set, and how many of its identities and cameras are shown."""
     return (
         f"{source.name}: {len(source.tracklets):,} identities, {len(source.lengths):,} tracklets,"
-        f" {sum(source.lengths):,} frames; {shown} identities shown"
+        f" {sum(source.lengths):,} frames\nshown: {identities} identities, {cameras} of {all_cameras} cameras"
     )
 
 

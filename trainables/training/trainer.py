@@ -139,6 +139,10 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             losses: dict[str, Tensor] = self.model(batch)
+        if "loss" not in losses:
+            raise ValueError(
+                f"{type(self.method).__name__}: a step has to return 'loss'; got {', '.join(losses)}"
+            )
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self.method.parameters(), self.config.clip)
         self._require_finite(losses["loss"], norm)

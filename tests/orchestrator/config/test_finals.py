@@ -29,7 +29,7 @@ def test_final_runs_are_each_finalist_on_each_split_and_seed(tmp_path: Path) -> 
         ({"top": 5, "seeds": [0]}, {}, "finals.top: 5 is more than budget.trials, 4; lower it, or"),
         ({"top": 0, "seeds": [0]}, {}, "finals.top: should be greater than or equal to 1, not 0"),
         ({"top": 1}, {}, "finals.seeds: missing"),
-        ({"top": 1, "seeds": []}, {}, "finals.seeds: invalid choice []"),
+        ({"top": 1, "seeds": []}, {}, "finals.seeds: invalid list []"),
         ({"top": 1, "seeds": [0, "one"]}, {}, "finals.seeds.1: should be a whole number, not 'one'"),
         (
             {"top": 1, "seeds": [0], "splits": {"y": [0], "steps": [1]}},

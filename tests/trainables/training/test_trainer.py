@@ -205,6 +205,13 @@ def test_loss_not_finite_stops_all_workers_before_the_update(two_workers):
         assert parameters_equal
 
 
+def test_method_without_a_total_loss_is_named(tiny, prepared, tmp_path, monkeypatch):
+    training = AlignmentTrainable().training(tiny(), Recorder(tmp_path / "run"))
+    monkeypatch.setattr(type(training.method), "forward", lambda self, batch: {"video": torch.zeros(())})
+    with pytest.raises(ValueError, match=r"Method: a step has to return 'loss'; got video$"):
+        training.run()
+
+
 def test_gradient_not_finite_stops_training(tiny, prepared, tmp_path):
     training = AlignmentTrainable().training(tiny(), Recorder(tmp_path / "run"))
     next(iter(training.method.parameters())).register_hook(lambda gradient: gradient * torch.inf)
