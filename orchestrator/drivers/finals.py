@@ -19,6 +19,7 @@ from orchestrator.study.base import Study
 from orchestrator.study.finals import Finalist, FinalsStudy, MatrixCell, finalists, score_matrix
 from orchestrator.study.statistics import Row
 from orchestrator.tracking.model_registry import RegisteredModel
+from orchestrator.tracking.preflight import present_address
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
 
@@ -89,8 +90,9 @@ class FinalsDriver(Driver[FinalsOutcome]):
         self._mode = runs.mode(runs.objective)
 
     def is_final(self, outcome: FinalsOutcome) -> bool:
-        """Return whether it is that of the present finalists, seeds and splits."""
-        return outcome.file == self._settings()
+        """Return whether it is that of the present finalists, seeds and splits, and in the present store."""
+        uri = self._runs.tracking.uri
+        return outcome.file == self._settings() and present_address(outcome.tracking, uri) == uri
 
     def plan(self, joined: Cluster) -> RenderableType:
         """Return nothing: the plan of the sweep has it."""

@@ -55,9 +55,10 @@ class TrialFolder:
     filesystem: pyarrow.fs.FileSystem
     path: str
     owner: str = ""
-    """Mark of the job in the names of its checkpoints.
+    """Mark of the job and the trial in the names of its checkpoints, ``JOB`` or ``JOB-VALUES``.
 
-    A worker of a job that was started over may still write into the folder of the new job.
+    A worker of a job that was started over may still write into the folder of the new job. After an older
+    study was put back, another trial of the same number, with other values, has left checkpoints.
     """
 
     def create(self) -> None:
@@ -174,8 +175,11 @@ class TrialFolder:
 
     def _complete(self, names: list[str]) -> list[str]:
         """Return the names of the complete checkpoints, the last one at the end."""
-        mark = f"_{self.owner}_"
-        complete = {name for name in names if name + COMPLETE in names and mark in name}
+        job = self.owner.partition("-")[0]  # alone in the checkpoints of version 0.1.0
+        marks = (f"_{self.owner}_", f"_{job}_")
+        complete = {
+            name for name in names if name + COMPLETE in names and any(mark in name for mark in marks)
+        }
         if _LIST in names:
             complete |= set(re.findall(rf"{CHECKPOINT}[\w.-]+", self.read(_LIST))) & set(names)
         complete = {name for name in complete if name + _DAMAGED not in names}

@@ -10,6 +10,9 @@ class TrialJob:
     """What the workers need to know of one trial."""
 
     number: int
+    values: dict[str, Any]
+    """The values that define it."""
+
     config: dict[str, Any]
     checkpoint: str | None
     """Path of the checkpoint to continue from."""

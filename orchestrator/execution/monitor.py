@@ -96,8 +96,10 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._epochs: dict[int, int] = {}
         self._activity: dict[int, str] = {}
         self._losses: dict[int, list[str]] = {}
-        self._logged: dict[tuple[int, str], float] = {}
         """Why each trial lost its workers since its last new epoch."""
+
+        self._logged: dict[tuple[int, str], float] = {}
+        """When each fault of the storage was last logged, by trial and reason."""
 
         self._rates: dict[int, float] = {}
         self._metrics = SweepMetrics(job)
@@ -109,6 +111,13 @@ class TrialMonitor(NotSnapshotted, Callback):
         """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
         trials = [trial for trial in self._study.started_trials if trial.number >= self._tracker.delivered]
         try:
+            if lost := self._tracker.set_aside(len(self._study.trials)):
+                names = ", ".join(map(trial_name, lost))
+                _log.warning(
+                    "MLflow has %s, which the study does not have: was an older copy of it put back? "
+                    "Their runs are set aside, with the tag run.kind 'lost trial'",
+                    names,
+                )
             recorded = self._tracker.recorded_trials(trial.number for trial in trials)
             for trial in trials:
                 self._catch_up_trial(trial, recorded.get(trial.number))

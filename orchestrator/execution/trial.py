@@ -33,13 +33,17 @@ def run_trial(suggestion: Mapping[str, Any], spec: TrialSpec, run: Callable[[Tri
         spec: what all trials of the job share.
         run: runs the trial once, as `WorkerGroup.run` does.
     """
-    attempts = _Attempts(spec, suggestion["number"])
+    attempts = _Attempts(spec, suggestion["number"], suggestion["values"])
     trained = suggestion["checkpoint"]
     for attempt in itertools.count():
         try:
             checkpoint = attempts.last_checkpoint()
             job = TrialJob(
-                suggestion["number"], suggestion["config"], trained or checkpoint, trained=trained is not None
+                suggestion["number"],
+                suggestion["values"],
+                suggestion["config"],
+                trained or checkpoint,
+                trained=trained is not None,
             )
             with contextlib.closing(run(job)) as reports:
                 for report in reports:
@@ -58,8 +62,8 @@ def run_trial(suggestion: Mapping[str, Any], spec: TrialSpec, run: Callable[[Tri
 class _Attempts:
     """The attempts of one trial, and what follows from the failure of each."""
 
-    def __init__(self, spec: TrialSpec, number: int) -> None:
-        self._spec, self._folder = spec, spec.trial_folder(number)
+    def __init__(self, spec: TrialSpec, number: int, values: Mapping[str, Any]) -> None:
+        self._spec, self._folder = spec, spec.trial_folder(number, values)
         self._policy = FailurePolicy(0, 0)
         self._is_open = False
         self._last: str | None = None

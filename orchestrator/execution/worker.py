@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,12 @@ class TrialSpec:
         """Return the Ray resources of one Train worker."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
-    def trial_folder(self, number: int) -> TrialFolder:
-        """Return the folder of a trial."""
+    def trial_folder(self, number: int, values: Mapping[str, Any]) -> TrialFolder:
+        """Return the folder of a trial; ``values`` define the trial."""
         filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
-        return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", self.job_id[:8])
+        mark = zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
+        owner = f"{self.job_id[:8]}-{mark:08x}"
+        return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", owner)
 
 
 class TrialStopped(BaseException):
@@ -137,7 +140,7 @@ class _TrialRun:
     def __init__(self, spec: TrialSpec, mailbox: Any, rank: int, trial: TrialJob) -> None:
         self._spec, self._mailbox, self._rank, self._trial = spec, mailbox, rank, trial
         self._subject = trainable.load(spec.trainable)
-        self._folder = spec.trial_folder(trial.number)
+        self._folder = spec.trial_folder(trial.number, trial.values)
         self._silent = False
         """Whether the trial has ended for the lane, so that what happens afterwards says nothing about it."""
 

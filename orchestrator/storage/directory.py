@@ -99,16 +99,41 @@ class JobDirectory:
             if kind != self._job.kind and self.store.read(self._name(f"{kind}.json")) is not None:
                 raise InputError(f"{self.uri} holds a {kind} of the same name; {remedy}")
         recorded = self.recorded()
-        if recorded is None and self.store.read(self._name("outcome.json")) is not None:
+        if recorded is None and (others := self._other_files()):
             raise InputError(
-                f"{self.uri} has an outcome, but neither record nor study of its {self._job.kind}; put "
-                "them back, or start over with --fresh (which keeps the old folder)"
+                f"{self.uri} has files, such as {others[0]}, but neither record nor study of a "
+                f"{self._job.kind}; {remedy}"
             )
+        if recorded is not None and self._job.study:
+            self._check_original(recorded["id"])
         changed = [] if recorded is None else self._job.differences(recorded["resolved"])
         if changed:
             raise InputError(
                 f"{self.uri} holds a {self._job.kind} of the same name with other settings: "
                 f"{'; '.join(changed)}; {remedy}"
+            )
+
+    def _other_files(self) -> list[str]:
+        """Return the files that a driver writes only after its record, or that are not its own."""
+        names = [name.removeprefix(self._name("")) for name in self.store.list_files(self._name(""))]
+        own = ("study", "trials/", f"{self._job.kind}.json")
+        return [name for name in names if not name.startswith(own)]
+
+    def _check_original(self, job_id: str) -> None:
+        """Raise InputError if this job is a copy, and its study in a database is that of the original."""
+        with open_study(self.store, self._job.name, {"study": self._job.study}) as study:
+            record: Any = {} if study is None else study.user_attributes().get(JOB, {})
+        original = record.get("storage", self.store.uri) if is_valid(record, JobRecord) else self.store.uri
+        if original == self.store.uri:
+            return
+        try:
+            known = read_job_record(open_store(original), self._job.name, self._job.kind)
+        except (InputError, StorageError):
+            return  # it was moved
+        if known is not None and known["id"] == job_id:
+            raise InputError(
+                f"study: {self._job.study} has the study of {self._job.name} in {original}, and {self.uri} "
+                "is a copy of that job; change 'name' in the file, or delete the job in one of the two places"
             )
 
     def check_follow_up(self) -> None:

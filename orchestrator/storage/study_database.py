@@ -216,6 +216,9 @@ class DatabaseProblem(NamedTuple):
 _FULL_TEXTS = ("disk is full", "No space left")
 """Texts of SQLite 3 and PostgreSQL 18 for a full disk; SQLAlchemy passes on no error code for it."""
 
+_REFUSED_WRITES = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE")
+"""Codes of SQLite 3 for a write that the file system refuses, for example beyond a quota."""
+
 _MISSING_TEXT = "Record does not exist"
 """Text of Optuna 5 for a trial that its database had before."""
 
@@ -234,6 +237,10 @@ def database_problem(error: BaseException | None) -> DatabaseProblem | None:
             return DatabaseProblem(Problem.UNREACHABLE, "a recorded trial is gone; was its file replaced?")
         if is_full(error) or any(text in str(error) for text in _FULL_TEXTS):
             return DatabaseProblem(Problem.FULL, message)
+        if getattr(getattr(error, "orig", None), "sqlite_errorname", "") in _REFUSED_WRITES:
+            return DatabaseProblem(
+                Problem.FULL, f"{message}: full disk, quota, or limit of the size of a file"
+            )
         if isinstance(error, DatabaseError):
             code = str(getattr(error.orig, "pgcode", None) or "")
             # SQLite has no subclass for a damaged file. With psycopg2 the plain class is a broken connection.

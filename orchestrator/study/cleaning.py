@@ -1,5 +1,6 @@
 """What may be deleted of a storage: checkpoints that no job needs, and results that were set aside."""
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from orchestrator.study import attributes
 from orchestrator.study.selection import best_trials, own_trials
 from orchestrator.study.trial_report import trial_name
 
+_TRIAL = re.compile(r"trial-\d+")
 _DIRECTORY, _MISSING = pyarrow.fs.FileType.Directory, pyarrow.fs.FileType.NotFound
 
 
@@ -56,7 +58,7 @@ class Cleaner:
         entries = [
             entry
             for trial in self._entries(f"{self._store.path}/{name}/trials")
-            if trial.type is _DIRECTORY and trial.base_name not in kept
+            if trial.type is _DIRECTORY and _TRIAL.fullmatch(trial.base_name) and trial.base_name not in kept
             for entry in self._entries(trial.path)
             if entry.base_name.startswith(CHECKPOINT)
         ]

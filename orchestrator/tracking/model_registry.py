@@ -14,6 +14,7 @@ from mlflow.entities import LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pydantic import BaseModel, ConfigDict
 
@@ -41,6 +42,7 @@ from orchestrator.tracking.promotion import (
     who,
 )
 from orchestrator.tracking.records import SWEEP_TAG, dataset_digest, dataset_inputs
+from orchestrator.tracking.runs import is_lost_run
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import DataSetRecord
 
@@ -203,8 +205,10 @@ def _find_version(
     client: mlflow.MlflowClient, model: str, identity: Mapping[str, str]
 ) -> ModelVersion | None:
     which = [f"name = '{model}'", *(f"tags.`{key}` = '{value}'" for key, value in identity.items())]
-    versions = client.search_model_versions(" AND ".join(which), max_results=1)
-    return versions[0] if versions else None
+    for version in client.search_model_versions(" AND ".join(which)):
+        if not is_lost_run(client, version.run_id):
+            return version
+    return None
 
 
 def _bare_evidence(scores: Mapping[str, float], record: Mapping[str, Any]) -> Evidence:
@@ -223,13 +227,13 @@ def _create_version(
     data_sets: Sequence[DataSetRecord],
 ) -> ModelVersion:
     client = tracker.client
-    model_id = _find_upload(tracker, run_id, model) or _upload(run_id, export, model)
+    model_id, checksum = _uploaded(tracker, run_id, export, model)
     _log_scores(client, run_id, model_id, evidence.scores, data_sets)
     evidences.write(client, run_id, evidence)
     tags = {**identity, SWEEP_TAG: tracker.sweep_name, SCHEMA_TAG: str(SCHEMA)}
     tags |= {TRAINABLE_TAG: evidence.trainable} if evidence.trainable else {}
     tags |= {f"{DATA_TAG}{name}": str(value) for name, value in record.get("data", {}).items()}
-    tags[DIGEST_TAG] = _digest(client, tracker.uri, model_id)
+    tags[DIGEST_TAG] = checksum
     try:
         client.create_registered_model(model, description=model_card.of_model(model))
     except MlflowException as error:
@@ -349,19 +353,31 @@ def _link(client: mlflow.MlflowClient, model_id: str, version: ModelVersion) -> 
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*links, mine])})
 
 
-def _digest(client: mlflow.MlflowClient, uri: str, model_id: str) -> str:
-    """Return the checksum of the files of a model as the store gives them."""
-    with TemporaryDirectory() as folder:
-        return digest(fetch(uri, client.get_logged_model(model_id).artifact_location, Path(folder)))
-
-
-def _find_upload(tracker: Tracker, run_id: str, model: str) -> str | None:
-    """Return the id of the model that an earlier attempt uploaded completely to a run."""
+def _uploaded(tracker: Tracker, run_id: str, export: Mapping[str, Any], model: str) -> tuple[str, str]:
+    """Return id and checksum of a model with all its files: of an earlier attempt, or uploaded now."""
     uploads = tracker.client.search_logged_models(
         [tracker.experiment_id], f"source_run_id = '{run_id}' AND name = '{model}'"
     )
-    complete = [upload.model_id for upload in uploads if upload.status == LoggedModelStatus.READY]
-    return complete[0] if complete else None
+    for upload in uploads:
+        if upload.status == LoggedModelStatus.READY and (checksum := _checksum(tracker, upload.model_id)):
+            return upload.model_id, checksum
+    model_id = _upload(run_id, export, model)
+    if not (checksum := _checksum(tracker, model_id)):
+        raise TrackingError("registry: the store does not return the files of the model that it accepted")
+    return model_id, checksum
+
+
+def _checksum(tracker: Tracker, model_id: str) -> str:
+    """Return the checksum of the files of a model as the store gives them; "" if they are gone."""
+    with TemporaryDirectory() as folder:
+        try:
+            location = tracker.client.get_logged_model(model_id).artifact_location
+            files = fetch(tracker.uri, location, Path(folder))
+        except (MlflowException, OSError) as error:
+            if is_away(error):
+                raise
+            return ""
+        return digest(files) if (files / MLMODEL_FILE_NAME).is_file() else ""
 
 
 def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:

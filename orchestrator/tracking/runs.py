@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import mlflow
 from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.tracking.records import SWEEP_TAG, run_source, run_tags
@@ -19,6 +20,9 @@ _SCHEMA = 2
 """Version of the tags of runs. Runs without the tag ``schema`` have version 1, with the same tags."""
 
 _PARENT = "mlflow.parentRunId"
+
+LOST = "lost trial"
+"""The tag ``run.kind`` of a run whose trial was lost when an older copy of the study was put back."""
 
 _PAGE = 1000
 """Runs in one answer."""
@@ -39,6 +43,16 @@ class RecordedTrial(NamedTuple):
 
     parent: str
     """The run of its job."""
+
+
+def is_lost_run(client: mlflow.MlflowClient, run_id: str | None) -> bool:
+    """Return whether a run is that of a trial that the study lost; False for a run that does not exist."""
+    try:
+        return run_id is not None and client.get_run(run_id).data.tags.get("run.kind") == LOST
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 class JobRuns:
@@ -140,6 +154,22 @@ class JobRuns:
             missing -= runs.keys()
         return trials
 
+    def set_aside(self, first: int) -> list[int]:
+        """Set aside the runs of trials from number ``first`` on, and return their numbers.
+
+        Trials that the study does not know were lost when an older copy of it was put back. Their numbers
+        are given again.
+        """
+        which = f"tags.`sweep.id` = '{self._job_id}' AND tags.`run.kind` = 'trial'"
+        newest = ["attributes.start_time DESC"]
+        lost = []
+        for run in self.client.search_runs([self.experiment_id], which, max_results=_PAGE, order_by=newest):
+            if (number := int(run.data.tags["trial.number"])) >= first:
+                self._check()
+                self.client.set_tag(run.info.run_id, "run.kind", LOST)
+                lost.append(number)
+        return sorted(lost)
+
     def recorded_epochs(self, number: int) -> set[int]:
         """Return the epochs of a trial that MLflow has."""
         history = self.client.get_metric_history(self.ids[number], "epoch")
@@ -208,7 +238,9 @@ class JobRuns:
 
         There is more than one only while a driver loses the job: see `_create`.
         """
-        which = f"tags.`run.kind` = '{self._kind}'" if number is None else f"tags.`trial.number` = '{number}'"
+        which = f"tags.`run.kind` = '{self._kind if number is None else 'trial'}'"
+        if number is not None:
+            which += f" AND tags.`trial.number` = '{number}'"
         return self.client.search_runs(
             [self.experiment_id],
             f"tags.`sweep.id` = '{self._job_id}' AND {which}",

@@ -178,6 +178,17 @@ class Tracker:
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
+    def set_aside(self, first: int) -> list[int]:
+        """Set aside the runs of trials from number ``first`` on, which the study does not know.
+
+        Raises:
+            TrackingError: MLflow does not answer.
+        """
+        try:
+            return self._runs.set_aside(first)
+        except MlflowException as error:
+            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
+
     def compare(self, expected: Mapping[int, RecordedTrial], repair: Callable[[int], None]) -> None:
         """Call ``repair`` with each trial that MLflow lacks or has otherwise, in the background thread."""
 

@@ -150,7 +150,7 @@ def _run_trials(study: Any, joined: Any, resources: Any, spec: Any, stopper: Any
             return
         trial, result = _Trial(suggestion), {}
         monitor.on_trial_start(0, [], trial)
-        for report in _train(trial.config, spec.trial_folder(trial.config["number"])):
+        for report in _train(trial.config, spec.trial_folder(trial.config["number"], trial.config["values"])):
             if stopper.stop_all():
                 return
             result = encode(report)

@@ -180,6 +180,8 @@ def pack(
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(partial.unlink, missing_ok=True)
             _write(data_set, partial, height, width, flow, unreadable)
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())  # after a power failure, a whole pack or none has its name
             os.replace(partial, path)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

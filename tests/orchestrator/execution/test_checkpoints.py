@@ -50,6 +50,16 @@ def test_saved_checkpoint_has_all_files_and_is_the_last(folder: TrialFolder, sou
     assert (last / "state.json").read_text() == "{}" and (last / "parts/weights").read_bytes() == b"123"
 
 
+def test_checkpoint_of_another_trial_of_the_same_number_does_not_count(
+    folder: TrialFolder, source: Path
+) -> None:
+    lost, trial = replace(folder, owner="job-1"), replace(folder, owner="job-2")
+    saved = lost.save(source, 3)
+    assert (lost.last_checkpoint(), trial.last_checkpoint()) == (saved, None)
+    earlier = replace(folder, owner="job").save(source, 2)  # of version 0.1.0, which names only the job
+    assert trial.last_checkpoint() == earlier and replace(folder, owner="other-2").last_checkpoint() is None
+
+
 def test_opened_checkpoint_is_checked(folder: TrialFolder, source: Path) -> None:
     saved = Path(folder.save(source, 1))
     checkpoint = ray.train.Checkpoint(str(saved), folder.filesystem)

@@ -10,7 +10,7 @@ from orchestrator.execution.mailbox import Mailbox, TrialJob
 
 
 def job(number: int) -> TrialJob:
-    return TrialJob(number, {}, None, trained=False)
+    return TrialJob(number, {}, {}, None, trained=False)
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> Any:

@@ -50,12 +50,12 @@ def run_trial(spec: TrialSpec) -> RunTrial:
                 jobs.append(job)
             error, hung = next(remaining)
             if hung:
-                spec.trial_folder(0).record_hang(hung, f"stacks of {hung}".encode())
+                spec.trial_folder(0, {}).record_hang(hung, f"stacks of {hung}".encode())
             if error is not None:
                 raise error
             yield Trained("/trials/checkpoint")
 
-        suggestion = {"number": 0, "config": {"x": 1}, "checkpoint": None}
+        suggestion = {"number": 0, "values": {}, "config": {"x": 1}, "checkpoint": None}
         return [report for report in trial.run_trial(suggestion, spec, run) if report is not None]
 
     return run_trial
@@ -137,7 +137,7 @@ def test_next_attempt_continues_from_the_last_checkpoint(
     (tmp_path / "state.json").write_text("{}")
     jobs: list[TrialJob] = []
     run_trial((lost(), ""), (None, ""), jobs=jobs)
-    saved = spec.trial_folder(0).save(tmp_path, 3)
+    saved = spec.trial_folder(0, {}).save(tmp_path, 3)
     run_trial((None, ""), jobs=jobs)
     assert [job.checkpoint for job in jobs] == [None, None, saved]
     assert not any(job.trained for job in jobs)
@@ -153,7 +153,7 @@ def test_trial_that_loses_its_workers_while_scored_is_only_scored(spec: TrialSpe
             raise lost()
         yield Started()
 
-    suggestion = {"number": 0, "config": {}, "checkpoint": None}
+    suggestion = {"number": 0, "values": {}, "config": {}, "checkpoint": None}
     list(trial.run_trial(suggestion, spec, run))
     assert [(job.checkpoint, job.trained) for job in jobs] == [(None, False), ("/trials/checkpoint", True)]
 
@@ -168,7 +168,7 @@ def test_closing_the_reports_stops_the_trial(spec: TrialSpec) -> None:
             stopped.append(job.number)
             raise
 
-    reports = trial.run_trial({"number": 7, "config": {}, "checkpoint": None}, spec, run)
+    reports = trial.run_trial({"number": 7, "values": {}, "config": {}, "checkpoint": None}, spec, run)
     assert next(reports) == EpochEnded(1, {"loss": 1.0})
     reports.close()
     assert stopped == [7]

@@ -158,8 +158,8 @@ def run(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
     ) -> list[TrialReport]:
         Subject.fit_function = staticmethod(fit)  # type: ignore[assignment]
         mailbox = ReadyMailbox(last_epoch)
-        spec.trial_folder(0).create()
-        job = TrialJob(0, {}, checkpoint, trained=False)
+        spec.trial_folder(0, {}).create()
+        job = TrialJob(0, {}, {}, checkpoint, trained=False)
         worker._TrialRun(replace(spec, **changes), mailbox, 0, job).run()
         return mailbox.messages
 
@@ -173,8 +173,8 @@ def epochs(messages: Sequence[TrialReport]) -> list[int]:
 def test_trial_reports_its_epochs_and_its_checkpoint(run: Any, spec: TrialSpec) -> None:
     started, *reports, last = run(train)
     assert started == Started() and epochs(reports) == [1, 2, 3]
-    assert last == Trained(spec.trial_folder(0).last_checkpoint() or "")
-    assert len(list(Path(spec.trial_folder(0).path).glob("checkpoint_*.complete"))) == 1
+    assert last == Trained(spec.trial_folder(0, {}).last_checkpoint() or "")
+    assert len(list(Path(spec.trial_folder(0, {}).path).glob("checkpoint_*.complete"))) == 1
 
 
 def test_trial_of_a_job_that_scores_is_scored(run: Any) -> None:
@@ -225,7 +225,7 @@ def test_trial_without_report_or_checkpoint_fails(run: Any, fit: Fit, lacking: s
 
 def test_trial_resumes_from_a_copy_of_its_checkpoint(run: Any, spec: TrialSpec) -> None:
     run(train, last_epoch=2)
-    checkpoint = spec.trial_folder(0).last_checkpoint()
+    checkpoint = spec.trial_folder(0, {}).last_checkpoint()
     folders: list[Path | None] = []
 
     def resume(context: WorkerContext) -> None:
@@ -256,7 +256,7 @@ def test_checkpoint_with_a_damaged_file_is_named_and_set_aside(
     run: Any, spec: TrialSpec, name: str, content: bytes | None, problem: str
 ) -> None:
     run(train, last_epoch=2)
-    checkpoint = spec.trial_folder(0).last_checkpoint()
+    checkpoint = spec.trial_folder(0, {}).last_checkpoint()
     assert checkpoint is not None
     file = Path(checkpoint) / name
     file.unlink() if content is None else file.write_bytes(content)
@@ -264,7 +264,7 @@ def test_checkpoint_with_a_damaged_file_is_named_and_set_aside(
     with pytest.raises(StorageError, match=named) as failure:
         run(lambda context: context.restore() and None, checkpoint=checkpoint)
     assert failure.value.missing
-    assert spec.trial_folder(0).last_checkpoint() is None and Path(checkpoint).exists()
+    assert spec.trial_folder(0, {}).last_checkpoint() is None and Path(checkpoint).exists()
 
 
 ENDING = """
@@ -310,17 +310,17 @@ def test_error_while_the_process_ends_says_nothing_about_the_trial(
 
 def test_checkpoint_of_a_later_version_fails_the_trial_and_stays(run: Any, spec: TrialSpec) -> None:
     run(train, last_epoch=2)
-    checkpoint = spec.trial_folder(0).last_checkpoint()
+    checkpoint = spec.trial_folder(0, {}).last_checkpoint()
     (Path(str(checkpoint)) / "reported.json").write_text('{"schema": 99, "reports": []}')
     *_, last = run(lambda context: context.restore() and None, checkpoint=checkpoint)
     assert isinstance(last, Failed) and "upgrade" in last.reason
-    assert spec.trial_folder(0).last_checkpoint() == checkpoint
+    assert spec.trial_folder(0, {}).last_checkpoint() == checkpoint
 
 
 def test_reports_that_are_not_valid_are_left_out_on_resume(run: Any, spec: TrialSpec) -> None:
     """An earlier version kept reports as the trainable made them, and could not continue after such a one."""
     run(train, last_epoch=2)
-    checkpoint = spec.trial_folder(0).last_checkpoint()
+    checkpoint = spec.trial_folder(0, {}).last_checkpoint()
     reports = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 10**400}]
     (Path(str(checkpoint)) / "reported.json").write_text(json.dumps({"schema": 2, "reports": reports}))
     Path(f"{checkpoint}.complete").write_bytes(b"")  # as earlier versions left it

@@ -71,9 +71,17 @@ def test_outcome_without_record_and_study_is_refused(sweep: Sweep, folder: Path)
     (folder / "outcome.json").write_text("{}")
     JobDirectory(sweep).check(fresh=False)
     (folder / "sweep.json").unlink()
-    line = f"{folder} has an outcome, but neither record nor study of its sweep; put them back, or start over"
+    line = f"{folder} has files, such as outcome.json, but neither record nor study of a sweep; change 'name'"
     assert refusal_of(sweep).startswith(line)
     JobDirectory(sweep).check(fresh=True)
+
+
+def test_folder_with_files_of_the_user_is_refused(sweep: Sweep, tmp_path: Path) -> None:
+    mine = tmp_path / "store" / "parabola" / "report.html"
+    mine.parent.mkdir(parents=True)
+    JobDirectory(sweep).check(fresh=False)
+    mine.write_text("mine")
+    assert "has files, such as report.html" in refusal_of(sweep)
 
 
 def test_record_has_the_present_schema(folder: Path) -> None:
