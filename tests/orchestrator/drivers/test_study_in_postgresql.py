@@ -1,5 +1,6 @@
 """A job whose study lies in a real PostgreSQL: damage is told in one line, ``--fresh`` keeps the study."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_job_started_over_keeps_its_study_under_another_name(sweep: Sweep, postg
     (folder,) = [file.name for file in Path(sweep.storage).iterdir() if file.name.startswith("parabola.2")]
     assert (new, old) == ("parabola", folder)
     assert len(optuna.load_study(study_name=old, storage=postgres.uri).trials) == 1
+
+
+def test_copy_of_a_job_does_not_share_its_study(sweep: Sweep, tmp_path: Path) -> None:
+    place = tmp_path / "copy"
+    shutil.copytree(sweep.storage, place)
+    copy = JobDirectory(sweep.model_copy(update={"storage": str(place)}))
+    with pytest.raises(InputError, match=f"in {sweep.storage}, and {place}/parabola is a copy of that job"):
+        copy.check(fresh=False)
+    JobDirectory(sweep).check(fresh=False)
+    shutil.rmtree(sweep.storage)  # so it was moved
+    copy.check(fresh=False)
 
 
 def test_study_of_a_job_in_another_storage_is_refused(

@@ -76,6 +76,19 @@ def test_runs_of_a_deleted_sweep_get_its_new_run(sweep: Sweep, tracker: Tracker)
     assert points(tracker, run) == [1, 2, 3]
 
 
+def test_runs_of_trials_that_the_study_lost_are_set_aside(
+    sweep: Sweep, tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    (known,) = runs(tracker)
+    later = Tracker(sweep.tracking.uri, sweep.tracking.experiment, sweep.name, tracker.sweep_id)
+    with later:
+        later.start_trial(1, "lost", {"x": 1.0})
+        assert later.flush() is None
+    (left,) = resume(sweep)
+    assert left.info.run_id == known.info.run_id
+    assert "MLflow has trial-0001, which the study does not have" in caplog.text
+
+
 def test_line_of_the_state_says_how_long_a_study_has_not_answered(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

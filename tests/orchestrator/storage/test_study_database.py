@@ -205,3 +205,11 @@ def test_trials_in_a_frozen_database_are_refused_soon(
         ):
             pass
     assert raised.value.unreachable
+
+
+def test_write_that_the_file_system_refuses_is_not_damage() -> None:
+    error = sqlite(exc.OperationalError, "disk I/O error")
+    assert error.orig is not None
+    error.orig.sqlite_errorname = "SQLITE_IOERR_WRITE"  # type: ignore[attr-defined]
+    problem = database_problem(error)
+    assert problem is not None and problem.kind is Problem.FULL and "quota" in problem.message

@@ -14,6 +14,7 @@ from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from orchestrator.errors import InputError, TrackingError
 from orchestrator.tracking.alias import is_lease
@@ -287,6 +288,36 @@ def test_upload_that_was_not_registered_is_found_again(
         (upload,) = tracker.client.search_logged_models([tracker.experiment_id], run)
         version = tracker.client.get_model_version(registered.name, str(registered.version))
         assert registered.created and upload.model_id in str(version.source)
+
+
+def test_upload_whose_files_are_gone_is_uploaded_again(uri: str, export: dict[str, Any]) -> None:
+    with finish_sweep(uri, f"gone{uri[:4]}") as tracker:
+        first = register_best(tracker, export, 0.6)
+        version = tracker.client.get_model_version(first.name, str(first.version))
+        gone = str(version.source).removeprefix("models:/")
+        files = tracker.client.get_logged_model(gone).artifact_location
+        tracker.client.delete_model_version(first.name, str(first.version))
+        store = get_artifact_repository(files, uri)
+        for file in store.list_artifacts():
+            store.delete_artifacts(file.path)
+        assert not store.list_artifacts()
+        again = register_best(tracker, export, 0.6)
+        version = tracker.client.get_model_version(again.name, str(again.version))
+        assert again.created and gone not in str(version.source)
+    loaded = mlflow.pyfunc.load_model(again.uri)
+    assert loaded.metadata.flavors
+
+
+def test_version_of_a_trial_that_was_lost_is_not_that_of_its_number(
+    sqlite_uri: str, export: dict[str, Any]
+) -> None:
+    with finish_sweep(sqlite_uri, "restored") as tracker:
+        lost = register_best(tracker, export, 0.6)
+        assert tracker.set_aside(1) == [] and tracker.set_aside(0) == [0]
+    with finish_sweep(sqlite_uri, "restored") as tracker:  # the same trial number again
+        again = register_best(tracker, export, 0.5)
+        assert again.created and again.version == lost.version + 1
+        assert tracker.set_aside(1) == []
 
 
 def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export: dict[str, Any]) -> None:
