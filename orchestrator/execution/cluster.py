@@ -1,5 +1,6 @@
 """The Ray cluster of a job: start or join one, and compute what fits on it."""
 
+import errno
 import functools
 import logging
 import os
@@ -33,6 +34,9 @@ TRIAL_SLOT = "trial_slot"
 
 _SLOTS = 1024
 _DRIVER_CPUS = 0.05
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""The first bytes of a client of HTTP/2, with empty settings (RFC 9113, section 3.4)."""
+
 _ANSWER_SECONDS = 5.0
 _HEALTH_SECONDS = 30.0
 
@@ -145,12 +149,12 @@ class HeadWatch:
         """Log a change; waits a few seconds for an answer."""
         host, _, port = self._address.rpartition(":")
         try:
-            _connect(host, port)
+            _greet(host, port)
         except OSError as error:
             if self._answers:
                 _log.warning(
-                    "the head of the Ray cluster at %s does not answer (%s); unless it does within a minute, "
-                    "this command ends; finished work is kept, rerun it to resume",
+                    "the head of the Ray cluster at %s does not answer (%s); trials wait for it, and if it is "
+                    "gone for a minute, this command ends; finished work is kept, rerun it to resume",
                     self._address,
                     error.strerror or error,
                 )
@@ -337,6 +341,16 @@ def _start_failure(error: Exception) -> str:
 def _connect(host: str, port: str) -> None:
     """Raise OSError, or OverflowError for a port that cannot be, if nothing listens at an address."""
     socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+
+
+def _greet(host: str, port: str) -> None:
+    """Raise OSError if no gRPC server answers at an address: a process that is stopped only accepts."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return _connect(host, port)
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+        connection.sendall(_HTTP2_GREETING)
+        if not connection.recv(1):
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 def _check_address(source: str, address: str) -> None:

@@ -6,6 +6,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
@@ -149,10 +152,29 @@ def test_start_without_the_token_of_the_cluster_says_so(monkeypatch: pytest.Monk
             start(address)
 
 
-def test_head_that_stops_answering_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+@contextmanager
+def answering(address: tuple[str, int]) -> Iterator[tuple[str, int]]:
+    """Answer one client with settings of HTTP/2."""
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(33).startswith(b"PRI * HTTP/2.0")
+            connection.sendall(bytes(3) + b"\x04" + bytes(5))
+
+    with socket.create_server(address) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()
+        thread.join()
+
+
+def test_head_that_stops_answering_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level("INFO")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        host, port = server.getsockname()
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.2)
+    with answering(("127.0.0.1", 0)) as (host, port):
         watch = HeadWatch(f"{host}:{port}")
         watch.check()
     assert not caplog.messages
@@ -162,9 +184,13 @@ def test_head_that_stops_answering_is_told_once(caplog: pytest.LogCaptureFixture
     assert line.startswith(
         f"the head of the Ray cluster at {host}:{port} does not answer (Connection refused)"
     )
-    with socket.create_server((host, port)):
+    with answering((host, port)):
         watch.check()
     assert caplog.messages[1:] == [f"the head of the Ray cluster at {host}:{port} answers again"]
+    caplog.clear()
+    with socket.create_server((host, port)):  # it accepts, as a process that is stopped does
+        watch.check()
+    assert "does not answer (timed out)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
