@@ -153,8 +153,8 @@ class HeadWatch:
         except OSError as error:
             if self._answers:
                 _log.warning(
-                    "the head of the Ray cluster at %s does not answer (%s); trials wait for it, and if it is "
-                    "gone for a minute, this command ends; finished work is kept, rerun it to resume",
+                    "the head of the Ray cluster at %s does not answer (%s); trials wait for it, and if it "
+                    "is gone for a minute, this command ends; finished work is kept, rerun it to resume",
                     self._address,
                     error.strerror or error,
                 )
