@@ -95,7 +95,12 @@ class TrialSpec:
     def trial_folder(self, number: int, values: Mapping[str, Any]) -> TrialFolder:
         """Return the folder of a trial; ``values`` define the trial."""
         filesystem = self.filesystem or pyarrow.fs.LocalFileSystem()
-        mark = zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
+        # A value that was enqueued as 1 is 1.0 once it was read from the study.
+        same = {
+            path: int(value) if isinstance(value, float) and value.is_integer() else value
+            for path, value in values.items()
+        }
+        mark = zlib.crc32(json.dumps(same, sort_keys=True, default=str).encode())
         owner = f"{self.job_id[:8]}-{mark:08x}"
         return TrialFolder(filesystem, f"{self.folder}/{trial_name(number)}", owner)
 

@@ -144,6 +144,15 @@ def spec(tmp_path: Path) -> TrialSpec:
     return TrialSpec("job", "0123456789", dotted, str(tmp_path), None, 1, 1.0, 0.0, 60.0, False, 100)
 
 
+def test_checkpoints_belong_to_the_values_of_their_trial(spec: TrialSpec) -> None:
+    def owner(**values: Any) -> str:
+        return spec.trial_folder(0, values).owner
+
+    assert owner(x=1, name="a") == owner(name="a", x=1.0)  # enqueued, and read from the study
+    assert len({owner(x=1), owner(x=1.5), owner(x=True), owner(x="1"), owner(y=1), owner()}) == 6
+    assert all(mark.startswith("01234567-") for mark in (owner(x=1), owner()))
+
+
 @pytest.fixture
 def run(spec: TrialSpec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[TrialReport]]:
     """Run a trial with this training; return what the lane hears of it."""
