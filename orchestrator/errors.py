@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         """Return field and reason as the user reads them."""
-        return f"{dotted(self.path)}: {self.reason}" if self.path else self.reason
+        return ": ".join(text for text in (dotted(self.path), self.reason) if text)
 
 
 class FieldError(InputError):

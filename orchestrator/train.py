@@ -196,6 +196,7 @@ def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -
             folder = TrainingFolder(parsed.output.expanduser())
         _check(training, folder, parsed.score)
         _check_new(parsed.export)
+        code = _code(training)
         with _explained_faults(training):
             with progress.activity("checking the data"):
                 training.subject.check(training.config, 1, [])
@@ -208,11 +209,11 @@ def _run(parsed: argparse.Namespace, training: "Training", progress: Progress) -
         _check(training, folder, parsed.score)  # another process may have trained in it meanwhile
         try:
             if not parsed.score:
-                _train(training, folder, data_sets, device, progress)
-            code = _score(training, folder, progress)
-            if code == ExitCode.DONE and parsed.export is not None:
+                _train(training, folder, data_sets, code, device, progress)
+            ended = _score(training, folder, code, progress)
+            if ended == ExitCode.DONE and parsed.export is not None:
                 _export(training, folder, parsed.export.expanduser(), progress)
-            return code
+            return ended
         except (InputError, SweepError):
             raise
         except FloatingPointError as error:
@@ -246,6 +247,7 @@ def _train(
     training: "Training",
     folder: "TrainingFolder",
     data_sets: "Sequence[DataSetRecord]",
+    code: Mapping[str, str],
     device: str,
     progress: Progress,
 ) -> None:
@@ -262,7 +264,6 @@ def _train(
         if begun >= settings.epochs:
             progress.print(f"the training in {folder.path} is finished")
             return
-        code = _code(training)
         if begun:
             progress.print(f"resuming after epoch {begun}")
             _warn_of_changed(folder.changed_code(code), progress)
@@ -296,7 +297,9 @@ def _draw(reports: Sequence[Mapping[str, float]], name: str, file: Path) -> None
         _log.warning("%s was not drawn: %s", file, describe_raised(error))
 
 
-def _score(training: "Training", folder: "TrainingFolder", progress: Progress) -> int:
+def _score(
+    training: "Training", folder: "TrainingFolder", code: Mapping[str, str], progress: Progress
+) -> int:
     """Score the last checkpoint on the targets; return the exit code."""
     from orchestrator.console.tables import format_number, pairs
     from orchestrator.trainable import checked_metrics
@@ -305,7 +308,7 @@ def _score(training: "Training", folder: "TrainingFolder", progress: Progress) -
     if checkpoint is None:
         progress.print("the training ended without a checkpoint")
         return ExitCode.FAILED
-    changed = folder.changed_code(_code(training))
+    changed = folder.changed_code(code)
     _warn_of_changed(changed, progress)
     with progress.activity("scoring on the targets"):
         scores = checked_metrics(training.subject.evaluate(training.config, checkpoint))

@@ -297,7 +297,7 @@ class Driver(ABC, Generic[OutcomeType]):
                 study = self.open_study()
                 study.check_data(prepared)
                 study.note_code(code_digests(strings(self._job.model_dump(mode="json"))))
-                for line in study.changed_code():
+                for line in study.changed_code(upcoming=True):
                     _log.warning("%s", line)
                 study.complete_ray_jobs(lease.record.ray_jobs)
                 reaper.add_earlier(lease.record.ray_jobs)
@@ -308,6 +308,7 @@ class Driver(ABC, Generic[OutcomeType]):
                     job_id,
                     self._job.kind,
                     lease.check,
+                    self._directory.store.uri,
                 )
             with tracker:
                 with self._progress.activity("checking that files and models can be recorded"):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
 from rich.console import RenderableType
 
 from orchestrator.config.finals import FinalRuns
@@ -46,6 +47,9 @@ class FinalsOutcome(Outcome):
     parameters: dict[str, Any]
     checkpoints: dict[int, str]
     """Checkpoint of each of the winner's runs, relative to the folder of the finals."""
+
+    notes: list[str] = Field(default=[])
+    """What to keep in mind about the finals, one line each."""
 
     model: RegisteredModel | None
     """The model of that run."""
@@ -126,6 +130,7 @@ class FinalsDriver(Driver[FinalsOutcome]):
             label=best.name,
             parameters=best.parameters,
             checkpoints=checkpoints,
+            notes=study.changed_code(),
             model=None,
             tracking=runs.tracking.uri,
             report=directory.locate("results.csv"),

@@ -169,7 +169,7 @@ class SweepDriver(Driver[SweepOutcome]):
             errors=objective_errors(best, metrics),
             pareto_set=[] if single else [describe_trial(each, metrics) for each in study.pareto_set()],
             infeasible=len(infeasible_trials(study.started_trials)),
-            notes=[*([note] if note else []), *study.changed_code()],
+            notes=[*([note] if note else []), *study.changed_code(), *(winner.notes if winner else [])],
         )
         self._write_report(outcome, study, data_sets, tracker)
         return outcome

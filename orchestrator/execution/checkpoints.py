@@ -71,8 +71,10 @@ class TrialFolder:
         return f"{self.path}/{names[-1]}" if names else None
 
     def hangs(self) -> list[str]:
-        """Return the names of the files that workers which hung have left."""
-        return [name for name in self._names() if name.startswith(_HANG)]
+        """Return the names of the files that workers of this trial which hung have left."""
+        own = f"_{self.owner}.txt"
+        hangs = [name for name in self._names() if name.startswith(_HANG)]
+        return [name for name in hangs if name.endswith(own) or "_" not in name]  # version 0.1.0 has no mark
 
     def save(self, source: Path, epoch: int) -> str:
         """Upload the files of a local folder as the checkpoint of an epoch; return its path.
@@ -142,7 +144,7 @@ class TrialFolder:
 
     def record_hang(self, worker: str, stacks: bytes) -> None:
         """Keep the stacks of a worker that hung."""
-        self.write(f"{_HANG}{worker}.txt", stacks)
+        self.write(f"{_HANG}{worker}_{self.owner}.txt", stacks)
 
     def read(self, name: str) -> str:
         """Return the text of a file."""

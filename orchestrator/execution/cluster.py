@@ -38,6 +38,9 @@ _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + byt
 """The first bytes of a client of HTTP/2, with empty settings (RFC 9113, section 3.4)."""
 
 _ANSWER_SECONDS = 5.0
+_GREETING_SECONDS = 2.0
+"""How long the head may take to answer; a heartbeat waits for it, and must not be late."""
+
 _HEALTH_SECONDS = 30.0
 
 _STARTS = 3
@@ -345,9 +348,9 @@ def _connect(host: str, port: str) -> None:
 
 def _greet(host: str, port: str) -> None:
     """Raise OSError if no gRPC server answers at an address: a process that is stopped only accepts."""
-    if os.environ.get("RAY_USE_TLS") == "1":
+    if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
         return _connect(host, port)
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_GREETING_SECONDS) as connection:
         connection.sendall(_HTTP2_GREETING)
         if not connection.recv(1):
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from orchestrator.errors import TrackingError
 from orchestrator.execution.metrics import SweepMetrics
 from orchestrator.execution.tune_adapters import NotSnapshotted
 from orchestrator.storage.lease import HEARTBEAT_SECONDS, Activity, Lease
+from orchestrator.storage.names import CHECKPOINT
 from orchestrator.study import attributes
 from orchestrator.study.base import Study
 from orchestrator.study.trial_report import (
@@ -111,7 +113,8 @@ class TrialMonitor(NotSnapshotted, Callback):
         """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
         trials = [trial for trial in self._study.started_trials if trial.number >= self._tracker.delivered]
         try:
-            if lost := self._tracker.set_aside(len(self._study.trials)):
+            started = {trial.number for trial in self._study.started_trials}
+            if lost := self._tracker.set_aside_all_but(started):
                 names = ", ".join(map(trial_name, lost))
                 _log.warning(
                     "MLflow has %s, which the study does not have: was an older copy of it put back? "
@@ -270,6 +273,7 @@ class TrialMonitor(NotSnapshotted, Callback):
         self._rates.pop(number, None)
         self._activity.pop(number, None)
         self._losses.pop(number, None)
+        self._logged = {key: logged for key, logged in self._logged.items() if key[0] != number}
         self._track_end(trial)
         self._published += 1
         if time.monotonic() - self._last_usage >= _USAGE_SECONDS:
@@ -315,7 +319,8 @@ class TrialMonitor(NotSnapshotted, Callback):
 
     def _is_repeated(self, number: int, reason: str) -> bool:
         """Return whether this loss was logged a short time ago; otherwise note that it is logged now."""
-        now, key = time.monotonic(), (number, reason)
+        # Each attempt writes a checkpoint of another name.
+        now, key = time.monotonic(), (number, re.sub(rf"{CHECKPOINT}[\w-]+", CHECKPOINT, reason))
         if now - self._logged.get(key, -math.inf) < _REPEAT_SECONDS:
             return True
         self._logged[key] = now

@@ -102,7 +102,7 @@ class JobDirectory:
         if recorded is None and (others := self._other_files()):
             raise InputError(
                 f"{self.uri} has files, such as {others[0]}, but neither record nor study of a "
-                f"{self._job.kind}; {remedy}"
+                f"{self._job.kind}; put these back, or {remedy}"
             )
         if recorded is not None and self._job.study:
             self._check_original(recorded["id"])
@@ -117,14 +117,15 @@ class JobDirectory:
         """Return the files that a driver writes only after its record, or that are not its own."""
         names = [name.removeprefix(self._name("")) for name in self.store.list_files(self._name(""))]
         own = ("study", "trials/", f"{self._job.kind}.json")
-        return [name for name in names if not name.startswith(own)]
+        # The web page of S3 marks a folder by an empty file whose name ends in a slash.
+        return [name for name in names if not name.startswith(own) and name[-1:] not in ("", "/")]
 
     def _check_original(self, job_id: str) -> None:
         """Raise InputError if this job is a copy, and its study in a database is that of the original."""
         with open_study(self.store, self._job.name, {"study": self._job.study}) as study:
             record: Any = {} if study is None else study.user_attributes().get(JOB, {})
         original = record.get("storage", self.store.uri) if is_valid(record, JobRecord) else self.store.uri
-        if original == self.store.uri:
+        if _is_same_place(original, self.store.uri):
             return
         try:
             known = read_job_record(open_store(original), self._job.name, self._job.kind)
@@ -327,6 +328,16 @@ class JobDirectory:
 
     def _name(self, file: str) -> str:
         return f"{self._job.name}/{file}"
+
+
+def _is_same_place(storage: str, other: str) -> bool:
+    """Return whether two addresses are those of one storage; links may lead to one folder."""
+    if storage == other:
+        return True
+    try:
+        return Path(storage).samefile(other)
+    except OSError:  # one of them is a bucket, or gone
+        return False
 
 
 def open_store(storage: str) -> Store:

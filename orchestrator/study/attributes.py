@@ -20,7 +20,10 @@ DATA = "data"
 """Of a study: the digests of the data sets by name, for each config that was prepared, by its hash."""
 
 CODE = "code"
-"""Of a study: the digests of the source of each module of trainable and components, in the order of use."""
+"""Of a study: for each module of trainable and components, the digests of its source in the order of use.
+
+With each is the number of trials that had ended at its first use.
+"""
 
 EXHAUSTED = "exhausted"
 """Of a study: true once the sampler has suggested every combination."""

@@ -43,7 +43,7 @@ _LOG_CHARACTERS = 4000
 
 
 _RecordedData = RootModel[dict[str, dict[str, list[str]]]]
-_RecordedCode = RootModel[dict[str, list[str]]]
+_RecordedCode = RootModel[dict[str, list[tuple[str, int]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,25 +241,36 @@ class Study(ABC):
         recorded: dict[str, Any] = self.study.user_attrs.get(attributes.CODE, {})
         if self._all_failed() or not is_valid(recorded, _RecordedCode):
             recorded = {}
-        versions = {module: list(used) for module, used in recorded.items()}
-        for module, version in code.items():
-            used = versions.setdefault(module, [version])
-            if used[-1] != version:
-                used.append(version)
+        versions = {}
+        for module in recorded.keys() | code.keys():
+            used = self._used(recorded.get(module, []))
+            if module in code and (not used or used[-1][0] != code[module]):
+                used = [*used, [code[module], self._ended_count]]
+            versions[module] = used
         if versions != recorded:
             self.study.set_user_attr(attributes.CODE, versions)
 
-    def changed_code(self) -> list[str]:
-        """Return one line for each module that has changed between trials."""
+    def changed_code(self, upcoming: bool = False) -> list[str]:
+        """Return one line for each module that has changed between trials that have ended.
+
+        ``upcoming``: the trials that remain count as well.
+        """
         recorded: dict[str, Any] = self.study.user_attrs.get(attributes.CODE, {})
         if not is_valid(recorded, _RecordedCode):
             return []
-        changed = [module for module, used in recorded.items() if len(used) > 1]
+        everything = upcoming and self.remaining() > 0
+        changed = [
+            module for module, used in recorded.items() if len(used if everything else self._used(used)) > 1
+        ]
         return [
             f"the code of {module} has changed between trials of this {self._job_kind}; results before and "
             "after the change may not be comparable"
             for module in changed
         ]
+
+    def _used(self, versions: list[list[Any]]) -> list[list[Any]]:
+        """Return the versions of a module under which a trial has ended."""
+        return [[version, ended] for version, ended in versions if ended < self._ended_count]
 
     def _all_failed(self) -> bool:
         return all(trial.state == TrialState.FAIL for trial in self.started_trials)

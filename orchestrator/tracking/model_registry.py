@@ -369,15 +369,12 @@ def _uploaded(tracker: Tracker, run_id: str, export: Mapping[str, Any], model: s
 
 def _checksum(tracker: Tracker, model_id: str) -> str:
     """Return the checksum of the files of a model as the store gives them; "" if they are gone."""
+    location = tracker.client.get_logged_model(model_id).artifact_location
+    listed = mlflow.artifacts.list_artifacts(location, tracking_uri=tracker.uri)
+    if MLMODEL_FILE_NAME not in [Path(file.path).name for file in listed]:
+        return ""
     with TemporaryDirectory() as folder:
-        try:
-            location = tracker.client.get_logged_model(model_id).artifact_location
-            files = fetch(tracker.uri, location, Path(folder))
-        except (MlflowException, OSError) as error:
-            if is_away(error):
-                raise
-            return ""
-        return digest(files) if (files / MLMODEL_FILE_NAME).is_file() else ""
+        return digest(fetch(tracker.uri, location, Path(folder)))
 
 
 def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:

@@ -1,8 +1,9 @@
 """The runs of one job in MLflow: each method makes its requests at once, and may be repeated."""
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import mlflow
@@ -23,6 +24,9 @@ _PARENT = "mlflow.parentRunId"
 
 LOST = "lost trial"
 """The tag ``run.kind`` of a run whose trial was lost when an older copy of the study was put back."""
+
+_STORAGE = "sweep.storage"
+"""Tag with a checksum of the address of the storage, by which a job and a copy of it differ."""
 
 _PAGE = 1000
 """Runs in one answer."""
@@ -63,7 +67,14 @@ class JobRuns:
     """
 
     def __init__(
-        self, uri: str, experiment: str, name: str, job_id: str, kind: str, check: Callable[[], None]
+        self,
+        uri: str,
+        experiment: str,
+        name: str,
+        job_id: str,
+        kind: str,
+        check: Callable[[], None],
+        storage: str = "",
     ) -> None:
         """Open the store, and find or create the experiment and the run of the job.
 
@@ -74,6 +85,7 @@ class JobRuns:
             job_id: its id.
             kind: its kind.
             check: is called before each write; raises LeaseLostError when nothing may be written any more.
+            storage: address of the storage of the job.
 
         Raises:
             InputError: the experiment was deleted.
@@ -81,6 +93,8 @@ class JobRuns:
             MlflowException, SQLAlchemyError, OSError: the store cannot be opened.
         """
         self._uri, self._name, self._job_id, self._kind, self._check = uri, name, job_id, kind, check
+        # Not the address itself, which names folders of a machine.
+        self._storage = hashlib.sha256(storage.encode()).hexdigest()[:12]
         self.ids: dict[int, str] = {}
         """Ids of the runs of trials, as far as they are known."""
 
@@ -154,21 +168,27 @@ class JobRuns:
             missing -= runs.keys()
         return trials
 
-    def set_aside(self, first: int) -> list[int]:
-        """Set aside the runs of trials from number ``first`` on, and return their numbers.
+    def set_aside_all_but(self, known: Collection[int]) -> list[int]:
+        """Set aside the runs of trials with other numbers than these, and return their numbers.
 
         Trials that the study does not know were lost when an older copy of it was put back. Their numbers
-        are given again.
+        are given again. The runs of a copy of the job in another storage stay. Lost runs are the newest.
         """
         which = f"tags.`sweep.id` = '{self._job_id}' AND tags.`run.kind` = 'trial'"
         newest = ["attributes.start_time DESC"]
-        lost = []
-        for run in self.client.search_runs([self.experiment_id], which, max_results=_PAGE, order_by=newest):
-            if (number := int(run.data.tags["trial.number"])) >= first:
-                self._check()
-                self.client.set_tag(run.info.run_id, "run.kind", LOST)
-                lost.append(number)
-        return sorted(lost)
+        lost: list[Run] = []
+        token: str | None = None
+        while token is None or token:
+            page = self.client.search_runs(
+                [self.experiment_id], which, max_results=_PAGE, order_by=newest, page_token=token
+            )
+            unknown = [run for run in page if int(run.data.tags["trial.number"]) not in known]
+            lost += [run for run in unknown if run.data.tags.get(_STORAGE) == self._storage]
+            token = (page.token or "") if unknown else ""
+        for run in lost:
+            self._check()
+            self.client.set_tag(run.info.run_id, "run.kind", LOST)
+        return sorted(int(run.data.tags["trial.number"]) for run in lost)
 
     def recorded_epochs(self, number: int) -> set[int]:
         """Return the epochs of a trial that MLflow has."""
@@ -250,7 +270,7 @@ class JobRuns:
 
     def _tags(self, kind: str) -> dict[str, str]:
         tags = {"sweep.id": self._job_id, SWEEP_TAG: self._name, "run.kind": kind}
-        return tags | {"schema": str(_SCHEMA)}
+        return tags | {"schema": str(_SCHEMA), _STORAGE: self._storage}
 
 
 def make_points(values: Mapping[str, float], time: int, step: int) -> list[Metric]:

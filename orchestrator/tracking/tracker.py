@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -40,6 +40,7 @@ class Tracker:
         sweep_id: str,
         kind: str = "sweep",
         check: Callable[[], None] = lambda: None,
+        storage: str = "",
     ) -> None:
         """Open the store, and find or create the experiment and the run of the job.
 
@@ -50,6 +51,7 @@ class Tracker:
             sweep_id: its id.
             kind: its kind.
             check: is called before each write; raises LeaseLostError when nothing may be written any more.
+            storage: address of the storage of the job.
 
         Raises:
             InputError: the store cannot be opened.
@@ -68,7 +70,7 @@ class Tracker:
         self._monitor: CheckedMonitor | None = None
         self.check = check
         try:
-            self._runs = JobRuns(self.uri, experiment, sweep_name, sweep_id, kind, check)
+            self._runs = JobRuns(self.uri, experiment, sweep_name, sweep_id, kind, check, storage)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             kind_of_error = UnreachableError if is_unreachable(error) else InputError
             raise kind_of_error(
@@ -178,14 +180,14 @@ class Tracker:
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
-    def set_aside(self, first: int) -> list[int]:
-        """Set aside the runs of trials from number ``first`` on, which the study does not know.
+    def set_aside_all_but(self, known: Collection[int]) -> list[int]:
+        """Set aside the runs of trials with other numbers, which the study does not know; return these.
 
         Raises:
             TrackingError: MLflow does not answer.
         """
         try:
-            return self._runs.set_aside(first)
+            return self._runs.set_aside_all_but(known)
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 

@@ -132,6 +132,16 @@ def test_train_warns_of_code_that_has_changed(
     assert warning not in run() + run("--score")
     module.write_text(f"{module.read_text()}# again\n")
     assert run("--score").count(warning) == 1
+    command[2] = str(tmp_path / "edited")
+    fit = ExampleTrainable.fit
+
+    def edit_and_fit(*arguments: Any) -> None:
+        module.write_text(f"{module.read_text()}# while it trains\n")
+        fit(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExampleTrainable, "fit", edit_and_fit)
+        assert warning not in run()
     assert entries() == [{}, {"code of my_parabola": "changed"}]
 
 

@@ -115,6 +115,8 @@ def test_copy_of_a_job_does_not_share_its_study(sweep: Sweep, tmp_path: Path) ->
     with pytest.raises(InputError, match=f"in {sweep.storage}, and {place}/parabola is a copy of that job"):
         copy.check(fresh=False)
     JobDirectory(sweep).check(fresh=False)
+    (tmp_path / "link").symlink_to(sweep.storage)
+    JobDirectory(sweep.model_copy(update={"storage": str(tmp_path / "link")})).check(fresh=False)
     shutil.rmtree(sweep.storage)  # so it was moved
     copy.check(fresh=False)
 

@@ -186,6 +186,7 @@ def test_probe_of_a_storage_that_deletes_nothing_has_one_name(folder: TrialFolde
 
 
 def test_hangs_are_the_files_with_stacks(folder: TrialFolder) -> None:
+    replace(folder, owner="another").record_hang("worker", b"of a lost trial with other values")
     folder.record_hang("worker", b"stacks")
     (name,) = folder.hangs()
     assert folder.read(name) == "stacks"

@@ -173,7 +173,7 @@ def test_head_that_stops_answering_is_told_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_GREETING_SECONDS", 0.2)
     with answering(("127.0.0.1", 0)) as (host, port):
         watch = HeadWatch(f"{host}:{port}")
         watch.check()

@@ -77,16 +77,19 @@ def test_runs_of_a_deleted_sweep_get_its_new_run(sweep: Sweep, tracker: Tracker)
 
 
 def test_runs_of_trials_that_the_study_lost_are_set_aside(
-    sweep: Sweep, tracker: Tracker, caplog: pytest.LogCaptureFixture
+    sweep: Sweep, tracker: Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (known,) = runs(tracker)
-    later = Tracker(sweep.tracking.uri, sweep.tracking.experiment, sweep.name, tracker.sweep_id)
-    with later:
-        later.start_trial(1, "lost", {"x": 1.0})
-        assert later.flush() is None
-    (left,) = resume(sweep)
-    assert left.info.run_id == known.info.run_id
-    assert "MLflow has trial-0001, which the study does not have" in caplog.text
+    monkeypatch.setattr("orchestrator.tracking.runs._PAGE", 2)
+    here = (sweep.tracking.uri, sweep.tracking.experiment, sweep.name, tracker.sweep_id)
+    with Tracker(*here, storage="another one") as copy, Tracker(*here) as later:
+        copy.start_trial(9, "of a copy", {"x": 1.0})
+        for number in (1, 2, 3):
+            later.start_trial(number, "lost", {"x": 1.0})
+        assert copy.flush() is later.flush() is None
+    left = {run.data.tags["trial.number"]: run.info.run_id for run in resume(sweep)}
+    assert left.keys() == {"0", "9"} and left["0"] == known.info.run_id
+    assert "MLflow has trial-0001, trial-0002, trial-0003, which the study does not have" in caplog.text
 
 
 def test_line_of_the_state_says_how_long_a_study_has_not_answered(
@@ -131,13 +134,15 @@ def test_activity_says_how_often_a_trial_lost_its_workers_and_why(
             "its node died",
         ]
         caplog.clear()
-        assert "5 times: storage: no" in activity(*[WorkersLost("storage: no")] * 3)
-        assert caplog.messages == ["trial-0001 resumes from its last checkpoint: storage: no"]
+        losses = [WorkersLost(f"storage: no checkpoint_000001_a-b_{attempt:08x}") for attempt in range(3)]
+        assert "5 times: storage: no checkpoint_000001_a-b_00000002" in activity(*losses)
+        (line,) = caplog.messages
+        assert line.startswith("trial-0001 resumes from its last checkpoint: storage: no checkpoint_")
         # Its next epoch ends, and its checkpoint is refused again.
         caplog.clear()
         epoch = EpochEnded(1, {"val/score": 1.0, "train/loss": 1.0, "rate": 1.0})
         loop._scheduler.on_trial_result(None, trial, encode(epoch))
-        assert activity(epoch, WorkersLost("storage: no")).endswith("1 time: storage: no")
+        assert ", epoch 1; lost its workers 1 time: storage: no" in activity(epoch, losses[0])
         assert caplog.messages == []
 
 

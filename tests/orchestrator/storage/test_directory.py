@@ -71,7 +71,7 @@ def test_outcome_without_record_and_study_is_refused(sweep: Sweep, folder: Path)
     (folder / "outcome.json").write_text("{}")
     JobDirectory(sweep).check(fresh=False)
     (folder / "sweep.json").unlink()
-    line = f"{folder} has files, such as outcome.json, but neither record nor study of a sweep; change 'name'"
+    line = f"{folder} has files, such as outcome.json, but neither record nor study of a sweep; put these"
     assert refusal_of(sweep).startswith(line)
     JobDirectory(sweep).check(fresh=True)
 

@@ -133,14 +133,17 @@ def test_code_that_changes_between_trials_is_noted(sweep: Sweep) -> None:
     study = open_study(sweep)
     study.note_code({"mine": "a"})
     study.note_code({"mine": "b"})  # no trial has used it yet
-    assert study.changed_code() == []
-    start_trial(study, 0.5)
+    assert study.changed_code(upcoming=True) == []
+    run_trial(study, [0.5])
     study = open_study(sweep)
-    study.note_code({"mine": "b", "added": "a"})
-    assert study.changed_code() == []
     study.note_code({"mine": "c", "added": "a"})
-    (line,) = study.changed_code()
+    (line,) = study.changed_code(upcoming=True)
     assert line.startswith("the code of mine has changed between trials of this sweep")
+    assert study.changed_code() == [], "no trial has ended with it"
+    study.note_code({"mine": "b", "added": "a"})  # put back
+    assert study.changed_code(upcoming=True) == []
+    study.note_code({"mine": "c", "added": "a"})
+    run_trial(study, [0.5])
     study.note_code({"mine": "b", "added": "a"})
     assert study.changed_code() == [line], "trials of the other code remain"
     study.study.set_user_attr("code", ["damaged"])

@@ -313,11 +313,11 @@ def test_version_of_a_trial_that_was_lost_is_not_that_of_its_number(
 ) -> None:
     with finish_sweep(sqlite_uri, "restored") as tracker:
         lost = register_best(tracker, export, 0.6)
-        assert tracker.set_aside(1) == [] and tracker.set_aside(0) == [0]
+        assert tracker.set_aside_all_but({0}) == [] and tracker.set_aside_all_but({1}) == [0]
     with finish_sweep(sqlite_uri, "restored") as tracker:  # the same trial number again
         again = register_best(tracker, export, 0.5)
         assert again.created and again.version == lost.version + 1
-        assert tracker.set_aside(1) == []
+        assert tracker.set_aside_all_but({0}) == []
 
 
 def test_registration_of_a_trial_without_run_is_refused(sqlite_uri: str, export: dict[str, Any]) -> None:
