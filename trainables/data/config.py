@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
-    field_validator,
     model_validator,
 )
 
@@ -118,14 +117,6 @@ class DataConfig(Section):
         return {
             "shared_identities" if name == "shared_people" else name: value for name, value in values.items()
         }
-
-    @field_validator("images", "targets", "validate_on")
-    @classmethod
-    def _without_repetition(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise ValueError(f"{name} is given twice; keep one of them")
-        return names
 
     @property
     def fold_configs(self) -> "list[DataConfig]":

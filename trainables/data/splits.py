@@ -46,7 +46,9 @@ def check(config: DataConfig) -> int:
         "validate": config.validate_on,
     }
     for role, names in used.items():
-        for name in names:
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise DataError(f"data.{role}: {name!r} is named twice; name each set once")
             _check_role(config, role, name)
     _check_validate(config)
     _check_leak(config)
@@ -286,10 +288,8 @@ def _check_folds(config: DataConfig, identities: int, size: int) -> None:
 
 
 def _check_validate(config: DataConfig) -> None:
-    """Refuse sets in ``validate`` that also train, that are named twice, or that hide the mean over sets."""
-    for index, name in enumerate(config.validate_on):
-        if name in config.validate_on[:index]:
-            raise DataError(f"data.validate: {name!r} is named twice; name each set once")
+    """Refuse sets in ``validate`` that also train, or that hide the mean over sets."""
+    for name in config.validate_on:
         if name == config.sequences:
             raise DataError(
                 f"data.validate: {name!r} is the set that trains, whose validation identities data.validation"
@@ -345,8 +345,6 @@ def _check_role(config: DataConfig, role: str, name: str) -> None:
 
 def _check_leak(config: DataConfig) -> None:
     """Refuse to train on identities that another set, from the same source, validates or tests."""
-    if len(set(config.images)) < len(config.images):
-        raise DataError(f"data.images: {', '.join(config.images)} names a set twice; name each set once")
     for name in (config.sequences, *config.images, *config.validate_on):
         validates = name in config.validate_on
         role, use = ("validation", "validate") if validates else ("training", "train")

@@ -42,6 +42,7 @@ from trainables.errors import DataError
         ({"validate": ["walkers"]}, r"data\.validate: 'walkers' is the set that trains, whose validation"),
         ({"validate": ["walkers-stills"]}, r"data\.validate: 'walkers-stills' is in data\.images, so it"),
         ({"validate": ["walkers-b", "walkers-b"]}, r"data\.validate: 'walkers-b' is named twice"),
+        ({"targets": ["walkers-b", "walkers-b"]}, r"data\.targets: 'walkers-b' is named twice"),
         (
             {"sets": {**SETS, "cross": SETS["walkers-b"]}, "targets": [], "validate": ["cross"]},
             r"data\.validate: 'cross' is the name of the mean over all sets; rename the set",
@@ -218,7 +219,7 @@ def test_split_out_of_range_is_refused(tmp_path: Path) -> None:
     [
         ({"targets": ["same-folder"]}, "both are read from"),
         ({"targets": ["same-seed"]}, "both are drawn from seed 5"),
-        ({"images": ["drawn", "drawn"], "targets": ["drawn"]}, "names a set twice"),
+        ({"images": ["drawn", "drawn"], "targets": ["drawn"]}, "'drawn' is named twice"),
     ],
 )
 def test_check_one_source_under_two_names_is_refused(
