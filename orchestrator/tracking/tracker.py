@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -175,10 +176,8 @@ class Tracker:
         Raises:
             TrackingError: MLflow does not answer.
         """
-        try:
+        with self._explained():
             return self._runs.list_trials(numbers)
-        except MlflowException as error:
-            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
     def set_aside_all_but(self, known: Collection[int]) -> list[int]:
         """Set aside the runs of trials with other numbers, which the study does not know; return these.
@@ -186,8 +185,14 @@ class Tracker:
         Raises:
             TrackingError: MLflow does not answer.
         """
-        try:
+        with self._explained():
             return self._runs.set_aside_all_but(known)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise errors of MLflow as TrackingError."""
+        try:
+            yield
         except MlflowException as error:
             raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
@@ -216,11 +221,9 @@ class Tracker:
 
         Where the last epoch is recorded, an earlier one may be missing: its record may have been refused.
         """
-        try:
+        with self._explained():
             self.run_id(number)
             return self._runs.recorded_epochs(number)
-        except MlflowException as error:
-            raise TrackingError(f"tracking: {self.uri}: {describe_error(error)}") from error
 
     def log_epoch(
         self, number: int, epoch: int, metrics: Mapping[str, float], time: int | None = None
