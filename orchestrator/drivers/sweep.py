@@ -43,7 +43,7 @@ from orchestrator.study.selection import (
 )
 from orchestrator.study.trial_report import FINALS, trial_name
 from orchestrator.study.warm_start import TransferredTrial
-from orchestrator.tracking.gate import check_rule, make_rule
+from orchestrator.tracking.gate import changed_settings, check_rule, make_rule
 from orchestrator.tracking.model_registry import RegisteredModel, alias_holder, check_registry, is_gone
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.trainable import Comparable, DataSetRecord
@@ -205,17 +205,20 @@ class SweepDriver(Driver[SweepOutcome]):
         outcome.show(self._progress)
 
     def registry_changes(self, outcome: SweepOutcome) -> list[str]:
-        """Return a line if the registered version was deleted, or has lost its alias to another one."""
+        """Return what the outcome does not show: a version deleted, an alias moved, a gate changed."""
         model = outcome.model
         jobs = [outcome.sweep + finals.FINALS, outcome.sweep] if outcome.winner else [outcome.sweep]
         if model is None:
             return []
         if not is_gone(outcome.tracking, model, jobs[0]):
-            holder = alias_holder(outcome.tracking, model)
-            moved = model.promoted and holder not in (None, model.version)
-            return (
-                [f"the alias {model.alias} of {model.name} is that of version {holder} now"] if moved else []
-            )
+            holder, lines = alias_holder(outcome.tracking, model), []
+            if model.promoted and holder not in (None, model.version):
+                lines.append(f"the alias {model.alias} of {model.name} is that of version {holder} now")
+            if model.decision and self._registration:
+                changed = changed_settings(self._registration.rule, model.decision)
+                stays = f"the decision about {model.name} version {model.version} stays as it was"
+                lines += [f"registry.gate: {setting}; {stays}" for setting in changed]
+            return lines
         files = " and ".join(self._directory.store.locate(f"{job}/outcome.json") for job in jobs)
         return [
             f"warning: {model.name} version {model.version} was deleted from the registry; remove {files}, "

@@ -22,6 +22,7 @@ from orchestrator.storage import s3
 from orchestrator.storage.base import Store
 from orchestrator.storage.lease import Lease, check_driver
 from orchestrator.storage.local import LocalStore
+from orchestrator.storage.names import SET_ASIDE_MARK
 from orchestrator.storage.records import (
     JOB,
     RECORDED,
@@ -220,6 +221,8 @@ class JobDirectory:
         for database in databases:
             self._check_lease()
             rename_study(database, self._job.name, other)
+        if self.store.list_files(self._name("")):
+            self.store.write(self._name(SET_ASIDE_MARK), other.encode())
         self.store.rename(self._job.name, other)
         self.store.delete(self._renaming_name)
 

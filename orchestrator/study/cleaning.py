@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from orchestrator.errors import InputError, StorageError, one_line
 from orchestrator.storage import lease, lookup
 from orchestrator.storage.base import Store
-from orchestrator.storage.names import CHECKPOINT, COMPLETE
-from orchestrator.storage.records import RECORDED, RecordedOutcome, read_record
+from orchestrator.storage.names import CHECKPOINT, COMPLETE, SET_ASIDE_MARK
+from orchestrator.storage.records import RecordedOutcome, read_record
 from orchestrator.storage.study_database import open_study
 from orchestrator.study import attributes
 from orchestrator.study.selection import best_trials, own_trials
@@ -75,10 +75,10 @@ class Cleaner:
         for entry in self._entries(self._store.path):
             match = lookup.SET_ASIDE.fullmatch(entry.base_name)
             if match is not None and name in (None, match["job"]) and self._is_set_aside(entry):
-                records = {f"{entry.path}/{kind}.json" for kind in RECORDED}
-                inner = [each.path for each in self._entries(entry.path) if each.path not in records]
+                mark = f"{entry.path}/{SET_ASIDE_MARK}"
+                inner = [each.path for each in self._entries(entry.path) if each.path != mark]
                 what, size = "results that --fresh set aside", self._size(entry)
-                # The record, by which the folder is recognised, goes last.
+                # The mark, by which the folder is recognised, goes last.
                 folders.append(Removable(entry.base_name, what, (*sorted(inner), entry.path), size))
         return folders
 
@@ -113,7 +113,7 @@ class Cleaner:
         return kept if kept >= _named_in(outcome) and kept else None
 
     def _is_set_aside(self, entry: pyarrow.fs.FileInfo) -> bool:
-        """Return whether a folder was set aside, and is neither a job of this name nor of someone else."""
+        """Return whether ``--fresh`` made a folder, and no job of this name was started in it."""
         store, name = self._store, entry.base_name
         if entry.type is not _DIRECTORY or lease.read_driver_record(store, name) is not None:
             return False
@@ -122,7 +122,8 @@ class Cleaner:
         renaming = store.read(f".{name.rpartition('.')[0]}.renaming")  # a bucket copies file by file
         if renaming is not None and renaming[0].decode(errors="replace") == name:
             return False
-        return any(store.read(f"{name}/{kind}.json") is not None for kind in RECORDED)
+        mark = store.read(f"{name}/{SET_ASIDE_MARK}")
+        return mark is not None and mark[0].decode(errors="replace") == name
 
     def _entries(self, path: str) -> list[pyarrow.fs.FileInfo]:
         """Return the entries of a folder; none if there is no such folder."""

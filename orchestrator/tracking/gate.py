@@ -270,6 +270,25 @@ def decide(rule: Rule, candidate: Entrant, champion: Entrant | None) -> Decision
     )
 
 
+def changed_settings(rule: Rule, decision: Decision) -> list[str]:
+    """Return the settings of a rule that a decision was not made with, as ``"confidence 0.9, now 0.95"``."""
+    gate, ungated = rule.gate, decision.method == "no gate"
+    if gate == "none":
+        return [] if ungated else ["a gate, now none"]
+    if ungated:
+        return ["none, now a gate"]
+    now = {
+        "metric": rule.metric,
+        "aggregate": gate.aggregate,
+        "confidence": gate.confidence,
+        "tolerance": gate.tolerance,
+        "floors": gate.floors,
+    }
+    before = {name: getattr(decision, name) for name in now}
+    before["floors"] = {name: floor.floor for name, floor in decision.floors.items()}
+    return [f"{name} {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
+
+
 def _compare(rule: Rule, gate: Gate, candidate: Entrant, champion: Entrant) -> dict[str, Any]:
     """Return the fields of a decision that compare two versions."""
     if candidate.results is None or champion.results is None:

@@ -1,6 +1,7 @@
 """Checks that MLflow can record at an address, before the job starts."""
 
 import os
+import re
 import shlex
 import sqlite3
 import tempfile
@@ -99,6 +100,11 @@ def _check_sqlite(uri: str, experiment: str | None, field: str) -> None:
     except OSError as error:
         raise InputError(f"{field}: cannot write in {folder}: {error.strerror}") from None
     if not file.exists():
+        if escape := re.search("%[0-9A-Fa-f]{2}", str(file)):
+            raise InputError(
+                f"{field}: MLflow cannot load models from a path with {escape[0]!r}, as in {file}; choose "
+                "another folder"
+            )
         return
     if not file.is_file() or not os.access(file, os.W_OK):
         raise InputError(f"{field}: {file} is not a file that can be written")

@@ -105,6 +105,7 @@ class Registry:
             return {
                 **self._short(version),
                 "run": version.run_id,
+                "run name": self._run_name(version),
                 "trainable": known.trainable,
                 "digest": version.tags.get(DIGEST_TAG, ""),
                 "scores": known.scores,
@@ -339,6 +340,12 @@ class Registry:
             "decision": version.tags.get(DECISION_TAG, ""),
             "reason": records[-1].reason if records else "",
         }
+
+    def _run_name(self, version: ModelVersion) -> str:
+        """Return the name of the run that made a version; empty where that was deleted or may not be read."""
+        with contextlib.suppress(MlflowException):
+            return str(self.client.get_run(version.run_id).info.run_name) if version.run_id else ""
+        return ""
 
     def _aliases_of(self, version: ModelVersion) -> Iterator[str]:
         for alias, number in self.client.get_registered_model(version.name).aliases.items():

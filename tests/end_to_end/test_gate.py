@@ -50,6 +50,8 @@ def test_worse_sweep_leaves_the_champion_and_says_why(
     client.set_registered_model_alias("parabola", "champion", "2")
     assert "the alias champion of parabola is that of version 2 now" in run(tmp_path, "good", 5)
     client.set_registered_model_alias("parabola", "champion", "1")
+    changed = " ".join(run(tmp_path, "worse", 2, gate={"confidence": 0.6}).split())
+    assert "registry.gate: confidence 0.95, now 0.6; the decision about parabola version 2 stays" in changed
     aliases = client.get_registered_model("parabola").aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 1, "challenger": 2}
     version = client.get_model_version("parabola", "2")

@@ -1,8 +1,9 @@
 """Packed sets: all frames of a data set, decoded and resized once, in one memory-mapped Arrow file.
 
 The file is Arrow IPC with one row per frame. The rows of a tracklet are adjacent and inside one record batch,
-so that its frames are one slice of mapped memory. The last batch has no rows: its metadata holds the
-tracklets, splits and content digest, which are complete only after all frames are written.
+so that its frames are one slice of mapped memory. Each row has CRC-32 checksums, which are compared when a
+process first reads the row. The last batch has no rows: its metadata holds the tracklets, splits and content
+digest, which are complete only after all frames are written.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +35,10 @@ _log = logging.getLogger(__name__)
 FORMAT = 3
 """Version of the pack format. Increase it if a set packs to different bytes, so that packs are rebuilt."""
 
-_TABLE = b"table"
+_TABLE, _TABLE_CHECKSUM = b"table", b"table-crc32"
+_CHECKSUM = "-crc32"
+"""End of the name of a column of checksums. Packs of version 0.1.0 have none."""
+
 _BATCH_BYTES = 16 * 2**20
 _RUN_FRAMES = 32
 
@@ -82,7 +87,10 @@ class Pack:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             count = reader.num_record_batches - 1
             batches = [reader.get_batch(i) for i in range(count)]
-            table = json.loads(reader.get_batch_with_custom_metadata(count).custom_metadata[_TABLE])
+            metadata = reader.get_batch_with_custom_metadata(count).custom_metadata
+            table = json.loads(metadata[_TABLE])
+            if int(metadata.get(_TABLE_CHECKSUM, b"-1")) not in (-1, zlib.crc32(metadata[_TABLE])):
+                raise ValueError("its table of tracklets is damaged")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a complete pack ({error}); delete it to rebuild it") from error
         self.name = name or table["name"]
@@ -97,12 +105,10 @@ class Pack:
         self.protocol = table["protocol"]
         self.skipped = table["skipped"]
         self._positions: list[tuple[int, int]] = [(batch, row) for batch, row in table["places"]]
-        self._frames = [_column(batch, "frame", np.uint8, self.height, self.width, 3) for batch in batches]
+        self._frames = _Column(path, batches, "frame", np.uint8, (self.height, self.width, 3))
         self._flows = None
         if "flow" in reader.schema.names:
-            self._flows = [
-                _column(batch, "flow", np.float16, self.height, self.width, 2) for batch in batches
-            ]
+            self._flows = _Column(path, batches, "flow", np.float16, (self.height, self.width, 2))
 
     @classmethod
     def open(cls, path: str | Path, name: str | None = None) -> Self:
@@ -121,8 +127,12 @@ class Pack:
         return len(self._positions)
 
     def frames(self, tracklet: int, indices: Indices | None = None) -> NDArray[np.uint8]:
-        """Return RGB frames ``[time, height, width, 3]``: a read-only view, or a copy for index arrays."""
-        return _rows(self._frames, self._positions[tracklet], int(self.lengths[tracklet]), indices)
+        """Return RGB frames ``[time, height, width, 3]``: a read-only view, or a copy for index arrays.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return self._frames.rows(self._positions[tracklet], int(self.lengths[tracklet]), indices)
 
     def flow(self, tracklet: int, indices: Indices | None = None) -> NDArray[np.float32]:
         """Return optical flow to the next frame, ``[time, height, width, 2]``.
@@ -131,6 +141,7 @@ class Pack:
         have a flow of 0.
 
         Raises:
+            DataError: the file is damaged.
             ValueError: the set was packed without flow.
         """
         if not self.has_flow:
@@ -138,7 +149,7 @@ class Pack:
         if self._flows is None:
             count = len(np.arange(self.lengths[tracklet])[indices if indices is not None else slice(None)])
             return np.zeros((count, self.height, self.width, 2), np.float32)
-        flow = _rows(self._flows, self._positions[tracklet], int(self.lengths[tracklet]), indices)
+        flow = self._flows.rows(self._positions[tracklet], int(self.lengths[tracklet]), indices)
         return flow.astype(np.float32)
 
 
@@ -205,7 +216,10 @@ def _write(
 ) -> None:
     with_flow = flow != "none" and data_set.kind == "sequence"
     sizes = {"frame": height * width * 3} | ({"flow": height * width * 2 * 2} if with_flow else {})
-    schema = pa.schema([(column, pa.binary(size)) for column, size in sizes.items()])
+    schema = pa.schema(
+        [(column, pa.binary(size)) for column, size in sizes.items()]
+        + [(f"{column}{_CHECKSUM}", pa.uint32()) for column in sizes]
+    )
     hasher = hashlib.blake2b(digest_size=20)
     new_index: dict[int, int] = {}
     lengths: list[int] = []
@@ -261,7 +275,9 @@ def _write(
             "skipped": len(errors),
         }
         empty = pa.record_batch([pa.array([], column.type) for column in schema], schema=schema)
-        writer.write_batch(empty, custom_metadata={_TABLE: json.dumps(table).encode()})
+        content = json.dumps(table).encode()
+        checksum = str(zlib.crc32(content)).encode()
+        writer.write_batch(empty, custom_metadata={_TABLE: content, _TABLE_CHECKSUM: checksum})
     if errors:
         lost = len(data_set.tracklets) - len(new_index)
         _log.info(
@@ -349,23 +365,43 @@ def _batch(pending: Sequence[_Rows], schema: pa.Schema) -> pa.RecordBatch:
         "frame": [rows.frames for rows in pending],
         "flow": [rows.flow for rows in pending],
     }
-    arrays = []
-    for column in schema:
-        values = np.concatenate(columns[column.name])
-        arrays.append(
-            pa.FixedSizeBinaryArray.from_buffers(column.type, len(values), [None, pa.py_buffer(values)])
-        )
-    return pa.record_batch(arrays, schema=schema)
+    arrays: dict[str, pa.Array] = {}
+    for name in schema.names:
+        if name in columns:
+            values = np.concatenate(columns[name])
+            buffers = [None, pa.py_buffer(values)]
+            arrays[name] = pa.FixedSizeBinaryArray.from_buffers(schema.field(name).type, len(values), buffers)
+            arrays[f"{name}{_CHECKSUM}"] = pa.array([zlib.crc32(row) for row in values], pa.uint32())
+    return pa.record_batch([arrays[name] for name in schema.names], schema=schema)
 
 
-def _column(batch: pa.RecordBatch, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
-    """Return a fixed-size binary column as ``[row, *shape]``, a view of the mapped memory."""
-    return np.frombuffer(batch.column(name).buffers()[1], dtype).reshape(-1, *shape)[: batch.num_rows]
+class _Column:
+    """Column of fixed-size rows ``[row, *shape]`` in mapped memory, batch by batch."""
 
+    def __init__(
+        self, path: Path, batches: Sequence[pa.RecordBatch], name: str, dtype: Any, shape: tuple[int, ...]
+    ) -> None:
+        self._path = path
+        self._batches = [
+            np.frombuffer(batch.column(name).buffers()[1], dtype).reshape(-1, *shape)[: batch.num_rows]
+            for batch in batches
+        ]
+        self._checksums: list[NDArray[np.uint32]] = []
+        if batches and name + _CHECKSUM in batches[0].schema.names:
+            self._checksums = [batch.column(name + _CHECKSUM).to_numpy() for batch in batches]
+        self._is_checked = [np.full(batch.num_rows, not self._checksums) for batch in batches]
 
-def _rows(
-    batches: Sequence[NDArray[Any]], position: tuple[int, int], length: int, indices: Indices | None
-) -> NDArray[Any]:
-    batch, row = position
-    rows = batches[batch][row : row + length]
-    return rows if indices is None else rows[indices]
+    def rows(self, position: tuple[int, int], length: int, indices: Indices | None) -> NDArray[Any]:
+        """Return rows of the tracklet at (batch, row); raises DataError where they are damaged."""
+        batch, first = position
+        tracklet = slice(first, first + length)
+        chosen = slice(None) if indices is None else indices
+        if not self._is_checked[batch][tracklet][chosen].all():
+            self._check(batch, np.arange(first, first + length)[chosen])
+        return self._batches[batch][tracklet][chosen]
+
+    def _check(self, batch: int, rows: NDArray[np.int64]) -> None:
+        for row in rows:
+            if zlib.crc32(self._batches[batch][row]) != self._checksums[batch][row]:
+                raise DataError(f"{self._path}: the packed frames are damaged; delete the file to rebuild it")
+        self._is_checked[batch][rows] = True

@@ -1,6 +1,7 @@
 """What `orchestrator.clean` deletes, and what it keeps."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,14 @@ def test_job_that_is_not_finished_is_left_alone(
 
 def test_results_set_aside_are_deleted_only_on_request(tmp_path: Path) -> None:
     sweep = finished(tmp_path)
-    aside = sweep.rename(sweep.with_name("parabola.20260101-120000"))
-    finished(tmp_path)
-    mine = sweep.with_name("mine.20260101-120000")
-    mine.mkdir()
+    shutil.copytree(sweep, backup := sweep.with_name("parabola.20260101-120000"))
+    with JobDirectory(load_sweep(tmp_path)).open(True, Interrupt()):
+        (aside,) = set(sweep.parent.glob("parabola.*")) - {backup}
+    shutil.copytree(aside, copy := sweep.with_name("parabola.20260101-120001"))
     run("--storage", sweep.parent)
     assert aside.exists()
     run(sweep, "--set-aside")
-    assert not aside.exists() and mine.exists() and sweep.exists()
+    assert not aside.exists() and backup.exists() and copy.exists() and sweep.exists()
 
 
 def test_study_without_the_trials_of_the_outcome_deletes_nothing(
@@ -170,6 +171,7 @@ def test_finals_set_aside_belong_to_their_sweep(tmp_path: Path) -> None:
     aside = sweep.with_name("parabola.finals.20260101-120000")
     aside.mkdir()
     (aside / "comparison.json").write_text("{")  # damaged: perhaps why it was set aside
+    (aside / "set-aside").write_text(aside.name)
     run(sweep, "--set-aside")
     assert not aside.exists()
 

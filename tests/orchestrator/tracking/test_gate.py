@@ -13,6 +13,7 @@ from orchestrator.tracking.gate import (
     Entrant,
     Rule,
     TargetResults,
+    changed_settings,
     check_rule,
     decide,
     make_rule,
@@ -217,6 +218,21 @@ def test_no_gate_promotes_and_says_so() -> None:
     none = Rule(gate="none", metric="mAP")
     decision = decide(none, entrant("version 2", {"a": noise(0, 0.1)}), entrant("version 1", {"a": noise(0)}))
     assert decision.promoted and decision.method == "no gate" and "no gate is set" in decision.reason
+
+
+def test_settings_that_a_decision_was_not_made_with_are_named() -> None:
+    decision = judged({"a": noise(0)}, {"a": noise(1)}, floors={"test/a/mAP": 0.1})
+    same = {"floors": {"test/a/mAP": 0.1}}
+    assert changed_settings(rule(**same), decision) == []
+    assert changed_settings(rule(confidence=0.9, **same), decision) == ["confidence 0.95, now 0.9"]
+    assert changed_settings(rule("rank1"), decision) == [
+        "metric mAP, now rank1",
+        "floors {'test/a/mAP': 0.1}, now {}",
+    ]
+    assert changed_settings(Rule(gate="none", metric=""), decision) == ["a gate, now none"]
+    ungated = decide(Rule(gate="none", metric=""), entrant("new", {}), None)
+    assert changed_settings(Rule(gate="none", metric=""), ungated) == []
+    assert changed_settings(rule(), ungated) == ["none, now a gate"]
 
 
 def test_queries_that_do_not_count_for_both_are_left_out() -> None:

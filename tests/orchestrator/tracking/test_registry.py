@@ -73,6 +73,7 @@ def test_show_of_an_alias_has_scores_and_records(capsys: pytest.CaptureFixture[s
     _, found = run(capsys, uri, "show", f"{NAME}@champion")
     assert (found["version"], found["scores"]) == (2, {"test/walkers/rank1": 0.75})
     assert found["records"][0]["by"]["sweep"] == "alignment" and found["trainable"] == "a:B"
+    assert mlflow.MlflowClient(uri).get_run(found["run"]).info.run_name == found["run name"] != ""
     assert registry.main(["show", f"{NAME}@champion", "--tracking", uri]) == 0
     shown = capsys.readouterr().out
     assert "test/walkers/rank1" in shown and all(digest in shown for digest in found["data"].values())

@@ -385,6 +385,7 @@ def test_check_passes_and_writes_nothing(uri: str, tmp_path: Path) -> None:
     ("uri", "says"),
     [
         ("sqlite:////proc/sys/mlflow.db", "cannot write in /proc/sys"),
+        ("sqlite:////tmp/a%2520b/mlflow.db", "cannot load models from a path with '%20'"),
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("file:///tmp/mlruns", "neither"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -173,6 +174,46 @@ def test_open_incomplete_pack_gives_one_clear_line(data_set: DataSet) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DataError, match=r"pack\.arrow: not a complete pack"):
         Pack.open(path)
+
+
+def test_damaged_frame_or_flow_is_refused_when_it_is_read(data_set: DataSet) -> None:
+    path = packed(data_set, flow="dis").path
+    content = path.read_bytes()
+    frames, flow = (Pack.open(path).frames(5), Pack.open(path).flow(5))
+    for values in (frames[2].tobytes(), flow[2].astype(np.float16).tobytes()):
+        position = content.index(values) + 100
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        opened = Pack.open(path)
+        with pytest.raises(DataError, match=r"pack\.arrow: the packed frames are damaged; delete the file"):
+            (opened.frames(5), opened.flow(5))
+        np.testing.assert_array_equal(opened.frames(5, slice(0, 2)), frames[:2])
+
+
+def test_damaged_labels_are_refused(data_set: DataSet) -> None:
+    path = packed(data_set).path
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"cameras": ["0", "1"', b'"cameras": ["1", "1"'))
+    assert path.read_bytes() != content
+    with pytest.raises(
+        DataError, match=r"not a complete pack \(its table of tracklets is damaged\); delete it"
+    ):
+        Pack.open(path)
+
+
+def test_pack_without_checksums_is_read(data_set: DataSet) -> None:
+    """Packs of version 0.1.0 have none."""
+    new = packed(data_set, flow="dis")
+    old = new.path.with_name("old.arrow")
+    reader = pa.ipc.open_file(str(new.path))
+    schema = pa.schema([field for field in reader.schema if pa.types.is_fixed_size_binary(field.type)])
+    with pa.OSFile(str(old), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for number in range(reader.num_record_batches):
+            batch, metadata = reader.get_batch_with_custom_metadata(number)
+            table = {} if metadata is None else {b"table": metadata[b"table"]}
+            writer.write_batch(batch.select(schema.names), custom_metadata=table)
+    assert Pack.open(old).digest == new.digest
+    np.testing.assert_array_equal(Pack.open(old).frames(5), new.frames(5))
+    np.testing.assert_array_equal(Pack.open(old).flow(5), new.flow(5))
 
 
 def test_optical_flow_points_where_the_picture_moves() -> None:
