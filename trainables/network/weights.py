@@ -1,10 +1,12 @@
 """Initial weights of an encoder, read from a local safetensors file.
 
-The file contains the tensors of an encoder's ``layers`` under the same names; a classifier's are ignored.
+The file contains the tensors of an encoder's ``layers`` under the same names; a classifier's are ignored. Or
+it is the ``weights.safetensors`` of an exported model, of which only the encoder is read.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +17,8 @@ from .encoders import Encoder
 
 _NAMED = 3
 _COLOURS = 3
+_IN_A_MODEL = "encoder.layers."
+"""Start of the names of the encoder's tensors in an exported model."""
 
 
 def check_weights(encoder: Encoder, path: Path) -> None:
@@ -59,7 +63,7 @@ def load_weights(encoder: Encoder, path: Path) -> None:
         ValueError: as in `check_weights`.
     """
     check_weights(encoder, path)
-    weights = load_file(path.expanduser())
+    weights = _of_encoder(load_file(path.expanduser()))
     with torch.no_grad():
         for name, parameter in encoder.layers.state_dict().items():
             if name not in weights:
@@ -83,11 +87,22 @@ def _shapes(path: Path) -> dict[str, list[int]]:
         raise ValueError(f"{path}: there is no such file{hint}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return _of_encoder({name: list(file.get_slice(name).get_shape()) for name in names})
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _of_encoder(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the encoder's tensors of an exported model, by their names in the encoder; else all tensors."""
+    own = {
+        name.removeprefix(_IN_A_MODEL): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_IN_A_MODEL)
+    }
+    return own or tensors
 
 
 def _first(names: Sequence[str]) -> str:
