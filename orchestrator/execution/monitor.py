@@ -241,7 +241,9 @@ class TrialMonitor(NotSnapshotted, Callback):
                 _log.info("%s gets new workers: after their last trial, %s", trial_name(number), reason)
             case EpochEnded(epoch):
                 # As the study has it: a repeated epoch keeps its first metrics and its time.
-                metrics = self._study.trial(number).user_attrs[attributes.epoch_key(epoch)]
+                metrics = self._study.trial(number).user_attrs.get(attributes.epoch_key(epoch))
+                if metrics is None:  # another program had ended the trial
+                    return
                 self._track_epoch(number, epoch, metrics)
                 if epoch > self._epochs.get(number, 0):
                     self._losses.pop(number, None)
@@ -313,7 +315,7 @@ class TrialMonitor(NotSnapshotted, Callback):
                 int(trial.datetime_complete.timestamp() * 1000),
                 value=self._study.objective(trial),
                 scores=self._study.scores(trial),
-                reason=trial.user_attrs.get(attributes.REASON, ""),
+                reason=attributes.reason(trial),
                 log_tail=trial.user_attrs.get(attributes.LOG, ""),
             )
 

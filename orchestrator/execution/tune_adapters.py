@@ -76,7 +76,7 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
         number, report = trial.config["number"], decode(result)
         if self._study.fault is not None:
             return str(TrialScheduler.STOP)
-        with _kept_fault(self._study), self._study.transaction():
+        with _kept_fault(self._study), self._study.accepting_end(number), self._study.transaction():
             match report:
                 case Trained(checkpoint):
                     self._study.record_checkpoint(number, checkpoint)
@@ -86,6 +86,7 @@ class StudyScheduler(NotSnapshotted, FIFOScheduler):
                     self._study.record_epoch(number, report)
                     if self._study.should_stop(number, report):
                         return str(TrialScheduler.STOP)
-        if report is not None and is_last(report, self._study.scores_trials):
+        is_over = report is not None and is_last(report, self._study.scores_trials)
+        if is_over or self._study.trial(number).state.is_finished():
             return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

@@ -1,7 +1,8 @@
 """The study of a job for its driver: in memory for reading, and written through to the database.
 
 Optuna's cache asks the database for unfinished trials at each read, which costs more than all else that a
-driver does for a trial. A driver holds the lease of its job, so no other process writes to the study.
+driver does for a trial. A driver holds the lease of its job, so no other driver writes to the study. What
+other programs write, such as the web pages of optuna-dashboard, is read when it is in the way.
 """
 
 import copy
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from orchestrator.storage.base import StudyStorage
-from orchestrator.storage.study_tables import read_times, read_trials
+from orchestrator.storage.study_tables import read_number, read_times, read_trials
 
 
 class StudyMirror(StudyStorage):
@@ -103,6 +104,9 @@ class StudyMirror(StudyStorage):
                 trial = self._database.get_trial(trial_id)
             else:
                 assert self._connection is not None
+                if read_number(self._connection, trial_id) != len(trials):  # others have added trials
+                    self._trials[study_id] = trials = read_trials(self._connection, study_id)[:-1]
+                    self._locations |= _locations(study_id, trials)
                 start, _ = read_times(self._connection, trial_id)
                 trial = FrozenTrial(
                     trial_id=trial_id,
@@ -175,6 +179,11 @@ class StudyMirror(StudyStorage):
         study_id, number = self._locations[trial_id]
         return self._trials[study_id][number]
 
+    def read_anew(self, trial_id: int) -> None:
+        """Read a trial from the database into memory."""
+        study_id, number = self._locations[trial_id]
+        self._trials[study_id][number] = self._database.get_trial(trial_id)
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
@@ -188,7 +197,7 @@ class StudyMirror(StudyStorage):
         if study_id not in self._trials:
             with self._database.engine.connect() as connection:
                 self._trials[study_id] = trials = read_trials(connection, study_id)
-            self._locations |= {trial._trial_id: (study_id, trial.number) for trial in trials}
+            self._locations |= _locations(study_id, trials)
         return self._trials[study_id]
 
     def _update(self, trial_id: int, **changes: Any) -> None:
@@ -198,3 +207,8 @@ class StudyMirror(StudyStorage):
         for name, value in changes.items():
             setattr(trial, name, value)
         self._trials[study_id][number] = trial
+
+
+def _locations(study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, tuple[int, int]]:
+    """Return study and number of trials, by their ids."""
+    return {trial._trial_id: (study_id, trial.number) for trial in trials}

@@ -82,6 +82,14 @@ def read_times(connection: Connection, trial_id: int) -> tuple[datetime | None, 
     return local_time(start), local_time(end)
 
 
+def read_number(connection: Connection, trial_id: int) -> int:
+    """Return the number of a trial in its study."""
+    trial = models.TrialModel
+    return int(
+        connection.execute(sqlalchemy.select(trial.number).where(trial.trial_id == trial_id)).scalar_one()
+    )
+
+
 def local_time(time: datetime | None) -> datetime | None:
     """Return a time of the database, which is in UTC, as Optuna shows it."""
     return None if time is None else time.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)

@@ -1,6 +1,6 @@
 """User attributes of studies and trials: what Optuna has no field for. Their names are a format on disk."""
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 SCHEMA = "schema"
 """Of a study: the version of its attributes. A study without it has version 1, with the same attributes."""
@@ -70,6 +70,8 @@ JUDGED = "judged"
 PRUNED = "stopped"
 """Of a trial that the pruner stopped: the reason. It is recorded before the trial is told to stop."""
 
+_ENDED_ELSEWHERE = "another program ended it in the study"
+
 _EPOCH = "epoch "
 
 
@@ -86,3 +88,10 @@ def epochs(trial: FrozenTrial) -> dict[int, dict[str, float]]:
         if key.startswith(_EPOCH)
     }
     return dict(sorted(reports.items()))
+
+
+def reason(trial: FrozenTrial) -> str:
+    """Return why a trial failed or was pruned, in one line; empty for others."""
+    if trial.state not in (TrialState.FAIL, TrialState.PRUNED):
+        return ""
+    return str(trial.user_attrs.get(REASON, _ENDED_ELSEWHERE))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import RootModel, ValidationError
 
@@ -26,11 +27,13 @@ from orchestrator.storage.directory import JobDirectory
 from orchestrator.storage.lease import MAX_RAY_JOBS, BudgetUsage
 from orchestrator.storage.records import JOB, JobRecord, is_valid
 from orchestrator.study import attributes
-from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport
+from orchestrator.study.trial_report import EpochEnded, Failed, Halted, TrialReport, trial_name
 from orchestrator.trainable import DataSetRecord, changed_data, digests
 
 if TYPE_CHECKING:
     import ray.train
+
+_log = logging.getLogger(__name__)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -165,7 +168,7 @@ class Study(ABC):
         if self.count()["complete"]:
             return ""
         trials = self.started_trials
-        reasons = sorted({str(trial.user_attrs.get(attributes.REASON, "unknown")) for trial in trials})
+        reasons = sorted(set(map(attributes.reason, trials)) - {""})
         return f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}"
 
     @abstractmethod
@@ -333,15 +336,31 @@ class Study(ABC):
             if self._deaths[number] < _MAX_DEATHS:
                 bisect.insort(self._interrupted, number)
                 return
-        with self.transaction():
+        if self.trial(number).state.is_finished():  # another program ended it, and it was stopped
+            return
+        with self.accepting_end(number), self.transaction():
             self._record_end(number, last, died)
         if isinstance(self._storage, StudyStorage):
             self._storage.on_trial_end()
         trial = self.trial(number)
         if trial.state == TrialState.FAIL:
-            self.recent_failures.append(str(trial.user_attrs.get(attributes.REASON)))
+            self.recent_failures.append(attributes.reason(trial))
         else:
             self.recent_failures.clear()
+
+    @contextmanager
+    def accepting_end(self, number: int) -> Iterator[None]:
+        """Accept that another program has ended a trial, which a block finds out when it writes to it."""
+        try:
+            yield
+        except UpdateFinishedTrialError:
+            if not isinstance(self._storage, StudyStorage):
+                raise
+            self._storage.read_anew(self._trial_id(number))
+            self._verdicts.pop(number, None)
+            self._note_ended(number)
+            state = self.trial(number).state.name
+            _log.warning("another program has ended %s in the study, as %s", trial_name(number), state)
 
     def _record_end(self, number: int, last: TrialReport | None, died: bool) -> None:
         if died:
@@ -362,7 +381,8 @@ class Study(ABC):
         """Prune every trial that still runs, because the budget is spent; return their numbers."""
         running = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         for number in running:
-            self._finish(number, TrialState.PRUNED, reason)
+            with self.accepting_end(number):
+                self._finish(number, TrialState.PRUNED, reason)
         return running
 
     def _record_job(self) -> None:
@@ -398,6 +418,10 @@ class Study(ABC):
         self._ended_count += 1
         self._set(number, attributes.ORDER, self._ended_count)
         self.study.tell(number, **result)
+        self._note_ended(number)
+
+    def _note_ended(self, number: int) -> None:
+        """Keep up with a trial that has ended in the study."""
         self._live.pop(number, None)
 
     def _set(self, number: int, key: str, value: Any) -> None:

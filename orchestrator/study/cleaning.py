@@ -15,8 +15,7 @@ from orchestrator.storage.base import Store
 from orchestrator.storage.names import CHECKPOINT, COMPLETE, SET_ASIDE_MARK
 from orchestrator.storage.records import RecordedOutcome, read_record
 from orchestrator.storage.study_database import open_study
-from orchestrator.study import attributes
-from orchestrator.study.selection import best_trials, own_trials
+from orchestrator.study.selection import ATTRIBUTES, best_trials, own_trials
 from orchestrator.study.trial_report import trial_name
 
 _TRIAL = re.compile(r"trial-\d+")
@@ -104,7 +103,7 @@ class Cleaner:
             raise InputError(f"{self._store.locate(name)}: a driver runs it")
         resolved = job[1]
         with open_study(self._store, name, resolved) as study:
-            trials = [] if study is None else study.read_trials((attributes.SOURCE, attributes.VIOLATED))
+            trials = [] if study is None else study.read_trials(ATTRIBUTES)
             if any(trial.state == TrialState.RUNNING for trial in trials):
                 return None
             best = best_trials(own_trials(trials), *(each["mode"] for each in resolved["objective"]))

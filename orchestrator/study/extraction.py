@@ -13,8 +13,7 @@ from orchestrator.errors import InputError
 from orchestrator.storage import lookup
 from orchestrator.storage.base import Store
 from orchestrator.storage.study_database import open_study
-from orchestrator.study import attributes
-from orchestrator.study.selection import own_trials, top_trials
+from orchestrator.study.selection import ATTRIBUTES, own_trials, top_trials
 from orchestrator.study.trial_report import trial_name
 
 SEEDS = [0, 1, 2]
@@ -45,7 +44,7 @@ def best_as_comparison(store: Store, name: str, top: int) -> dict[str, Any]:
         raise InputError(f"--from: {store.locate(name)} is a {kind}; name a sweep")
     objectives = resolved["objective"]
     with open_study(store, name, resolved) as study:
-        trials = [] if study is None else study.read_trials((attributes.SOURCE, attributes.VIOLATED))
+        trials = [] if study is None else study.read_trials(ATTRIBUTES)
         best = top_trials(own_trials(trials), top, *(objective["mode"] for objective in objectives))
         complete = [] if study is None else list(map(study.complete, best))
     variants = _distinct((trial_name(trial.number), trial.params) for trial in complete)

@@ -119,7 +119,7 @@ class GridStudy(Study):
     def describe(self, trial: FrozenTrial) -> str:
         """Return the scores of a trial and the means so far, or why it has none."""
         if trial.state != TrialState.COMPLETE:
-            return str(trial.user_attrs.get(attributes.REASON, "it resumes when the command is rerun"))
+            return attributes.reason(trial) or "it resumes when the command is rerun"
         scores = self.results(trial)
         shown = ", ".join(
             f"{metric} {format_number(scores[metric])}" for metric in self._shown() if metric in scores
@@ -167,7 +167,7 @@ class GridStudy(Study):
         state: State = _STATES.get(trial.state, "failed")
         if trial.number in self._failed_before:
             state = "waiting"
-        reason = trial.user_attrs.get(attributes.REASON, "")
+        reason = attributes.reason(trial)
         scores = self.results(trial) if state == "complete" else {}
         return Row(cell.variant, point, state, trial.number, reason, scores)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -173,7 +173,7 @@ class SearchStudy(Study):
             texts = [f"{metric} {format_estimate(value, errors.get(metric))}" for metric, value in values]
             violated = trial.user_attrs.get(attributes.VIOLATED)
             return ", ".join(texts) + (f"; infeasible: {violated}" if violated else "")
-        reason = trial.user_attrs.get(attributes.REASON, "it resumes when the command is rerun")
+        reason = attributes.reason(trial) or "it resumes when the command is rerun"
         if trial.last_step is not None:
             return f"{reason}, {self._format(trial.intermediate_values[trial.last_step])}"
         return str(reason)
@@ -193,7 +193,8 @@ class SearchStudy(Study):
             self.study.sampler = self.sweep.sampler.build(offset=number)
             # A driver may have died between two values of a suggestion. The recorded values stay, and the
             # sampler suggests the others as it would have.
-            with self.transaction():
+            suggestion = None
+            with self.accepting_end(number), self.transaction():
                 suggestion = self._suggest(self._trial(number))
             if suggestion is not None:
                 return suggestion
@@ -257,7 +258,7 @@ class SearchStudy(Study):
         """Suggest the values of a trial; one whose values are invalid together fails, and gives None."""
         try:
             values = self.sweep.space.suggest(trial)
-        except (SweepError, StorageInternalError, SQLAlchemyError, OSError):
+        except (SweepError, StorageInternalError, UpdateFinishedTrialError, SQLAlchemyError, OSError):
             raise
         except Exception as error:  # whatever a sampler raises
             name, reason = self.sweep.sampler.name, describe_raised(error)
@@ -315,11 +316,16 @@ class SearchStudy(Study):
         if result.get("state") != TrialState.FAIL:
             self._judge(number)
         super()._tell(number, **result)
+
+    def _note_ended(self, number: int) -> None:
+        super()._note_ended(number)
         self._epochs.pop(number, None)
         trial = self.trial(number)
-        self._counts.update({"running": -1, _STATES[trial.state]: 1})
-        self._infeasible += len(infeasible_trials([trial]))
-        self._note_end(trial)
+        self._counts["running"] -= 1
+        for own in own_trials([trial]):
+            self._counts[_STATES[own.state]] += 1
+            self._infeasible += len(infeasible_trials([own]))
+            self._note_end(own)
 
     def _note_end(self, trial: FrozenTrial) -> None:
         """Take an ended trial into the Pareto set, or count that it does not gain."""

@@ -15,10 +15,22 @@ from orchestrator.trainable import ERROR
 
 Mode = Literal["max", "min"]
 
+ATTRIBUTES = (attributes.SOURCE, attributes.VIOLATED, attributes.CHECKPOINT)
+"""The user attributes of trials that a selection needs."""
+
 
 def own_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials without those that were transferred from earlier sweeps."""
-    return [trial for trial in trials if attributes.SOURCE not in trial.user_attrs]
+    """Return the trials that drivers of the sweep ran.
+
+    Trials that were transferred from earlier sweeps are not among them, nor complete ones of other programs,
+    which have no checkpoint.
+    """
+    return [
+        trial
+        for trial in trials
+        if attributes.SOURCE not in trial.user_attrs
+        and (trial.state != TrialState.COMPLETE or attributes.CHECKPOINT in trial.user_attrs)
+    ]
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

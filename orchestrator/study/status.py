@@ -17,16 +17,16 @@ from orchestrator.storage.base import Store
 from orchestrator.storage.records import RecordedOutcome, read_record
 from orchestrator.storage.study_database import StudyReader, open_study
 from orchestrator.study import attributes
-from orchestrator.study.selection import best_trials, describe_trial, infeasible_trials, own_trials
+from orchestrator.study.selection import (
+    ATTRIBUTES,
+    best_trials,
+    describe_trial,
+    infeasible_trials,
+    own_trials,
+)
 from orchestrator.study.trial_report import FINALS, trial_name
 
-_ATTRIBUTES = (
-    attributes.SOURCE,
-    attributes.CELL,
-    attributes.POINT,
-    attributes.REASON,
-    attributes.VIOLATED,
-)
+_ATTRIBUTES = (*ATTRIBUTES, attributes.CELL, attributes.POINT, attributes.REASON)
 """Attributes of trials that a status depends on."""
 
 _READERS = 8
@@ -198,7 +198,7 @@ def read_trial_status(store: Store, name: str, number: int) -> TrialStatus:
             activity=activity.get(trial_name(number), _default_activity(status))
             if state == "running"
             else "",
-            reason=str(attrs.get(attributes.REASON, "")),
+            reason=attributes.reason(trial),
             started=_time(trial.datetime_start),
             ended=_time(trial.datetime_complete),
             epochs=len(reports),
@@ -312,7 +312,7 @@ def _add_trials(status: Status, trials: Sequence[FrozenTrial], activity: Mapping
         elif state == "waiting":
             status.activity[name] = f"enqueued: {trial.user_attrs.get(attributes.POINT, '')}"
         elif state == "failed":
-            reasons.setdefault(str(trial.user_attrs.get(attributes.REASON, "unknown")), []).append(name)
+            reasons.setdefault(attributes.reason(trial), []).append(name)
     status.failures = [
         {"reason": reason, "trials": names}
         for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))

@@ -730,3 +730,59 @@ def test_ray_jobs_of_a_lost_record_are_in_the_study(tmp_path: Path) -> None:
     study.study.set_user_attr("ray_jobs", 3)  # damaged
     study.complete_ray_jobs(after_loss)
     assert study.study.user_attrs["ray_jobs"] == after_loss
+
+
+def other_program(sweep: Sweep) -> optuna.Study:
+    """The study of a sweep as another program opens it, such as optuna-dashboard."""
+    return optuna.load_study(
+        study_name=sweep.name, storage=f"sqlite:///{sweep.storage}/{sweep.name}/study.db"
+    )
+
+
+@pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE])
+def test_trial_that_another_program_ends_is_stopped_and_the_search_goes_on(
+    sweep: Sweep, state: TrialState, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = open_study(sweep)
+    loop = TuneLoop(study)
+    point = loop.suggest()
+    assert loop.report(point, epoch_ended(1, 0.5))
+    other_program(sweep).tell(0, 9.0 if state == TrialState.COMPLETE else None, state=state)
+    last = epoch_ended(2, 0.6)
+    assert not loop.report(point, last)
+    loop.end(last)
+    assert f"another program has ended trial-0000 in the study, as {state.name}" in caplog.text
+    assert study.trial(0).state == state and study.count()["running"] == 0
+    if state != TrialState.COMPLETE:
+        assert study.describe(study.trial(0)).startswith("another program ended it in the study")
+    assert run_trial(study, [0.7, 0.7, 0.8, 0.8]) == TrialState.COMPLETE
+    assert [trial.number for trial in study.trials] == [0, 1]
+    for reopened in (study, open_study(sweep)):
+        assert reopened.best() is not None and reopened.best().number == 1
+        assert reopened.count()["complete"] == 1
+
+
+def test_trial_that_another_program_ends_last_is_not_recorded_again(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    loop = TuneLoop(study)
+    point = loop.suggest()
+    for epoch in range(1, 5):
+        loop.report(point, epoch_ended(epoch, 0.5))
+    last = finish(loop, point, 4)
+    other_program(sweep).tell(0, state=TrialState.FAIL)
+    loop.end(last)
+    assert study.trial(0).state == TrialState.FAIL and study.count()["failed"] == 1
+    assert study.recent_failures == ["another program ended it in the study"]
+
+
+def test_trials_that_another_program_adds_are_not_those_of_the_sweep(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    assert run_trial(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
+    trial = optuna.trial.create_trial(value=9.0, params={}, distributions={})
+    other_program(sweep).add_trial(trial)
+    assert run_trial(study, [0.1, 0.2, 0.3, 0.5]) == TrialState.COMPLETE
+    for opened in (study, open_study(sweep)):
+        assert [trial.number for trial in opened.trials] == [0, 1, 2]
+        assert [trial.number for trial in opened.started_trials] == [0, 2]
+        assert opened.best() is not None and opened.best().number == 2
+        assert opened.count()["complete"] == 2
