@@ -38,6 +38,9 @@ _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + byt
 """The first bytes of a client of HTTP/2, with empty settings (RFC 9113, section 3.4)."""
 
 _ANSWER_SECONDS = 5.0
+_LATE_ANSWERS = 2
+"""Checks in a row after which the head of a cluster is said not to answer."""
+
 _GREETING_SECONDS = 2.0
 """How long the head may take to answer; a heartbeat waits for it, and must not be late."""
 
@@ -143,10 +146,13 @@ class Cluster:
 
 
 class HeadWatch:
-    """Tells when the head of the cluster stops answering: Ray waits in silence, and then ends the process."""
+    """Tells when the head of the cluster stops answering: Ray waits in silence, and then ends the process.
+
+    One late answer is not told: the head of a busy machine may be slow.
+    """
 
     def __init__(self, address: str) -> None:
-        self._address, self._answers = address, True
+        self._address, self._failed = address, 0
 
     def check(self) -> None:
         """Log a change; waits a few seconds for an answer."""
@@ -154,18 +160,18 @@ class HeadWatch:
         try:
             _greet(host, port)
         except OSError as error:
-            if self._answers:
+            self._failed += 1
+            if self._failed == _LATE_ANSWERS:
                 _log.warning(
                     "the head of the Ray cluster at %s does not answer (%s); trials wait for it, and if it "
                     "is gone for a minute, this command ends; finished work is kept, rerun it to resume",
                     self._address,
                     error.strerror or error,
                 )
-            self._answers = False
             return
-        if not self._answers:
+        if self._failed >= _LATE_ANSWERS:
             _log.info("the head of the Ray cluster at %s answers again", self._address)
-        self._answers = True
+        self._failed = 0
 
 
 class _ClusterMessages:
