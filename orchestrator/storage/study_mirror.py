@@ -104,13 +104,14 @@ class StudyMirror(StudyStorage):
                 trial = self._database.get_trial(trial_id)
             else:
                 assert self._connection is not None
-                if read_number(self._connection, trial_id) != len(trials):  # others have added trials
-                    self._trials[study_id] = trials = read_trials(self._connection, study_id)[:-1]
+                number = read_number(self._connection, trial_id)
+                if number != len(trials):  # others have added trials
+                    self._trials[study_id] = trials = read_trials(self._connection, study_id)[:number]
                     self._locations |= _locations(study_id, trials)
                 start, _ = read_times(self._connection, trial_id)
                 trial = FrozenTrial(
                     trial_id=trial_id,
-                    number=len(trials),
+                    number=number,
                     state=TrialState.RUNNING,
                     value=None,
                     params={},

@@ -99,6 +99,9 @@ class Study(ABC):
         self._live: dict[int, optuna.Trial] = {}
         self._deaths: Counter[int] = Counter()
         self._verdicts: dict[int, tuple[TrialState, str]] = {}
+        self._ended_elsewhere: set[int] = set()
+        """Trials that another program has ended while they trained."""
+
         self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
         self._ended_count = sum(trial.state.is_finished() for trial in trials)
         self.recent_failures: list[str] = []
@@ -329,15 +332,13 @@ class Study(ABC):
             last: its last report.
             died: whether its process died. The trial resumes, unless that has happened too often.
         """
-        if isinstance(last, Halted):
+        if isinstance(last, Halted) or number in self._ended_elsewhere:
             return
         if died:
             self._deaths[number] += 1
             if self._deaths[number] < _MAX_DEATHS:
                 bisect.insort(self._interrupted, number)
                 return
-        if self.trial(number).state.is_finished():  # another program ended it, and it was stopped
-            return
         with self.accepting_end(number), self.transaction():
             self._record_end(number, last, died)
         if isinstance(self._storage, StudyStorage):
@@ -356,6 +357,7 @@ class Study(ABC):
         except UpdateFinishedTrialError:
             if not isinstance(self._storage, StudyStorage):
                 raise
+            self._ended_elsewhere.add(number)
             self._storage.read_anew(self._trial_id(number))
             self._verdicts.pop(number, None)
             self._note_ended(number)

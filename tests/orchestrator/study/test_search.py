@@ -786,3 +786,20 @@ def test_trials_that_another_program_adds_are_not_those_of_the_sweep(sweep: Swee
         assert [trial.number for trial in opened.started_trials] == [0, 2]
         assert opened.best() is not None and opened.best().number == 2
         assert opened.count()["complete"] == 2
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_trial_that_ends_after_another_program_has_ended_it_counts_once(sweep: Sweep, died: bool) -> None:
+    study = open_study(sweep)
+    loop = TuneLoop(study)
+    point = loop.suggest("a")
+    other = other_program(sweep)
+    other.tell(0, state=TrialState.FAIL)
+    other.enqueue_trial({"x": 1.0, "steps": 2})  # the next suggestion reads all trials anew
+    assert loop.suggest("b")["number"] == 2
+    loop.end(Failed("RuntimeError: no"), "a", died=died)
+    if died:  # it starts again, and ends with its first report
+        assert loop.suggest("a")["number"] == point["number"] == 0
+        assert not loop.report(point, epoch_ended(1, 0.5))
+        loop.end(epoch_ended(1, 0.5), "a", died=died)
+    assert study.count()["failed"] == 1 and study.count()["running"] == 1
