@@ -10,8 +10,8 @@ from hypothesis import settings
 
 from tests.support.command_line import enable_signals
 
-settings.register_profile("seeded", derandomize=True)
-settings.register_profile("random")
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None)
 settings.load_profile("seeded")
 
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID")

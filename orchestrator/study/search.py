@@ -322,10 +322,11 @@ class SearchStudy(Study):
         self._epochs.pop(number, None)
         trial = self.trial(number)
         self._counts["running"] -= 1
-        for own in own_trials([trial]):
-            self._counts[_STATES[own.state]] += 1
-            self._infeasible += len(infeasible_trials([own]))
-            self._note_end(own)
+        if number in self._ended_elsewhere and trial.state == TrialState.COMPLETE:
+            return  # there is no model of it
+        self._counts[_STATES[trial.state]] += 1
+        self._infeasible += len(infeasible_trials([trial]))
+        self._note_end(trial)
 
     def _note_end(self, trial: FrozenTrial) -> None:
         """Take an ended trial into the Pareto set, or count that it does not gain."""

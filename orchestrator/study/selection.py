@@ -15,21 +15,26 @@ from orchestrator.trainable import ERROR
 
 Mode = Literal["max", "min"]
 
-ATTRIBUTES = (attributes.SOURCE, attributes.VIOLATED, attributes.CHECKPOINT)
+_MARKS = {attributes.ORDER, attributes.CHECKPOINT}
+"""User attributes of which drivers write at least one to each complete trial."""
+
+ATTRIBUTES = (attributes.SOURCE, attributes.VIOLATED, *_MARKS)
 """The user attributes of trials that a selection needs."""
 
 
 def own_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that drivers of the sweep ran.
 
-    Trials that were transferred from earlier sweeps are not among them, nor complete ones of other programs,
-    which have no checkpoint.
+    Trials that were transferred from earlier sweeps are not among them, nor complete ones that other programs
+    added: where drivers have left marks on trials, those have none.
     """
+    trials = list(trials)
+    is_marked = any(_MARKS & trial.user_attrs.keys() for trial in trials)
     return [
         trial
         for trial in trials
         if attributes.SOURCE not in trial.user_attrs
-        and (trial.state != TrialState.COMPLETE or attributes.CHECKPOINT in trial.user_attrs)
+        and not (is_marked and trial.state == TrialState.COMPLETE and not _MARKS & trial.user_attrs.keys())
     ]
 
 

@@ -443,7 +443,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.tuples(st.integers(0, len(SWEEP)), st.integers(0, 6), PIECES), min_size=1, max_size=4)
 )
@@ -465,7 +465,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), value=VALUES, delete=st.booleans())
 def test_read_sweep_mutated_document_is_read_or_refused_in_one_line(
     tmp_path: Path, seed: int, value: object, delete: bool

@@ -244,7 +244,6 @@ TestFolderMachine.settings = TestBucketMachine.settings = settings(
     max_examples=int(os.environ.get("FAULT_JOBS", "30")),
     stateful_step_count=5,
     phases=(Phase.generate,),  # a failure takes too long to be shrunk
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -199,7 +199,6 @@ TestStudyMachine = pytest.mark.faults(pytest.mark.timeout(3600)(StudyMachine.Tes
 TestStudyMachine.settings = settings(
     max_examples=int(os.environ.get("FAULT_RUNS", "150")),
     stateful_step_count=int(os.environ.get("FAULT_STEPS", "50")),
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -6,12 +6,11 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from orchestrator.report import charts
 from orchestrator.report.charts import _Search
@@ -68,12 +67,6 @@ class Page(HTMLParser):
         """Return the SVG source of a chart."""
         address = self.addresses[self.figures.index(title)]
         return base64.b64decode(address.removeprefix("data:image/svg+xml;base64,")).decode()
-
-
-def create_trial(**fields: Any) -> optuna.trial.FrozenTrial:
-    """Create a trial with a checkpoint, as a trained one has."""
-    attrs = {attributes.CHECKPOINT: "trials/checkpoint", **fields.pop("user_attrs", {})}
-    return optuna.trial.create_trial(user_attrs=attrs, **fields)
 
 
 def finished(number: int, state: TrialState, epochs: int = 3) -> optuna.trial.FrozenTrial:
@@ -228,7 +221,6 @@ def test_parameter_with_a_single_value_is_named(tmp_path: Path) -> None:
         trial.suggest_categorical("cell", ["gru"])
         trial.suggest_int("size", 1 + number, 1 + number)
         trial.suggest_int("depth", 2, 2)
-        trial.set_user_attr(attributes.CHECKPOINT, "trials/checkpoint")
         study.tell(trial, float(number))
     page = Page(write_report(study, {}, tmp_path / "report.html"))
     assert "all complete trials have the same value: cell=gru, depth=2</p>" in page.source

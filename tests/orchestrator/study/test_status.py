@@ -148,7 +148,6 @@ def pareto(tmp_path: Path) -> Path:
             metrics = {"val/score": score, "rate": rate, "train/loss": loss, "val/score/error": 0.25}
             report = EpochEnded(1, metrics, checkpoint="/x")
             study.record_epoch(suggestion.number, report)
-            study.record_checkpoint(suggestion.number, "/x")
             study.on_trial_end(suggestion.number, Trained("/x"))
     return tmp_path / "store"
 

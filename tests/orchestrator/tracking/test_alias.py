@@ -204,7 +204,7 @@ def test_lease_of_the_same_owner_is_taken_over_at_once() -> None:
     check(store, score, [1])
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_interleaving_leaves_the_best_as_champion(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 4))

@@ -347,7 +347,11 @@ def test_mars_rows_become_tracklets(tmp_path: Path) -> None:
     ]
     (split,) = data_set.splits
     assert (split.train, split.query, split.gallery) == ((0, 1), (4,), (2, 3, 4, 5))
-    assert data_set.protocol == "mars"
+    assert data_set.protocol == "mars" and not any("no match" in note for note in data_set.notes)
+
+    scipy.io.savemat(tmp_path / "info/query_IDX.mat", {"query_IDX": np.array([[3, 2]], float)})
+    note = "split 0: 1 of 2 queries have no match in another camera, and do not count"
+    assert read("mars", tmp_path, name="set").notes[-1] == note
 
     rows["train"][1][3] = 3
     scipy.io.savemat(tmp_path / "info/tracks_train_info.mat", {"track_train_info": np.array(rows["train"])})

@@ -33,7 +33,7 @@ def identity(clip):
     return IDENTITIES[clip.tracklet - 100]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 10), st.integers(1, 7), st.integers(1, 12), st.integers(0, 50))
 def test_epoch_batch_has_p_identities_with_k_clips(p, k, batches, epoch):
     for clips in sampler(per_batch=p, per_identity=k).epoch(epoch, batches):
@@ -65,7 +65,7 @@ def test_clip_frames_are_consecutive_from_any_start():
     assert starts == {0, 1, 2, 3}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 16), st.integers(1, 200))
 def test_clip_that_is_spread_has_a_frame_of_each_part(frames, length):
     drawn = sampler(lengths=length, frames=frames, clips="spread").clip(0, 0, np.random.default_rng(0)).frames

@@ -1,5 +1,6 @@
 """Readers of data sets: each reads one original layout into a `DataSet`."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def read(layout: str, folder: str | Path, *, name: str, **options: Any) -> DataS
 
     Returns:
         Every usable tracklet, frames in the order of their numbers, with the official splits. If there are
-        none, splits are drawn from a seed, or all tracklets are for training. ``notes`` reports this, and
-        each count that differs from the published one.
+        none, splits are drawn from a seed, or all tracklets are for training. ``notes`` reports this, each
+        count that differs from the published one, and how many queries have no match.
 
     Raises:
         DataError: the folder is missing, empty, incomplete or of another layout, or an option is not valid.
@@ -67,7 +68,8 @@ def read_checked(layout: str, folder: str | Path, name: str, options: Options) -
     for tracklet in data_set.tracklets:
         for frame in tracklet.frames:
             check_name(frame.path)
-    return data_set
+    unmatched = generic.unmatched_queries(data_set.tracklets, data_set.splits)
+    return dataclasses.replace(data_set, notes=(*data_set.notes, *unmatched))
 
 
 def _check_identities(root: Path, data_set: DataSet) -> None:

@@ -19,7 +19,7 @@ from trainables.data.readers.folders import (
     within,
 )
 from trainables.data.readers.reader import Reader
-from trainables.data.tracklet import DataSet, Split, Tracklet
+from trainables.data.tracklet import DISTRACTOR, JUNK, DataSet, Split, Tracklet
 from trainables.errors import DataError, did_you_mean
 
 IMAGES = "expected images/<identity>/<camera>/<any>.jpg"
@@ -81,7 +81,7 @@ def read_images(folder: Path, name: str, options: GenericOptions) -> DataSet:
         for image in image_names(path, IMAGES)
     )
     chosen = splits(root, tracklets, options, is_image=True)
-    return DataSet(name, "image", tracklets, chosen, unmatched_queries(tracklets, chosen))
+    return DataSet(name, "image", tracklets, chosen)
 
 
 def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
@@ -99,7 +99,7 @@ def read_sequences(folder: Path, name: str, options: GenericOptions) -> DataSet:
             "or a list of splits that says where it belongs (options.splits)"
         )
     chosen = splits(root, tracklets, options, is_image=False)
-    return DataSet(name, "sequence", tracklets, chosen, unmatched_queries(tracklets, chosen))
+    return DataSet(name, "sequence", tracklets, chosen)
 
 
 def cameras(root: Path, expected: str) -> Iterator[tuple[str, str, Path]]:
@@ -136,7 +136,8 @@ def splits(
     identities = sorted(identity for identity, cameras in seen_by.items() if len(cameras) > 1)
     if len(identities) < 2:
         raise DataError(
-            f"{root}: {len(identities)} identities are in at least two cameras; random_splits needs 2 or more"
+            f"{root}: {len(identities)} identities are in at least two cameras; random_splits needs 2 "
+            "or more (where cameras are unknown, a camera folder for each recording)"
         )
     first = {identity: min(cameras) for identity, cameras in seen_by.items()}
     return tuple(
@@ -151,7 +152,10 @@ def unmatched_queries(tracklets: Sequence[Tracklet], splits: Sequence[Split]) ->
     for number, split in enumerate(splits):
         cameras = seen([tracklets[i] for i in split.gallery])
         queries = [tracklets[i] for i in split.query]
-        without = sum(not cameras.get(each.identity, set()) - {each.camera} for each in queries)
+        without = sum(
+            each.identity in (JUNK, DISTRACTOR) or not cameras.get(each.identity, set()) - {each.camera}
+            for each in queries
+        )
         if without:
             notes.append(
                 f"split {number}: {without} of {len(queries)} queries have no match in another camera, and do"
