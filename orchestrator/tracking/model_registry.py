@@ -377,9 +377,21 @@ def _checksum(tracker: Tracker, model_id: str) -> str:
         return digest(fetch(tracker.uri, location, Path(folder)))
 
 
+class _PyfuncFlavor:
+    """`mlflow.pyfunc` without the address of the store in `MLmodel`, which is often a path of one machine."""
+
+    __name__ = mlflow.pyfunc.__name__
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **options: Any) -> None:
+        """Save the model in a local folder."""
+        mlflow_model.artifact_path = None
+        mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **options)
+
+
 def _upload(run_id: str, export: Mapping[str, Any], model: str) -> str:
     # The method behind mlflow.pyfunc.log_model; with a run id it does not change status and end of the run.
-    options = {"name": model, "artifact_path": None, "flavor": mlflow.pyfunc, "run_id": run_id, **export}
+    options = {"name": model, "artifact_path": None, "flavor": _PyfuncFlavor(), "run_id": run_id, **export}
     try:
         return str(Model.log(**options).model_id)
     except (OSError, SweepError):

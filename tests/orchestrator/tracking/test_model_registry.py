@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import mlflow
 import pytest
+import yaml
 from boto3.exceptions import S3UploadFailedError
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
@@ -176,6 +177,8 @@ def test_registered_model_loads_without_this_project(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("[[5.0, 5.0, 5.0], [5.0, 5.0, 5.0]]")
+    described = yaml.safe_load(mlflow.artifacts.load_text(f"{registered.uri}/MLmodel"))
+    assert "model_id" in described and "artifact_path" not in described  # which is a path of this machine
 
 
 def test_registration_that_was_interrupted_is_completed(
