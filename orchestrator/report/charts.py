@@ -1,4 +1,4 @@
-"""Charts of a study with one objective, drawn from its trials."""
+"""Charts of a study, drawn from its trials; most of them show one objective."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from orchestrator.report.style import (
     Picture,
     figure_uri,
 )
-from orchestrator.study.selection import best_trial, is_feasible, own_trials
+from orchestrator.study.selection import Mode, best_trial, best_trials, is_feasible, own_trials
 
 _PARAMETERS = 6
 """Parameters in a chart, the most important first."""
@@ -71,6 +71,30 @@ def draw_charts(study: optuna.Study, metric: str) -> list[Picture]:
             pictures.append(_draw_parallel_coordinates(search, parameters))
             pictures.append(_draw_slices(search, parameters[:_SLICES]))
     return pictures
+
+
+def draw_pareto_set(study: optuna.Study, metrics: Sequence[str]) -> list[Picture]:
+    """Return a chart of the first of several objectives against each other one; none without complete trials.
+
+    Args:
+        study: a study with several objectives.
+        metrics: the objectives, in the order of the study.
+    """
+    modes: list[Mode] = [
+        "max" if each is optuna.study.StudyDirection.MAXIMIZE else "min" for each in study.directions
+    ]
+    complete = [
+        trial
+        for trial in own_trials(study.get_trials(deepcopy=False))
+        if trial.state is TrialState.COMPLETE and all(map(math.isfinite, trial.values))
+    ]
+    members = best_trials(complete, *modes)
+    with matplotlib.rc_context(SETTINGS):
+        return [
+            _draw_objectives(complete, members, (other, 0), metrics)
+            for other in range(1, len(metrics))
+            if members
+        ]
 
 
 class _Search:
@@ -184,6 +208,26 @@ class _Dimension:
         if low == high:
             return np.where(np.isnan(positions), math.nan, 0.5)
         return np.asarray((convert(positions) - low) / (high - low))
+
+
+def _draw_objectives(
+    complete: Sequence[FrozenTrial],
+    members: Sequence[FrozenTrial],
+    objectives: tuple[int, int],
+    metrics: Sequence[str],
+) -> Picture:
+    """Draw two objectives of all complete trials, by their positions; those of the Pareto set stand out."""
+    figure, axes = _chart(_NARROW, 3.6)
+    for label, trials, colour, size in (
+        ("complete trial", complete, BLUE, 16),
+        ("Pareto set", members, BEST, 36),
+    ):
+        across, up = ([trial.values[position] for trial in trials] for position in objectives)
+        axes.scatter(across, up, s=size, color=colour, label=label, rasterized=_is_dense(len(trials)))
+    names = [metrics[position] for position in objectives]
+    axes.set(xlabel=names[0], ylabel=names[1])
+    _place_legend(axes)
+    return Picture(f"{names[1]} against {names[0]}", "Each point is a complete trial.", figure_uri(figure))
 
 
 def _draw_history(search: _Search) -> Picture:

@@ -16,10 +16,10 @@ from orchestrator.console.tables import (
     format_values,
     objective_texts,
 )
-from orchestrator.report.charts import draw_charts
+from orchestrator.report.charts import draw_charts, draw_pareto_set
 from orchestrator.report.gate import draw_gains, gate_lines, gate_table
 from orchestrator.report.style import picture_of, template
-from orchestrator.study.attributes import REASON
+from orchestrator.study.attributes import epochs, reason
 from orchestrator.study.selection import best_trial, own_trials
 from orchestrator.tracking.gate import Decision
 
@@ -52,8 +52,8 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     """Write the report of a study to ``path`` and return ``path``.
 
     Args:
-        study: a study in any state, also without a complete trial. Of several objectives the first is shown.
-            Trials that were transferred from earlier sweeps are not shown.
+        study: a study in any state, also without a complete trial. Of several objectives, most charts show
+            the first. Trials that were transferred from earlier sweeps are not shown.
         summary: facts that the study does not contain. Every key is optional: ``name``, ``metric``,
             ``sweep_id``, ``started`` (text), ``duration`` (seconds), ``scores`` (value of every
             ``test/<set>/<score>``), ``data_sets`` (each with name, role, source, digest, counts), ``model``
@@ -70,7 +70,9 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     best = best_trial(
         own_trials(study.get_trials(deepcopy=False)), *("max" if mode else "min" for mode in modes)
     )
-    study = _first_objective(study)
+    names = list(objective_texts(summary["pareto_set"][0])) if summary["pareto_set"] else []
+    figures = draw_pareto_set(study, names)
+    study = _first_objective(study, summary["metric"])
     trials = own_trials(study.get_trials(deepcopy=False))
     best = next((trial for trial in trials if best is not None and trial.number == best.number), None)
     html = template("sweep.html.jinja").render(
@@ -86,7 +88,7 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
         counts={state.name.lower(): sum(t.state is state for t in trials) for state in TrialState},
         total=len(trials),
         epochs=sum(_epochs(trial) for trial in trials),
-        figures=draw_charts(study, summary["metric"]),
+        figures=figures + draw_charts(study, summary["metric"]),
         constant=_constant_parameters(trials),
         scores=_score_table(summary["scores"]),
         parameters=sorted({name for trial in trials for name in trial.params}),
@@ -101,13 +103,18 @@ def write_report(study: optuna.Study, summary: Mapping[str, Any], path: Path) ->
     return path
 
 
-def _first_objective(study: optuna.Study) -> optuna.Study:
-    """Return the study, or a copy in memory with only the first of its several objectives."""
+def _first_objective(study: optuna.Study, metric: str) -> optuna.Study:
+    """Return the study, or a copy in memory with only the first of its several objectives.
+
+    Optuna keeps no values of epochs for several objectives. The copy has those that were reported.
+    """
     if len(study.directions) == 1:
         return study
     view = optuna.create_study(direction=study.directions[0], study_name=study.study_name)
     for trial in study.get_trials():
         trial.values = trial.values and trial.values[:1]
+        reports = epochs(trial).items()
+        trial.intermediate_values = {epoch: report[metric] for epoch, report in reports if metric in report}
         view.add_trial(trial)
     return view
 
@@ -180,7 +187,7 @@ def _row(trial: FrozenTrial, best: FrozenTrial | None, runs: Mapping[int, str]) 
         "epochs": _epochs(trial) or "",
         "duration": _optional_duration(trial.duration.total_seconds() if trial.duration else None),
         "parameters": {name: format_number(value) for name, value in trial.params.items()},
-        "reason": trial.user_attrs.get(REASON, ""),
+        "reason": reason(trial),
         "run": runs.get(trial.number, ""),
     }
 

@@ -257,7 +257,8 @@ def test_report_shows_pareto_set_errors_and_infeasible_trials(tmp_path: Path) ->
     study = optuna.create_study(directions=["maximize", "minimize"])
     violated = {attributes.VIOLATED: "cost is 9, not at most 5"}
     for values, attrs in (([0.25, 1.0], {}), ([0.5, 5.0], {}), ([0.75, 9.0], violated)):
-        study.add_trial(create_trial(values=values, user_attrs=attrs))
+        reports = {attributes.epoch_key(epoch): {"time": 1, "val/mAP": 0.1 * epoch} for epoch in (1, 2)}
+        study.add_trial(create_trial(values=values, user_attrs=reports | attrs))
     trials = [
         {"trial": f"trial-{number:04d}", "val/mAP": score, "cost": cost, "errors": {"val/mAP": 0.031}}
         | {"parameters": {"rnn.cell": "gru"}}
@@ -268,6 +269,10 @@ def test_report_shows_pareto_set_errors_and_infeasible_trials(tmp_path: Path) ->
     assert page.row("trial-0001") == ["trial-0001", "0.5 ± 0.031", "5", "rnn.cell=gru"]
     assert "<b>0.5 ± 0.031</b><span>best val/mAP, trial 1" in page.source
     assert "0 failed; 1 infeasible" in page.source
+    assert "<b>6</b><span>epochs trained" in page.source
+    charts = ["val/mAP against cost", "Optimisation history", "Learning curves", "Cost and early stopping"]
+    assert page.figures == charts
+    assert page.chart("val/mAP against cost").count("<use") > 3 + 2  # five points, and those of the legend
 
 
 def test_charts_mark_a_trial_that_satisfies_the_constraints(tmp_path: Path) -> None:
