@@ -113,8 +113,8 @@ class TrialMonitor(NotSnapshotted, Callback):
         """Record in MLflow what only the study has, such as what a driver that died did not deliver."""
         trials = [trial for trial in self._study.started_trials if trial.number >= self._tracker.delivered]
         try:
-            started = {trial.number for trial in self._study.started_trials}
-            if lost := self._tracker.set_aside_all_but(started):
+            known = {trial.number for trial in self._study.trials}
+            if lost := self._tracker.set_aside_all_but(known):
                 names = ", ".join(map(trial_name, lost))
                 _log.warning(
                     "MLflow has %s, which the study does not have: was an older copy of it put back? "

@@ -26,8 +26,9 @@ class StudyStorage(optuna.storages.BaseStorage):
     def on_trial_end(self) -> None:
         """Do what is done now and then to keep the study quick to read."""
 
-    def read_anew(self, trial_id: int) -> None:
-        """Read a trial that another program has changed."""
+    def read_anew(self, trial_id: int) -> bool:
+        """Read a trial that another program has changed; return False where no other program can write."""
+        return False
 
 
 def transaction(storage: optuna.storages.BaseStorage) -> AbstractContextManager[None]:

@@ -100,14 +100,14 @@ class StudyMirror(StudyStorage):
         trials = self._read(study_id)
         with self.transaction():
             trial_id = self._database.create_new_trial(study_id, template_trial)
+            assert self._connection is not None
+            number = read_number(self._connection, trial_id)
+            if number != len(trials):  # others have added trials
+                self._trials[study_id] = trials = read_trials(self._connection, study_id)[:number]
+                self._locations |= _locations(study_id, trials)
             if template_trial is not None:
                 trial = self._database.get_trial(trial_id)
             else:
-                assert self._connection is not None
-                number = read_number(self._connection, trial_id)
-                if number != len(trials):  # others have added trials
-                    self._trials[study_id] = trials = read_trials(self._connection, study_id)[:number]
-                    self._locations |= _locations(study_id, trials)
                 start, _ = read_times(self._connection, trial_id)
                 trial = FrozenTrial(
                     trial_id=trial_id,
@@ -180,10 +180,11 @@ class StudyMirror(StudyStorage):
         study_id, number = self._locations[trial_id]
         return self._trials[study_id][number]
 
-    def read_anew(self, trial_id: int) -> None:
+    def read_anew(self, trial_id: int) -> bool:
         """Read a trial from the database into memory."""
         study_id, number = self._locations[trial_id]
         self._trials[study_id][number] = self._database.get_trial(trial_id)
+        return True
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -355,10 +355,10 @@ class Study(ABC):
         try:
             yield
         except UpdateFinishedTrialError:
-            if not isinstance(self._storage, StudyStorage):
+            storage = self._storage
+            if not isinstance(storage, StudyStorage) or not storage.read_anew(self._trial_id(number)):
                 raise
             self._ended_elsewhere.add(number)
-            self._storage.read_anew(self._trial_id(number))
             self._verdicts.pop(number, None)
             self._note_ended(number)
             state = self.trial(number).state.name

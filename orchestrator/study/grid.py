@@ -10,6 +10,7 @@ from orchestrator.console.tables import format_number
 from orchestrator.storage.directory import JobDirectory
 from orchestrator.study import attributes, statistics
 from orchestrator.study.base import Study, Suggestion
+from orchestrator.study.selection import is_foreign
 from orchestrator.study.statistics import Row, State
 from orchestrator.study.trial_report import EpochEnded, TrialReport
 from orchestrator.trainable import ERROR
@@ -33,7 +34,9 @@ class GridStudy(Study):
         super().__init__(comparison, directory)
         self._comparison = comparison
         self._cells = {_key(cell.values): cell for cell in comparison.cells}
-        self._failed_before = {trial.number for trial in self.trials if trial.state == TrialState.FAIL}
+        self._failed_before = {
+            trial.number for trial in self.trials if trial.state == TrialState.FAIL or is_foreign(trial)
+        }
 
     @property
     def total(self) -> int:
@@ -164,7 +167,7 @@ class GridStudy(Study):
         point = dict(cell.grid_point)
         if trial is None:
             return Row(cell.variant, point, "waiting")
-        state: State = _STATES.get(trial.state, "failed")
+        state: State = "failed" if is_foreign(trial) else _STATES.get(trial.state, "failed")
         if trial.number in self._failed_before:
             state = "waiting"
         reason = attributes.reason(trial)

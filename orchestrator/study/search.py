@@ -26,6 +26,7 @@ from orchestrator.study.selection import (
     best_trials,
     infeasible_line,
     infeasible_trials,
+    is_foreign,
     objective_errors,
     own_trials,
     standard_error,
@@ -81,7 +82,8 @@ class SearchStudy(Study):
     @property
     def started_trials(self) -> list[FrozenTrial]:
         """All trials but enqueued ones that wait, and transferred ones."""
-        return [trial for trial in own_trials(self.trials) if trial.state != TrialState.WAITING]
+        own = [trial for trial in own_trials(self.trials) if trial.state != TrialState.WAITING]
+        return [trial for trial in own if not is_foreign(trial)]
 
     @property
     def is_seeded(self) -> bool:

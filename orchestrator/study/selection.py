@@ -33,9 +33,13 @@ def own_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if attributes.SOURCE not in trial.user_attrs
-        and not (is_marked and trial.state == TrialState.COMPLETE and not _MARKS & trial.user_attrs.keys())
+        if attributes.SOURCE not in trial.user_attrs and not (is_marked and is_foreign(trial))
     ]
+
+
+def is_foreign(trial: FrozenTrial) -> bool:
+    """Return whether another program made or ended a complete trial: it has no mark of a driver."""
+    return trial.state == TrialState.COMPLETE and not _MARKS & trial.user_attrs.keys()
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -20,7 +20,8 @@ from orchestrator.config.document import flatten, plain
 from orchestrator.config.parameter import Parameter
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import InputError, nearest
-from orchestrator.study.attributes import SOURCE, epochs
+from orchestrator.study.attributes import epochs
+from orchestrator.study.selection import own_trials
 from orchestrator.tracking import preflight
 from orchestrator.tracking.outbox import describe_error
 from orchestrator.tracking.store import quiet_mlflow
@@ -115,9 +116,9 @@ def from_study(name: str, trials: Iterable[FrozenTrial], resolved: Mapping[str, 
     fixed = flatten(resolved.get("config") or {})
     objectives = [objective["metric"] for objective in resolved["objective"]]
     prior = []
-    for trial in trials:
-        # Of a transferred trial, the fixed values of its config are not recorded here.
-        if trial.state != TrialState.COMPLETE or SOURCE in trial.user_attrs:
+    # Of a transferred trial, the fixed values of its config are not recorded here.
+    for trial in own_trials(trials):
+        if trial.state != TrialState.COMPLETE:
             continue
         last = next(reversed(epochs(trial).values()), {})
         metrics = {metric: value for metric, value in last.items() if metric != "time"}

@@ -4,7 +4,7 @@ The file contains the tensors of an encoder's ``layers`` under the same names; a
 it is the ``weights.safetensors`` of an exported model, of which only the encoder is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def check_weights(encoder: Encoder, path: Path) -> None:
         ValueError: tensors are missing, unexpected or of other shapes, or the file cannot be read.
     """
     expected = {name: list(value.shape) for name, value in encoder.layers.state_dict().items()}
-    shapes = _shapes(path.expanduser())
+    shapes = _of_encoder(_shapes(path.expanduser()), expected)
     missing = [
         f"{name} {shape}"
         for name, shape in expected.items()
@@ -63,7 +63,7 @@ def load_weights(encoder: Encoder, path: Path) -> None:
         ValueError: as in `check_weights`.
     """
     check_weights(encoder, path)
-    weights = _of_encoder(load_file(path.expanduser()))
+    weights = _of_encoder(load_file(path.expanduser()), encoder.layers.state_dict())
     with torch.no_grad():
         for name, parameter in encoder.layers.state_dict().items():
             if name not in weights:
@@ -88,15 +88,17 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            return _of_encoder({name: list(file.get_slice(name).get_shape()) for name in names})
+            return {name: list(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _of_encoder(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return the encoder's tensors of an exported model, by their names in the encoder; else all tensors."""
+def _of_encoder(tensors: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
+    """Return the encoder's tensors of an exported model by the expected names; else all tensors."""
+    if tensors.keys() & expected:
+        return tensors
     own = {
         name.removeprefix(_IN_A_MODEL): tensor
         for name, tensor in tensors.items()

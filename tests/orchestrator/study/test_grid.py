@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -211,3 +212,20 @@ def test_grid_study_keeps_standard_errors_of_the_last_epoch(open_study: OpenStud
     metrics = {"val/score": 3.0, "val/score/error": 0.2, "unknown": 1.0, "unknown/error": 1.0}
     run(study, EPOCH, EpochEnded(2, metrics), trained, scored(0.5))
     assert study.trials[0].user_attrs["last"] == {"val/score": 3.0, "val/score/error": 0.2}
+
+
+def test_grid_study_trial_that_another_program_completes_is_run_again(
+    open_study: OpenStudy, folder: Path, trained: Trained
+) -> None:
+    study = open_study(**TWO_TRIALS)
+    loop = TuneLoop(study)
+    suggestion = loop.suggest()
+    assert loop.report(suggestion, EPOCH)
+    optuna.load_study(study_name="parabola", storage=f"sqlite:///{folder}/study.db").tell(0, 0.0)
+    assert not loop.report(suggestion, EpochEnded(2, {"val/score": 2.0}))
+    loop.end(EPOCH)
+    assert study.count() == {"running": 0, "complete": 0, "failed": 1}
+    assert [row.scores for row in study.rows()] == [{}, {}]
+    resumed = open_study(**TWO_TRIALS)
+    assert run(resumed, EPOCH, trained, scored(0.1))["number"] == 1
+    assert resumed.count()["complete"] == 1

@@ -762,6 +762,16 @@ def test_trial_that_another_program_ends_is_stopped_and_the_search_goes_on(
         assert reopened.count()["complete"] == 1
 
 
+def test_trial_that_another_program_completes_first_is_not_the_best_of_the_next_driver(sweep: Sweep) -> None:
+    loop = TuneLoop(open_study(sweep))
+    loop.report(loop.suggest(), epoch_ended(1, 0.5))
+    other_program(sweep).tell(0, 9.0)
+    study = open_study(sweep)
+    assert study.best() is None and study.count()["complete"] == 0
+    assert run_trial(study, [0.7, 0.7, 0.8, 0.8]) == TrialState.COMPLETE
+    assert study.best() is not None and study.best().number == 1
+
+
 def test_trial_that_another_program_ends_last_is_not_recorded_again(sweep: Sweep) -> None:
     study = open_study(sweep)
     loop = TuneLoop(study)
