@@ -93,6 +93,10 @@ def _clean(
                     yield removable
         if parsed.set_aside:
             yield from cleaner.set_aside(name)
+            problems.extend(
+                f"{folder}: left alone: it has no mark of --fresh; delete it yourself if you do not need it"
+                for folder in cleaner.unmarked(name)
+            )
 
     removed: list[Removable] = []
     failed = False

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
@@ -22,7 +23,7 @@ from orchestrator.storage.study_tables import read_number, read_times, read_tria
 
 
 class StudyMirror(StudyStorage):
-    """A study in a database, for its only writer.
+    """A study in a database, for the driver that holds the lease of its job.
 
     An error while it writes leaves memory and database different; the driver ends, and the next one reads the
     database.
@@ -151,7 +152,13 @@ class StudyMirror(StudyStorage):
     ) -> bool:
         """Set state and values in the database and in memory."""
         with self.transaction():
-            if not self._database.set_trial_state_values(trial_id, state, values):
+            try:
+                is_set = self._database.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                self.read_anew(trial_id)
+                raise
+            if not is_set:
+                self.read_anew(trial_id)
                 return False
             assert self._connection is not None
             start, end = read_times(self._connection, trial_id)

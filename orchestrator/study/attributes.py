@@ -40,6 +40,9 @@ POINT = "point"
 CELL = "cell"
 """Of a trial of a comparison: variant, split and seed."""
 
+STARTED = "started"
+"""Of a trial of a sweep: true, from the moment in which a driver starts it."""
+
 REASON = "reason"
 """Of an ended trial: why it failed or was pruned, in one line."""
 

@@ -102,7 +102,7 @@ class Study(ABC):
         self._ended_elsewhere: set[int] = set()
         """Trials that another program has ended while they trained."""
 
-        self._interrupted = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        self._interrupted = self._running()
         self._ended_count = sum(trial.state.is_finished() for trial in trials)
         self.recent_failures: list[str] = []
         """Reasons of the trials that failed in a row, since this driver started."""
@@ -172,7 +172,7 @@ class Study(ABC):
             return ""
         trials = self.started_trials
         reasons = sorted(set(map(attributes.reason, trials)) - {""})
-        return f"none of {len(trials)} trials succeeded: {'; '.join(reasons)}"
+        return f"none of {len(trials)} trials succeeded" + f": {'; '.join(reasons)}" * bool(reasons)
 
     @abstractmethod
     def headline(self) -> str:
@@ -344,6 +344,8 @@ class Study(ABC):
         if isinstance(self._storage, StudyStorage):
             self._storage.on_trial_end()
         trial = self.trial(number)
+        if number in self._ended_elsewhere:  # it says nothing about the trainable
+            return
         if trial.state == TrialState.FAIL:
             self.recent_failures.append(attributes.reason(trial))
         else:
@@ -381,11 +383,14 @@ class Study(ABC):
 
     def prune_running(self, reason: str) -> list[int]:
         """Prune every trial that still runs, because the budget is spent; return their numbers."""
-        running = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
+        running = self._running()
         for number in running:
             with self.accepting_end(number):
                 self._finish(number, TrialState.PRUNED, reason)
         return running
+
+    def _running(self) -> list[int]:
+        return [trial.number for trial in self.started_trials if trial.state == TrialState.RUNNING]
 
     def _record_job(self) -> None:
         """Copy the record of the job into the study; raises InputError if it is that of another job."""

@@ -71,15 +71,19 @@ class Cleaner:
     def set_aside(self, name: str | None = None) -> list[Removable]:
         """Return the folders that ``--fresh`` set aside, of one job and its finals or of all jobs."""
         folders = []
-        for entry in self._entries(self._store.path):
-            match = lookup.SET_ASIDE.fullmatch(entry.base_name)
-            if match is not None and name in (None, match["job"]) and self._is_set_aside(entry):
+        for entry in self._named_as_set_aside(name):
+            if self._is_marked(entry.base_name):
                 mark = f"{entry.path}/{SET_ASIDE_MARK}"
                 inner = [each.path for each in self._entries(entry.path) if each.path != mark]
                 what, size = "results that --fresh set aside", self._size(entry)
                 # The mark, by which the folder is recognised, goes last.
                 folders.append(Removable(entry.base_name, what, (*sorted(inner), entry.path), size))
         return folders
+
+    def unmarked(self, name: str | None = None) -> list[str]:
+        """Return the names of the folders that `set_aside` leaves, because they may be a user's own copies."""
+        names = [entry.base_name for entry in self._named_as_set_aside(name)]
+        return [folder for folder in names if not self._is_marked(folder)]
 
     def remove(self, removable: Removable) -> None:
         """Delete files; those that are gone already do no harm."""
@@ -111,18 +115,28 @@ class Cleaner:
         # A study that lacks the trials of the outcome is not the one that the outcome was made from.
         return kept if kept >= _named_in(outcome) and kept else None
 
-    def _is_set_aside(self, entry: pyarrow.fs.FileInfo) -> bool:
-        """Return whether ``--fresh`` made a folder, and no job of this name was started in it."""
-        store, name = self._store, entry.base_name
-        if entry.type is not _DIRECTORY or lease.read_driver_record(store, name) is not None:
-            return False
-        match = lookup.SET_ASIDE.fullmatch(name)
-        assert match is not None
-        renaming = store.read(f".{name.rpartition('.')[0]}.renaming")  # a bucket copies file by file
-        if renaming is not None and renaming[0].decode(errors="replace") == name:
-            return False
-        mark = store.read(f"{name}/{SET_ASIDE_MARK}")
-        return mark is not None and mark[0].decode(errors="replace") == name
+    def _named_as_set_aside(self, job: str | None) -> list[pyarrow.fs.FileInfo]:
+        """Return the folders that are named as ``--fresh`` does, and in which no job was started."""
+        found = []
+        for entry in self._entries(self._store.path):
+            match = lookup.SET_ASIDE.fullmatch(entry.base_name)
+            if match is None or job not in (None, match["job"]) or entry.type is not _DIRECTORY:
+                continue
+            renaming = f".{entry.base_name.rpartition('.')[0]}.renaming"  # a bucket copies file by file
+            if self._text(renaming) != entry.base_name and not self._was_driven(entry.base_name):
+                found.append(entry)
+        return found
+
+    def _was_driven(self, name: str) -> bool:
+        return lease.read_driver_record(self._store, name) is not None
+
+    def _is_marked(self, name: str) -> bool:
+        """Return whether ``--fresh`` made a folder of this name; a copy of such a folder has another name."""
+        return self._text(f"{name}/{SET_ASIDE_MARK}") == name
+
+    def _text(self, name: str) -> str | None:
+        content = self._store.read(name)
+        return None if content is None else content[0].decode(errors="replace")
 
     def _entries(self, path: str) -> list[pyarrow.fs.FileInfo]:
         """Return the entries of a folder; none if there is no such folder."""

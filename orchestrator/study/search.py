@@ -31,6 +31,7 @@ from orchestrator.study.selection import (
     own_trials,
     standard_error,
     top_trials,
+    was_ended_elsewhere,
 )
 from orchestrator.study.trial_report import EpochEnded, Trained, TrialReport, trial_name
 from orchestrator.study.warm_start import TransferredTrial
@@ -67,13 +68,16 @@ class SearchStudy(Study):
         # A sampler calls it when nothing is left to suggest. Optuna's own ends its `optimize` loop.
         self.study.stop = self._end_search  # type: ignore[method-assign]
         self._exhausted = attributes.EXHAUSTED in self.study.user_attrs
+        if not any(attributes.STARTED in trial.user_attrs for trial in self.trials):
+            for number in self._interrupted:  # earlier versions started them
+                self._set(number, attributes.STARTED, True)
         # Kept up to date from here on: a look at all trials for each trial would be quadratic.
         self._counts = Counter(_STATES[trial.state] for trial in self.started_trials)
         self._pareto_set: list[FrozenTrial] = []
         self._without_gain = 0
         started = self.started_trials
         for trial in sorted(started, key=self._order):
-            if trial.state.is_finished():
+            if trial.state.is_finished() and not was_ended_elsewhere(trial):
                 self._note_end(trial)
         self._infeasible = len(infeasible_trials(started))
         self._epochs: dict[int, int] = {}
@@ -216,6 +220,7 @@ class SearchStudy(Study):
             offset=waiting[0].number if waiting else len(self.trials)
         )
         trial = self.study.ask()
+        self._set(trial.number, attributes.STARTED, True)
         self._live[trial.number] = trial
         self._counts["running"] += 1
         return trial
@@ -324,9 +329,11 @@ class SearchStudy(Study):
         self._epochs.pop(number, None)
         trial = self.trial(number)
         self._counts["running"] -= 1
-        if number in self._ended_elsewhere and trial.state == TrialState.COMPLETE:
+        if is_foreign(trial):
             return  # there is no model of it
         self._counts[_STATES[trial.state]] += 1
+        if was_ended_elsewhere(trial):
+            return
         self._infeasible += len(infeasible_trials([trial]))
         self._note_end(trial)
 

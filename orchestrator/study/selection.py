@@ -18,28 +18,43 @@ Mode = Literal["max", "min"]
 _MARKS = {attributes.ORDER, attributes.CHECKPOINT}
 """User attributes of which drivers write at least one to each complete trial."""
 
-ATTRIBUTES = (attributes.SOURCE, attributes.VIOLATED, *_MARKS)
+ATTRIBUTES = (attributes.SOURCE, attributes.VIOLATED, attributes.STARTED, *_MARKS)
 """The user attributes of trials that a selection needs."""
 
 
 def own_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Return the trials that drivers of the sweep ran.
 
-    Trials that were transferred from earlier sweeps are not among them, nor complete ones that other programs
-    added: where drivers have left marks on trials, those have none.
+    Trials that were transferred from earlier sweeps are not among them, nor running and complete ones that
+    other programs added: where drivers have left marks on trials, those have none.
     """
     trials = list(trials)
     is_marked = any(_MARKS & trial.user_attrs.keys() for trial in trials)
+    starts_are_marked = any(attributes.STARTED in trial.user_attrs for trial in trials)
     return [
         trial
         for trial in trials
-        if attributes.SOURCE not in trial.user_attrs and not (is_marked and is_foreign(trial))
+        if attributes.SOURCE not in trial.user_attrs
+        and not (is_marked and is_foreign(trial))
+        and not (starts_are_marked and trial.state == TrialState.RUNNING and not _is_started(trial))
     ]
 
 
 def is_foreign(trial: FrozenTrial) -> bool:
-    """Return whether another program made or ended a complete trial: it has no mark of a driver."""
-    return trial.state == TrialState.COMPLETE and not _MARKS & trial.user_attrs.keys()
+    """Return whether another program made or ended a complete trial: it lacks the marks of a driver."""
+    if trial.state != TrialState.COMPLETE:
+        return False
+    return was_ended_elsewhere(trial) or not _MARKS & trial.user_attrs.keys()
+
+
+def was_ended_elsewhere(trial: FrozenTrial) -> bool:
+    """Return whether a driver started a trial of a sweep and another program ended it."""
+    return trial.state.is_finished() and _is_started(trial) and attributes.ORDER not in trial.user_attrs
+
+
+def _is_started(trial: FrozenTrial) -> bool:
+    """Return whether a driver has marked a trial as started, as earlier versions did not."""
+    return attributes.STARTED in trial.user_attrs
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

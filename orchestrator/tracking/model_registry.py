@@ -2,6 +2,7 @@
 
 import json
 import math
+import posixpath
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import InputError, SweepError, TrackingError, one_line
 from orchestrator.tracking import evidence as evidences
@@ -65,7 +66,7 @@ class RegisteredModel(BaseModel):
     """Whether it took the alias; another version may have it by now."""
     reason: str = ""
     decision: Decision | None = None
-    """None where an earlier run of the command, or an earlier version of this project, decided."""
+    """None where an earlier version of this project decided, or where the run has lost it."""
 
     def __str__(self) -> str:
         taken = f"alias {self.alias}" if self.promoted else f"without the alias {self.alias}"
@@ -126,6 +127,8 @@ def register(
         if not is_of_first_release(version.tags) and decision_of_gate(version.tags, alias) is None:
             decision = _decide(tracker, run_id, version, alias, known, record, score_model)
             version = tracker.client.get_model_version(model, version.version)
+        else:
+            decision = _kept_decision(tracker, run_id, version, alias)
         if not version.description:
             text = _page(tracker, run_id, version, alias, known, record, data_sets, _own_card(export))
             tracker.client.update_model_version(model, version.version, description=text)
@@ -271,13 +274,31 @@ def _decide(
             **decision.model_dump(mode="json"),
             "record": dict(record),
         }
-        client.log_dict(run_id, content, f"registry/{version.name}-v{number}-{alias}.json")
+        client.log_dict(run_id, content, _decision_file(version, alias))
         decisions.append(decision)
 
     by = who(sweep=tracker.sweep_name)
     owned = Alias(client, version.name, alias, owner=f"{tracker.sweep_id} {number}")
     promote(client, version, owned, judge.decide, by=by, keep=keep)
     return decisions[-1] if decisions else None
+
+
+def _kept_decision(tracker: Tracker, run_id: str, version: ModelVersion, alias: str) -> Decision | None:
+    """Return the decision that an earlier run of the command made, from the file in the run of the version."""
+    file = _decision_file(version, alias)
+    if file not in {entry.path for entry in tracker.client.list_artifacts(run_id, posixpath.dirname(file))}:
+        return None
+    with TemporaryDirectory() as folder:
+        text = Path(tracker.client.download_artifacts(run_id, file, folder)).read_bytes()
+    try:
+        return Decision.model_validate_json(text)
+    except ValidationError:  # damaged, or of a later release
+        return None
+
+
+def _decision_file(version: ModelVersion, alias: str) -> str:
+    """Return the name of the file in which the run of a version keeps the whole decision."""
+    return f"registry/{version.name}-v{version.version}-{alias}.json"
 
 
 def _page(

@@ -103,7 +103,9 @@ def test_job_that_is_not_finished_is_left_alone(
     assert files(sweep) == before and "nothing to delete" in capsys.readouterr().out
 
 
-def test_results_set_aside_are_deleted_only_on_request(tmp_path: Path) -> None:
+def test_results_set_aside_are_deleted_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = finished(tmp_path)
     shutil.copytree(sweep, backup := sweep.with_name("parabola.20260101-120000"))
     with JobDirectory(load_sweep(tmp_path)).open(True, Interrupt()):
@@ -113,6 +115,22 @@ def test_results_set_aside_are_deleted_only_on_request(tmp_path: Path) -> None:
     assert aside.exists()
     run(sweep, "--set-aside")
     assert not aside.exists() and backup.exists() and copy.exists() and sweep.exists()
+    out = capsys.readouterr().out
+    assert all(f"{kept.name}: left alone: it has no mark of --fresh" in out for kept in (backup, copy))
+
+
+def test_results_set_aside_in_a_bucket_are_deleted_only_on_request(seaweed: Seaweed, tmp_path: Path) -> None:
+    uri = f"s3://{seaweed.bucket}/aside"
+    sweep = load_sweep(tmp_path, storage=uri, tracking={"uri": "http://127.0.0.1:1"})
+    for _ in range(2):
+        with JobDirectory(sweep).open(True, Interrupt()):
+            pass
+    store = JobDirectory(sweep).store
+    (aside,) = {name.partition("/")[0] for name in store.list_files("parabola.")}
+    store.write("parabola.20260101-120000/sweep.json", b"{}")
+    run("--storage", uri, "--set-aside")
+    kept = {name.partition("/")[0] for name in store.list_files("parabola")}
+    assert kept == {"parabola", "parabola.20260101-120000"}
 
 
 def test_study_without_the_trials_of_the_outcome_deletes_nothing(

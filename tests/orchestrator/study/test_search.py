@@ -782,7 +782,72 @@ def test_trial_that_another_program_ends_last_is_not_recorded_again(sweep: Sweep
     other_program(sweep).tell(0, state=TrialState.FAIL)
     loop.end(last)
     assert study.trial(0).state == TrialState.FAIL and study.count()["failed"] == 1
-    assert study.recent_failures == ["another program ended it in the study"]
+    assert study.recent_failures == []  # it says nothing about the trainable
+
+
+def test_trial_that_another_program_completes_at_its_end_does_not_count_after_a_restart(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    loop = TuneLoop(study)
+    point = loop.suggest()
+    for epoch in range(1, 5):
+        loop.report(point, epoch_ended(epoch, 0.5))
+    finish(loop, point, 4)
+    study.record_checkpoint(0, f"{sweep.name}/trials/a")  # the driver dies after it
+    other_program(sweep).tell(0, 9.0)
+    study = open_study(sweep)
+    assert study.best() is None and study.count()["complete"] == 0
+
+
+def test_trials_that_another_program_runs_are_left_alone(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    assert run_trial(study, [0.1, 0.2, 0.3, 0.4]) == TrialState.COMPLETE
+    assert other_program(sweep).ask().number == 1
+    study = open_study(sweep)
+    assert study.count()["running"] == 0 and study.remaining() == study.total - 1
+    loop = TuneLoop(study)
+    assert loop.suggest()["number"] == 2
+    assert study.prune_running("no time is left") == [2]
+    assert study.trial(1).state == TrialState.RUNNING
+
+
+def test_running_trial_of_an_earlier_version_is_resumed(sweep: Sweep) -> None:
+    loop = TuneLoop(open_study(sweep))
+    loop.suggest()
+    file = sqlite3.connect(f"{sweep.storage}/{sweep.name}/study.db")
+    with file:
+        assert file.execute("DELETE FROM trial_user_attributes WHERE key = 'started'").rowcount == 1
+    file.close()
+    for _ in range(2):
+        study = open_study(sweep)
+        assert study.count()["running"] == 1
+    loop = TuneLoop(study)
+    assert loop.suggest()["number"] == 0
+
+
+def test_enqueued_point_that_another_program_ends_is_not_suggested(sweep: Sweep) -> None:
+    study = open_study(sweep)
+    study.study.enqueue_trial({"x": 1.0})
+    study.study.enqueue_trial({"x": 2.0})
+    assert [trial.number for trial in study.trials] == [0, 1]
+    other = other_program(sweep)
+    for trial in other.trials:
+        other._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    first, second = study.ask(), study.ask()
+    assert first is not None and second is not None
+    assert (first.number, second.number) == (2, 3) and first.values != second.values
+
+
+def test_ends_elsewhere_are_no_trials_without_gain(sweep: Sweep) -> None:
+    patient = with_budget(sweep, no_gain_for=2)
+    study = open_study(patient)
+    assert run_trial(study, [0.1, 0.2, 0.3, 0.9]) == TrialState.COMPLETE
+    loop = TuneLoop(study)
+    for _ in range(2):
+        point = loop.suggest()
+        other_program(sweep).tell(point["number"], state=TrialState.FAIL)
+        loop.end(Failed("RuntimeError: no"))
+    for opened in (study, open_study(patient)):
+        assert not opened.has_stagnated() and opened.count()["failed"] == 2
 
 
 def test_trials_that_another_program_adds_are_not_those_of_the_sweep(sweep: Sweep) -> None:

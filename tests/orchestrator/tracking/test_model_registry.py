@@ -136,6 +136,7 @@ def test_registration_repeated_finds_its_version(registered: Registered) -> None
     name = registered.first.name
     assert len(registered.client.search_model_versions(f"name = '{name}'")) == 3
     assert registered.again.promoted and registered.again.reason.startswith("no version had this alias")
+    assert registered.again.decision == registered.first.decision is not None
 
 
 def test_alias_stays_with_the_best_model(registered: Registered) -> None:
@@ -218,7 +219,11 @@ def test_rerun_says_what_the_gate_said_also_after_a_promotion_by_hand(
         worse = register_best(tracker, export, 0.5)
         Registry(sqlite_uri, "test").promote(Reference(worse.name, None, 2), "champion", gate=False)
         again = register_best(tracker, export, 0.5)
-    assert not again.promoted and str(again) == str(worse)
+        kept = f"registry/{worse.name}-v2-champion.json"
+        tracker.client.log_text(tracker.run_id(0), "{", kept)
+        damaged = register_best(tracker, export, 0.5)
+    assert not again.promoted and str(again) == str(worse) == str(damaged)
+    assert again.decision == worse.decision is not None and damaged.decision is None
 
 
 def test_version_of_the_first_release_keeps_its_decision(sqlite_uri: str, export: dict[str, Any]) -> None:

@@ -21,10 +21,11 @@ from tests.support.paths import EXAMPLES
 from trainables.data.loading import as_tensor
 from trainables.errors import DataError
 from trainables.evaluation.published import PublishedEmbedder
-from trainables.export.export import CARD, PROGRAM, example_sequence, export
+from trainables.export.export import CARD, FOLDER, PROGRAM, WEIGHTS, example_sequence, export
 from trainables.network import images
 from trainables.network.embedder import NetworkConfig, SequenceEmbedder
 from trainables.network.flow import optical_flow
+from trainables.network.weights import load_weights
 
 HEIGHT, WIDTH = 32, 24
 SCRIPT = """
@@ -278,6 +279,15 @@ def test_model_tells_its_facts(model, stored):
     assert raw.checksum == facts["checksum"] and len(raw.checksum) == 64
     assert facts["input"] == {"sequences": ["batch", "time", "height", "width", "RGB"]}
     assert raw.thresholds == {} and facts["calibration"]["not_stated"] == ["the model was not calibrated"]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_exported_weights_are_initial_weights_of_the_same_encoder(name, embedders, stored):
+    torch.manual_seed(1)
+    other = SequenceEmbedder(embedders[name].config)
+    load_weights(other.encoder, stored[0] / name / FOLDER / WEIGHTS)
+    expected = embedders[name].encoder.layers.state_dict()
+    torch.testing.assert_close(other.encoder.layers.state_dict(), expected)
 
 
 def test_model_files_are_readable_by_everybody(stored):
