@@ -81,7 +81,7 @@ class Cleaner:
         return folders
 
     def unmarked(self, name: str | None = None) -> list[str]:
-        """Return the names of the folders that `set_aside` leaves, because they may be a user's own copies."""
+        """Return the folders that `set_aside` leaves, because they may be a user's own copies."""
         names = [entry.base_name for entry in self._named_as_set_aside(name)]
         return [folder for folder in names if not self._is_marked(folder)]
 

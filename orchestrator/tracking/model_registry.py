@@ -284,7 +284,7 @@ def _decide(
 
 
 def _kept_decision(tracker: Tracker, run_id: str, version: ModelVersion, alias: str) -> Decision | None:
-    """Return the decision that an earlier run of the command made, from the file in the run of the version."""
+    """Return the decision that an earlier run of the command kept in the run of the version."""
     file = _decision_file(version, alias)
     if file not in {entry.path for entry in tracker.client.list_artifacts(run_id, posixpath.dirname(file))}:
         return None
