@@ -72,7 +72,10 @@ def _launch(
                 raise InputError("--submit, --address: give one; a submitted job runs where it is sent")
             from orchestrator.execution.submit import submit
 
-            command = f"{parsed.prog} {shlex.join(_without_submit(arguments))}"
+            # On the cluster, the working directory is another one.
+            file = os.path.relpath(parsed.file)
+            sent = [file if each == parsed.file else each for each in _without_submit(arguments)]
+            command = f"{parsed.prog} {shlex.join(sent)}"
             code = patiently(submit, command, parsed.file, overrides, parsed.submit, progress, interrupt)
             return code
     except InputError as error:

@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import requests
+from pydantic import ValidationError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -35,6 +38,10 @@ _UNREACHABLE = (ConnectionError, OSError, RuntimeError, aiohttp.ClientError)
 """What Ray's client raises when the head does not answer or the connection breaks."""
 
 
+_NO_DASHBOARD = (KeyError, TypeError, requests.JSONDecodeError, ValidationError)
+"""What Ray's client raises when another program answers."""
+
+
 class _UnknownJobError(Exception):
     """The cluster does not know the job."""
 
@@ -53,7 +60,8 @@ def submit(
     there is followed. The job gets those environment variables of this machine that its file names.
 
     Args:
-        command: such as ``python -m orchestrator.sweep FILE``.
+        command: such as ``python -m orchestrator.sweep FILE``, with the path that FILE has from the working
+            directory.
         file: the file of the job, in the working directory.
         overrides: values that replace those of the file.
         address: Ray dashboard, such as ``http://head:8265``.
@@ -64,8 +72,7 @@ def submit(
         InputError: nothing can be submitted there, and nothing was.
         UnreachableError: no dashboard answers there.
     """
-    if not address.startswith(("http://", "https://")):
-        raise InputError(f"--submit {address}: not the address of a Ray dashboard; write http://HOST:8265")
+    _check_address(address)
     if not Path(file).resolve().is_relative_to(Path.cwd()):
         raise InputError(
             f"{file}: lies outside of the working directory, which is what is sent; change to its folder"
@@ -80,6 +87,8 @@ def submit(
         client = _client(address)
         try:
             job = next((job for job in client.list_jobs() if _is_running(job, key)), None)
+        except _NO_DASHBOARD as error:
+            raise _no_dashboard(address, error) from error
         except _UNREACHABLE as error:
             raise UnreachableError(f"--submit {address}: {one_line(error, 300)}") from error
     if job is None:
@@ -94,6 +103,11 @@ def submit(
                     runtime_env={"working_dir": ".", "env_vars": environment},
                     metadata={_JOB: key, _OWNER: _owner(), _FILE: json.dumps(document.tree)},
                 )
+            except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
+                raise UnreachableError(
+                    f"--submit {address}: {one_line(error, 300)}; rerun the command, which follows the job if "
+                    "the cluster has taken it"
+                ) from error
             except (*_UNREACHABLE, ValueError) as error:  # such as a directory that is too large to send
                 raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
         _log.info("%s runs as %s on %s, and does not need this terminal", name, job_id, address)
@@ -115,6 +129,27 @@ def submit(
     return _follow(client, job_id, address, interrupt)
 
 
+def _check_address(address: str) -> None:
+    """Raise InputError for what is not the address of a Ray dashboard."""
+    remedy = "not the address of a Ray dashboard; write http://HOST:8265"
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_one = False
+    if not is_one or re.search(r"\s", address):
+        raise InputError(f"--submit {address}: {remedy}")
+    if parts.username is not None:
+        raise InputError("--submit: the address holds a login; a Ray dashboard takes a token (RAY_AUTH_TOKEN_PATH)")
+
+
+def _no_dashboard(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"--submit {address}: what answers there is no Ray dashboard ({type(error).__name__}); "
+        "write the address of one, http://HOST:8265"
+    )
+
+
 def _client(address: str) -> JobSubmissionClient:
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer a RAY_ADDRESS
     try:
@@ -124,6 +159,8 @@ def _client(address: str) -> JobSubmissionClient:
             f"--submit {address}: it does not accept the token; RAY_AUTH_TOKEN_PATH names the file with "
             "the cluster's token (default: ~/.ray/auth_token), and RAY_AUTH_MODE=token sends it"
         ) from error
+    except _NO_DASHBOARD as error:
+        raise _no_dashboard(address, error) from error
     except (*_UNREACHABLE, requests.RequestException) as error:
         raise UnreachableError(
             f"--submit {address}: no Ray dashboard answers there: {one_line(error, 300)}"

@@ -2,19 +2,26 @@
 
 import contextlib
 import logging
+import os.path
 import signal
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
+from orchestrator import sweep
 from orchestrator.config.document import Override
 from orchestrator.console.progress import Progress
-from orchestrator.errors import ExitCode, InputError
+from orchestrator.errors import ExitCode, InputError, UnreachableError
 from orchestrator.execution import submit
 from orchestrator.interrupt import Interrupt
 from tests.support.command_line import refused
@@ -37,6 +44,21 @@ SWEEP = ROOT / "search_spaces/alignment.yaml"
             "error: --submit http://127.0.0.1:1: no Ray dashboard answers there",
         ),
         (
+            ["--submit", "http://head:99999"],
+            ExitCode.BAD_INPUT,
+            "error: --submit http://head:99999: not the address of a Ray dashboard; write http://",
+        ),
+        (
+            ["--submit", "http://:8265"],
+            ExitCode.BAD_INPUT,
+            "error: --submit http://:8265: not the address of a Ray dashboard; write http://",
+        ),
+        (
+            ["--submit", "http://me:secret@head:8265"],
+            ExitCode.BAD_INPUT,
+            "error: --submit: the address holds a login; a Ray dashboard takes a token",
+        ),
+        (
             ["--submit", "http://a", "--address", "b:1"],
             ExitCode.BAD_INPUT,
             "error: --submit, --address: give one",
@@ -51,6 +73,27 @@ def test_submit_of_a_file_that_is_not_sent_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.yaml"
     file.write_text(SWEEP.read_text())
     assert "lies outside of the working directory" in refused("sweep", file, "--submit", "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"api/version": "<html>Welcome</html>"},
+        {"api/version": "[]"},
+        {"api/version": '{"version": "1"}'},
+        {"api/version": '{"ray_version": "2.60.0"}', "api/jobs/index.html": '[{"id": 1}]'},
+    ],
+)
+def test_submit_to_another_program_is_refused(tmp_path: Path, answers: dict[str, str]) -> None:
+    for path, content in answers.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        line = refused("sweep", SWEEP, "--submit", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "what answers there is no Ray dashboard" in line
 
 
 class Head:
@@ -194,6 +237,25 @@ def running(command: str) -> Any:
         entrypoint=command,
         submission_id="raysubmit_0",
     )
+
+
+def test_submitted_command_names_the_file_from_the_working_directory(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster()
+    monkeypatch.setattr(submit, "_client", lambda address: cluster)
+    arguments = [os.path.abspath(file), "--submit", "http://head:8265", "--set", "config.seed=1"]
+    assert sweep.main(arguments) == ExitCode.DONE
+    assert cluster.submitted["entrypoint"] == "python -m orchestrator.sweep named.yaml --set config.seed=1"
+
+
+def test_connection_that_breaks_while_a_job_is_sent_is_no_bad_input(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster()
+    cluster.submit_job = Mock(side_effect=requests.ConnectionError("reset"))  # type: ignore[method-assign]
+    with pytest.raises(UnreachableError, match="reset; rerun the command, which follows the job"):
+        send(cluster, file, monkeypatch)
 
 
 def test_job_that_already_runs_there_is_followed(
