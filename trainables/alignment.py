@@ -70,7 +70,8 @@ class AlignmentTrainable:
     def metrics_for(self, config: AlignmentConfig) -> Mapping[str, Literal["max", "min"]]:
         """Return every metric that `fit` may report: also those of the sets and the method of the config.
 
-        Beside each score ``val/...`` it reports its standard error, ``val/.../error``.
+        Beside each score ``val/...`` it reports its standard error, ``val/.../error``, and beside the loss of
+        a modality its parts, ``train/video/verification`` and ``train/video/identification``.
         """
         metrics = dict(self.metrics)
         for name in config.data.validate_on:

@@ -105,8 +105,8 @@ def submit(
                 )
             except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
                 raise UnreachableError(
-                    f"--submit {address}: {one_line(error, 300)}; rerun the command, which follows the job if "
-                    "the cluster has taken it"
+                    f"--submit {address}: {one_line(error, 300)}; rerun the command, which follows the job "
+                    "if the cluster has taken it"
                 ) from error
             except (*_UNREACHABLE, ValueError) as error:  # such as a directory that is too large to send
                 raise InputError(f"--submit {address}: {one_line(error, 300)}") from error
@@ -140,7 +140,9 @@ def _check_address(address: str) -> None:
     if not is_one or re.search(r"\s", address):
         raise InputError(f"--submit {address}: {remedy}")
     if parts.username is not None:
-        raise InputError("--submit: the address holds a login; a Ray dashboard takes a token (RAY_AUTH_TOKEN_PATH)")
+        raise InputError(
+            "--submit: the address holds a login; a Ray dashboard takes a token (RAY_AUTH_TOKEN_PATH)"
+        )
 
 
 def _no_dashboard(address: str, error: Exception) -> InputError:

@@ -83,6 +83,8 @@ class ModalityLoss(nn.Module):
     def __init__(self, dimension: int, identities: int, config: LossConfig) -> None:
         super().__init__()
         self.config = config
+        self.parts: dict[str, Tensor] = {}
+        """``verification`` and ``identification`` of a step's first loss, without weights, if it has both."""
         self.classifier: nn.Module | None = None
         if config.identity > 0:
             linear = nn.Linear(dimension, identities, bias=not config.neck)
@@ -105,6 +107,7 @@ class ModalityLoss(nn.Module):
         if self.classifier is None:
             return loss
         logits = self.classifier(features)
-        return loss + config.identity * functional.cross_entropy(
-            logits, identities, label_smoothing=config.label_smoothing
-        )
+        identification = functional.cross_entropy(logits, identities, label_smoothing=config.label_smoothing)
+        if not self.parts:
+            self.parts = {"verification": loss.detach(), "identification": identification.detach()}
+        return loss + config.identity * identification

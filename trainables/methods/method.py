@@ -82,6 +82,15 @@ class Method(nn.Module, ABC):
         images = 0 if batch.images is None else len(batch.images)
         return images + (batch.sequences.shape[:2].numel() if self.phase else 0)
 
+    def take_parts(self) -> dict[str, Tensor]:
+        """Return the parts of each `ModalityLoss` in the last step, such as ``video/verification``, once."""
+        found: dict[str, Tensor] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, ModalityLoss):
+                found |= {f"{name}/{part}": value for part, value in module.parts.items()}
+                module.parts = {}
+        return found
+
 
 def idle(module: nn.Module) -> Tensor:
     """Return a zero-valued term that depends on every parameter, so that DDP finds a gradient for each."""

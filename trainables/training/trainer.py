@@ -106,7 +106,7 @@ class Training:
         run_folds([self])
 
     def train_epoch(self) -> dict[str, float]:
-        """Train for one epoch; return the mean of each loss, the speed and the learning rate."""
+        """Train for one epoch; return the means of losses and their parts, the speed, the learning rate."""
         self.epoch += 1
         # Dropout differs between workers, and is the same after a resume.
         seed = np.random.SeedSequence([self.seed, self.epoch, self.context.rank])
@@ -118,7 +118,8 @@ class Training:
         for step, batch in enumerate(self.loader.epoch(self.epoch), 1):
             if note_step is not None:
                 note_step(step, steps)
-            for name, loss in self.train_step(batch).items():
+            losses = self.train_step(batch)
+            for name, loss in (self.method.take_parts() | losses).items():
                 totals[name] = totals.get(name, loss.new_zeros(())) + loss.detach()
             frames += self.method.frames(batch) * self.context.world_size
         means = {f"train/{name}": float(total) / steps for name, total in totals.items()}
@@ -127,7 +128,7 @@ class Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
-    def train_step(self, batch: Batch) -> Mapping[str, Tensor]:
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the parameters once and return the losses of the global batch."""
         phase, step, steps = self._position()
         self.method.phase, self.method.progress = phase, step / steps

@@ -117,7 +117,7 @@ def test_phase_start_resets_the_optimizer(tiny, prepared, tmp_path):
 
 def test_loss_curve_equals_the_stored_one(tiny, prepared, tmp_path):
     curve = [
-        {name: value for name, value in report.items() if name.startswith("train/")}
+        {name: value for name, value in report.items() if name.startswith("train/") and name.count("/") == 1}
         for report in fit(tiny(), tmp_path / "run").reports
     ]
     expected = json.loads(GOLDEN.read_text())
@@ -130,6 +130,17 @@ def test_report_has_all_metrics_of_the_trainable(tiny, prepared, tmp_path):
     reports = fit(tiny(epochs=1), tmp_path / "run", metrics=("model/milliseconds", *PSEUDO_METRICS)).reports
     assert set(AlignmentTrainable.metrics) | {"epoch", "learning_rate", "train/pseudo"} <= set(reports[0])
     assert all(isinstance(value, int | float) for value in reports[0].values())
+
+
+def test_report_has_the_parts_of_each_loss(tiny, prepared, tmp_path):
+    config = tiny(epochs=2, pretrain_epochs=1, loss={"identity": 0.5})
+    images_alone, both = fit(config, tmp_path / "run").reports
+    assert "train/pseudo/verification" in images_alone and "train/video/verification" not in images_alone
+    for modality in ("train/video", "train/pseudo"):
+        total = both[f"{modality}/verification"] + 0.5 * both[f"{modality}/identification"]
+        assert both[modality] == pytest.approx(total, rel=1e-4)
+    alone = fit(tiny(epochs=1, loss={"identity": 0}), tmp_path / "verification").reports
+    assert "train/video/verification" not in alone[0]
 
 
 def test_sequence_method_learns_to_identify(tiny, prepared, tmp_path):
