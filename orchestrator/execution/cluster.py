@@ -26,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from orchestrator.config.sections import Resources
 from orchestrator.console.tables import format_count
 from orchestrator.errors import InputError, UnreachableError, one_line
+from orchestrator.execution import worker_setup
 
 _log = logging.getLogger(__name__)
 
@@ -217,8 +218,11 @@ def start(address: str | None, is_interrupted: Callable[[], bool] = lambda: Fals
         ray.shutdown()
     # Ray 2.60 prints every line of them.
     ray_worker.print_to_stdstream = _ClusterMessages().tell  # type: ignore[assignment]
-    # Ray would write its token file readable for all users.
+    # Ray would write its token file and its logs readable for all users.
     mask = os.umask(0o077)
+    variables = {name: os.environ[name] for name in environment if name.startswith("RAY_TRAIN")}
+    if address is None:
+        variables[worker_setup.UMASK] = f"{mask:o}"
     own: dict[str, Any] = {"resources": {TRIAL_SLOT: _SLOTS}, "include_dashboard": True}
     retrying = Retrying(
         retry=retry_if_exception(
@@ -234,10 +238,8 @@ def start(address: str | None, is_interrupted: Callable[[], bool] = lambda: Fals
                 ray.init,
                 address=address or "local",
                 runtime_env={
-                    "worker_process_setup_hook": "orchestrator.execution.worker_setup.find_own_cluster",
-                    "env_vars": {
-                        name: os.environ[name] for name in environment if name.startswith("RAY_TRAIN")
-                    },
+                    "worker_process_setup_hook": "orchestrator.execution.worker_setup.set_up_worker",
+                    "env_vars": variables,
                 },
                 log_to_driver=False,
                 logging_level=logging.ERROR,

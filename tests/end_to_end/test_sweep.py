@@ -1,6 +1,7 @@
 """The sweep command: a real Ray cluster, MLflow in SQLite, and the example trainable."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.sweep
 def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "my store?50%#1"
-    done = sweep(file, "--storage", str(store))
+    mask = os.umask(0o027)
+    try:
+        done = sweep(file, "--storage", str(store))
+    finally:
+        os.umask(mask)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "parabola version 1, alias champion" in done.stdout
@@ -60,6 +65,7 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     best = json.loads((store / "parabola/outcome.json").read_text())["best"]["trial"]
     (kept,) = (store / "parabola/trials").glob("*/checkpoint_*.complete")
     assert kept.parent.name == f"trial-{best:04d}", "the other checkpoints are deleted"
+    assert {path.stat().st_mode & 0o777 for path in (kept.parent, kept.parent.parent)} == {0o750}
 
     client = MlflowClient(sqlite_address(store / "mlflow.db"))
     runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])

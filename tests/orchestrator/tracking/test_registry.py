@@ -154,6 +154,8 @@ def test_pull_compares_the_files_with_their_checksum(
     assert code == 0, found
     assert found["verified"] and (tmp_path / "model" / "MLmodel").is_file()
     assert not list(tmp_path.glob(".model*"))
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert run(capsys, uri, "pull", f"{NAME}@champion", str(tmp_path / "model")) == (0, found)
     (tmp_path / "model" / "MLmodel").write_text("other")
     code, line = run(capsys, uri, "pull", f"{NAME}@champion", str(tmp_path / "model"))
