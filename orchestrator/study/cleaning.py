@@ -107,10 +107,10 @@ class Cleaner:
             raise InputError(f"{self._store.locate(name)}: a driver runs it")
         resolved = job[1]
         with open_study(self._store, name, resolved) as study:
-            trials = [] if study is None else study.read_trials(ATTRIBUTES)
+            trials = own_trials([] if study is None else study.read_trials(ATTRIBUTES))
             if any(trial.state == TrialState.RUNNING for trial in trials):
                 return None
-            best = best_trials(own_trials(trials), *(each["mode"] for each in resolved["objective"]))
+            best = best_trials(trials, *(each["mode"] for each in resolved["objective"]))
         kept = {trial_name(trial.number) for trial in best}
         # A study that lacks the trials of the outcome is not the one that the outcome was made from.
         return kept if kept >= _named_in(outcome) and kept else None
