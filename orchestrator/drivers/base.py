@@ -342,6 +342,7 @@ class Driver(ABC, Generic[OutcomeType]):
             if code == ExitCode.DONE:
                 code = self.follow_up(study, joined, lease)
             if code == ExitCode.DONE:
+                study.record_usage(lease.record.used)
                 outcome = self.conclude(study, data_sets, tracker)
                 self._record(outcome, delivered=False)
                 status, code = "FINISHED", self.exit_code(outcome)

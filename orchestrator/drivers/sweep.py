@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +330,7 @@ class SweepDriver(Driver[SweepOutcome]):
         summary = {
             "name": outcome.sweep,
             "started": f"{started:%Y-%m-%d %H:%M}",
-            "duration": (datetime.now() - started).total_seconds(),
+            "duration": study.recorded_usage().seconds,
             "metric": next(iter(outcome.objective)),
             "sweep_id": tracker.sweep_id,
             "scores": outcome.scores,

@@ -287,12 +287,16 @@ class Study(ABC):
 
     def add_usage(self, used: BudgetUsage) -> None:
         """Raise ``used`` to what is recorded, which is more where the record of the driver was lost."""
-        try:
-            recorded = BudgetUsage.model_validate(self.study.user_attrs.get(attributes.USED, {}))
-        except ValidationError:
-            return
+        recorded = self.recorded_usage()
         used.seconds = max(used.seconds, recorded.seconds)
         used.gpu_seconds = max(used.gpu_seconds, recorded.gpu_seconds)
+
+    def recorded_usage(self) -> BudgetUsage:
+        """Return what of the budget was used when it was last recorded; 0 where nothing is."""
+        try:
+            return BudgetUsage.model_validate(self.study.user_attrs.get(attributes.USED, {}))
+        except ValidationError:
+            return BudgetUsage()
 
     def complete_ray_jobs(self, jobs: list[str]) -> None:
         """Add recorded Ray jobs of earlier drivers to ``jobs``, which lacks them if a record was lost.

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import InputError, SweepError
 from orchestrator.storage.directory import JobDirectory
+from orchestrator.storage.lease import BudgetUsage
 from orchestrator.storage.records import write_record
 from orchestrator.study.search import SearchStudy, rehearse_sampler
 from orchestrator.study.trial_report import EpochEnded, Failed, Halted, Started, Trained
@@ -730,6 +731,15 @@ def test_ray_jobs_of_a_lost_record_are_in_the_study(tmp_path: Path) -> None:
     study.study.set_user_attr("ray_jobs", 3)  # damaged
     study.complete_ray_jobs(after_loss)
     assert study.study.user_attrs["ray_jobs"] == after_loss
+
+
+def test_recorded_usage_is_that_of_all_drivers(sweep: Sweep) -> None:
+    assert open_study(sweep).recorded_usage().seconds == 0
+    open_study(sweep).record_usage(BudgetUsage(seconds=90))
+    study = open_study(sweep)
+    assert study.recorded_usage().seconds == 90
+    study.study.set_user_attr("used", "damaged")
+    assert study.recorded_usage().seconds == 0
 
 
 def other_program(sweep: Sweep) -> optuna.Study:
