@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def _launch(
     try:
         interrupt.install()
         _check_working_directory()
+        _check_interpreter()
         with progress.logging() as handler:
             with progress.activity(f"reading {parsed.file}"):
                 from orchestrator.config.document import Override  # YAML is not needed for --help
@@ -93,6 +95,12 @@ def _check_working_directory() -> None:
         os.getcwd()
     except OSError as error:
         raise InputError(f"the working directory: {error.strerror}; change to another one") from error
+
+
+def _check_interpreter() -> None:
+    """Raise InputError where Python drops docstrings, which Ray reads when it is imported."""
+    if sys.flags.optimize > 1:
+        raise InputError("PYTHONOPTIMIZE, python -OO: Ray needs docstrings; use 1 (python -O) or 0")
 
 
 def _without_submit(arguments: Sequence[str] | None) -> list[str]:

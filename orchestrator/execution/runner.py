@@ -133,11 +133,9 @@ def _run_tune(
         try:
             tuner.fit()
         except tune.TuneError as error:
-            if study.fault is not None:
-                raise study.fault from None
             # Tune raises the text of what its parts raise, such as the study, while it handles it.
-            if error.__context__ is None:
+            if (cause := study.fault or error.__context__) is None:
                 raise
-            raise error.__context__  # noqa: B904 - `from` would replace its own cause
+            raise cause  # noqa: B904 - `from` would replace its own cause
         if study.fault is not None:
             raise study.fault

@@ -222,7 +222,10 @@ class LocalStore(Store):
     def study_storage(self, job: str) -> optuna.storages.BaseStorage:
         """Open the SQLite database in the folder of the job."""
         options = {"connect_args": {"timeout": _LOCKED_SECONDS}}
-        return optuna.storages.RDBStorage(sqlite_address(self.study_file(job)), engine_kwargs=options)
+        file = self.study_file(job)
+        if not file.exists():
+            file.touch()  # SQLite would not let a group write, whatever the umask
+        return optuna.storages.RDBStorage(sqlite_address(file), engine_kwargs=options)
 
     def study_file(self, job: str) -> Path:
         """Return the database in the folder of the job; raises StorageError where it is no file."""

@@ -285,7 +285,9 @@ def describe_error(error: Exception, limit: int = 200) -> str:
     Connection errors are wrapped many levels deep by requests 2 and urllib3 2, whose texts are matched here.
     """
     text = one_line(error, 10 * limit)
-    if of_database := re.search(r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?: \[SQL:|$)", text):
+    if of_database := re.search(
+        r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?: \[SQL:| \(Background on|$)", text
+    ):
         return one_line(of_database[1], limit)  # without what SQLAlchemy 2 adds
     if answer := re.search(r"failed with error code (\d+) != 200\. Response body: '(.*)", text):
         body = "" if answer[2].startswith("<") else answer[2].rstrip("'")

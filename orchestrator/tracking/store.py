@@ -80,6 +80,8 @@ def _exclusive(uri: str) -> Iterator[None]:
     file = sqlite_file(uri)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
+        if not file.exists():
+            file.touch()  # SQLite would not let a group write, whatever the umask
         yield
 
 

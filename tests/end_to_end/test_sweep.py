@@ -45,7 +45,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.sweep
 def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path) -> None:
     store = tmp_path / "my store?50%#1"
-    mask = os.umask(0o027)
+    mask = os.umask(0o007)
     try:
         done = sweep(file, "--storage", str(store))
     finally:
@@ -65,7 +65,9 @@ def test_sweep_registers_its_model_and_runs_only_once(file: Path, tmp_path: Path
     best = json.loads((store / "parabola/outcome.json").read_text())["best"]["trial"]
     (kept,) = (store / "parabola/trials").glob("*/checkpoint_*.complete")
     assert kept.parent.name == f"trial-{best:04d}", "the other checkpoints are deleted"
-    assert {path.stat().st_mode & 0o777 for path in (kept.parent, kept.parent.parent)} == {0o750}
+    modes = [path.stat().st_mode & 0o777 for path in (store / "parabola").iterdir()]
+    assert set(modes) == {0o770, 0o660} and kept.parent.stat().st_mode & 0o777 == 0o770
+    assert (store / "mlflow.db").stat().st_mode & 0o777 == 0o660
 
     client = MlflowClient(sqlite_address(store / "mlflow.db"))
     runs = client.search_runs([client.get_experiment_by_name("parabola").experiment_id])

@@ -14,6 +14,8 @@ from orchestrator.console.progress import Progress
 from orchestrator.drivers.launch import launch
 from orchestrator.errors import InputError, UnreachableError
 from orchestrator.interrupt import Interrupt
+from tests.support.command_line import refused
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("restored_signals")
 
@@ -77,6 +79,12 @@ def test_launch_in_a_folder_that_was_removed_is_refused(
 
 def away() -> int:
     raise UnreachableError("a.yaml:9: tracking.uri: the MLflow server at http://a does not answer")
+
+
+def test_launch_without_docstrings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    line = refused("sweep", ROOT / "search_spaces/alignment.yaml")
+    assert line == "error: PYTHONOPTIMIZE, python -OO: Ray needs docstrings; use 1 (python -O) or 0"
 
 
 def test_launch_without_an_answer_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
