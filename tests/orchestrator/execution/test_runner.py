@@ -18,7 +18,7 @@ def test_fault_of_the_study_keeps_its_cause(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("TuneConfig", "RunConfig"):
         monkeypatch.setattr(tune, name, MagicMock())
     monkeypatch.setattr(tune, "Tuner", MagicMock(**{"return_value.fit.side_effect": tune.TuneError("text")}))
-    study, unused = MagicMock(fault=fault), MagicMock()
+    study, unused = MagicMock(fault=fault, **{"remaining.return_value": 1}), MagicMock()
     with pytest.raises(StorageInternalError) as raised:
         runner._run_tune(study, unused, unused, unused, unused, unused)
     problem = database_problem(raised.value)
