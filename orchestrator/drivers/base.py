@@ -458,7 +458,8 @@ class Driver(ABC, Generic[OutcomeType]):
             if problem.kind is Problem.FULL:
                 raise SweepError(f"no space is left: {problem.message}") from error
             if self._job.study:
-                line = f"study: {self._job.study} does not answer: {problem.message}; finished work is kept"
+                verb = "refuses it" if problem.kind is Problem.REFUSED else "does not answer"
+                line = f"study: {self._job.study} {verb}: {problem.message}; finished work is kept"
                 raise UnreachableError(line) from error
             raise SweepError(f"the study's database does not answer: {problem.message}") from error
 

@@ -15,7 +15,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, InternalError, OperationalError, ProgrammingError
 
 from orchestrator.config.sections import sqlite_address
 from orchestrator.errors import (
@@ -203,6 +203,7 @@ class Problem(Enum):
 
     DAMAGED = auto()
     FULL = auto()
+    REFUSED = auto()
     UNREACHABLE = auto()
 
 
@@ -253,5 +254,7 @@ def database_problem(error: BaseException | None) -> DatabaseProblem | None:
                 message += "; was its file moved, replaced or made read-only?"
             if isinstance(error, OperationalError) or type(error) is DatabaseError:
                 return DatabaseProblem(Problem.UNREACHABLE, message)
+            if code and isinstance(error, InternalError | ProgrammingError):  # read-only, or not permitted
+                return DatabaseProblem(Problem.REFUSED, message)
         error = error.__cause__
     return None

@@ -115,6 +115,18 @@ def test_problem_of_a_replaced_database_is_told() -> None:
     assert database_problem(KeyError("key")) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "text"),
+    [
+        (exc.InternalError, "25006", "cannot execute INSERT in a read-only transaction"),
+        (exc.ProgrammingError, "42501", "permission denied for table trials"),
+    ],
+)
+def test_change_that_postgresql_refuses_is_told(kind: type[exc.DBAPIError], code: str, text: str) -> None:
+    error = caused_by(postgresql(kind, code, text))
+    assert database_problem(error) == DatabaseProblem(Problem.REFUSED, text)
+
+
 def test_problem_message_is_one_line() -> None:
     problem = database_problem(sqlite(exc.OperationalError, "no such table: a\n  more\n" + "x" * 400))
     assert problem is not None
