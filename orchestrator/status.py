@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 jobs = list_status(store)
             _show_list(store.uri, jobs, parsed.json)
             return ExitCode.DONE
+        if parsed.trial is not None and parsed.watch is not None:
+            raise InputError("--watch, --trial: give one; --watch repeats the status of the sweep")
         with _told_if_slow():
             store, name = lookup.find_job(parsed.sweep, parsed.storage, parsed.set)
             if parsed.trial is not None:

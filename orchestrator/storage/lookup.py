@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,8 +68,19 @@ def find_job(
     if not name or recorded_job(store, name) is None:
         driver = lease.read_driver_record(store, name) if name and or_driver else None
         if driver is None or driver_state(store, name, driver[0]) not in DRIVEN:
-            raise InputError(f"{no_such_job(store, name)}{remedy}")
+            raise InputError(f"{no_such_job(store, name)}{remedy or _storage_hint(store, name)}")
     return store, name
+
+
+def _storage_hint(store: Store, name: str) -> str:
+    """Return a hint if a name is that of a folder that holds jobs itself."""
+    with suppress(InputError, StorageError):
+        if name and (jobs := job_names(open_store(store.locate(name)))):
+            uri = store.locate(name)
+            return (
+                f"; it is the storage of {', '.join(jobs[:3])}; add the name of one, or write --storage {uri}"
+            )
+    return ""
 
 
 def find_storage(storage: str | None) -> Store:

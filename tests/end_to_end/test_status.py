@@ -411,6 +411,8 @@ def test_lookup_accepts_file_folder_and_name(
         (["parabolla"], "there is no sweep STORE/parabolla; did you mean 'parabola'?"),
         (["clam"], "there is no sweep STORE/clam; did you mean 'claim'?"),
         (["STORE/x"], "there is no sweep STORE/x; valid: claim, parabola"),
+        (["STORE"], "there is no sweep STORE; it is the storage of claim, parabola; add the name of one, or"),
+        (["parabola", "--trial", "0", "--watch"], "--watch, --trial: give one"),
         ([""], "there is no sweep STORE/; valid"),
         (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["s3://bucket"], "s3://bucket is a whole bucket; write s3://bucket/prefix/NAME"),
