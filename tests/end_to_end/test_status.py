@@ -406,13 +406,35 @@ def test_lookup_accepts_file_folder_and_name(
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            [],
+            "there is no sweep STORE; it is the storage of parabola; add the name of one, or write --storage",
+        ),
+        (["--trial", "0", "--watch"], "--watch, --trial: give one; --watch repeats the status of the sweep"),
+    ],
+)
+def test_status_of_a_storage_or_of_a_watched_trial_is_refused(
+    directory: JobDirectory,
+    store: LocalStore,
+    options: list[str],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with directory.open(False, Interrupt()):
+        pass
+    code, out, err = run_command(status, capsys, store.uri, *options)
+    assert code == 2 and not out and err.count("\n") == 1
+    assert err.startswith(f"error: {expected.replace('STORE', store.uri)}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["parabolla"], "there is no sweep STORE/parabolla; did you mean 'parabola'?"),
         (["clam"], "there is no sweep STORE/clam; did you mean 'claim'?"),
         (["STORE/x"], "there is no sweep STORE/x; valid: claim, parabola"),
-        (["STORE"], "there is no sweep STORE; it is the storage of claim, parabola; add the name of one, or"),
-        (["parabola", "--trial", "0", "--watch"], "--watch, --trial: give one"),
         ([""], "there is no sweep STORE/; valid"),
         (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["s3://bucket"], "s3://bucket is a whole bucket; write s3://bucket/prefix/NAME"),
