@@ -194,6 +194,9 @@ def _follow(client: JobSubmissionClient, job_id: str, address: str, interrupt: I
 
     def log_retry(state: RetryCallState) -> None:
         assert state.outcome is not None
+        if not log.heard:  # nothing since the last time
+            return
+        log.heard = False
         error = state.outcome.exception()
         unreachable = isinstance(error, requests.ConnectionError | aiohttp.ClientConnectionError)
         reason = "it does not answer" if unreachable else one_line(error, 300)
@@ -232,6 +235,8 @@ class _JobLog:
     def __init__(self, client: JobSubmissionClient, job_id: str, interrupt: Interrupt) -> None:
         self._client, self._job_id, self._interrupt = client, job_id, interrupt
         self._shown = 0
+        self.heard = True
+        """Whether the cluster has answered since this was last set to False."""
 
     def show(self) -> JobDetails:
         """Show the log until the job has ended; raise one of _UNREACHABLE when the connection breaks."""
@@ -250,6 +255,7 @@ class _JobLog:
     async def _tail(self) -> None:
         position = 0
         async for text in self._client.tail_job_logs(self._job_id):
+            self.heard = True
             new = text[max(0, self._shown - position) :]
             position += len(text)
             self._shown = max(self._shown, position)

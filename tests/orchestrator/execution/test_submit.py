@@ -148,6 +148,13 @@ def test_log_that_breaks_off_continues_where_it_was(
     ]
 
 
+def test_head_that_is_away_for_long_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    away = [requests.ConnectionError("refused") for _ in range(5)]
+    logs = [["one\n", "break"], *(["break"] for _ in away), ["one\ntwo\n"]]
+    assert follow(Head(logs, [*away, job(JobStatus.RUNNING), job(JobStatus.SUCCEEDED, 0)])) == 0
+    assert [line.partition(";")[0] for line in caplog.messages] == ["http://head:8265: it does not answer"]
+
+
 def test_job_that_the_head_forgot_ends_the_following(caplog: pytest.LogCaptureFixture) -> None:
     error = RuntimeError("Request failed with status code 404: gone")
     assert follow(Head([["one\n", "break"]], [error])) == 1
