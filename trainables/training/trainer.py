@@ -119,7 +119,7 @@ class Training:
             if note_step is not None:
                 note_step(step, steps)
             losses = self.train_step(batch)
-            for name, loss in (self.method.take_parts() | losses).items():
+            for name, loss in (losses | self.method.take_parts()).items():
                 totals[name] = totals.get(name, loss.new_zeros(())) + loss.detach()
             frames += self.method.frames(batch) * self.context.world_size
         means = {f"train/{name}": float(total) / steps for name, total in totals.items()}
