@@ -1,6 +1,7 @@
 """The study of a job: opened by its driver, or read by a command without disturbing the driver."""
 
 import logging
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -155,6 +156,8 @@ def explained_damage(location: str) -> Iterator[None]:
     except (InputError, SweepError):
         raise
     except _BY_DAMAGE as error:
+        if re.search("[\ud800-\udfff]", location):  # bytes of a path that the locale of this process lacks
+            raise StorageError(f"study: {location}: set a locale of UTF-8, such as C.UTF-8") from error
         reason = one_line(f"{type(error).__name__}: {error}", 200)
         raise StorageError(f"study: {location} is damaged ({reason}); restore a copy of it") from error
 

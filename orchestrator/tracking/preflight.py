@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
+from requests.utils import get_environ_proxies, select_proxy
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -131,8 +132,17 @@ def _check_sqlite(uri: str, experiment: str | None, field: str) -> None:
         raise InputError(f"{field}: {file} is not a usable SQLite database: {error}") from None
 
 
+def _through_proxy(uri: str) -> str:
+    """Return the proxy through which a server is asked, without its login; "" for none."""
+    proxy = select_proxy(uri, get_environ_proxies(uri, no_proxy=None))
+    if not proxy:
+        return ""
+    where = urlsplit(proxy if "//" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+    return f", asked through the proxy {where} (HTTP_PROXY, NO_PROXY),"
+
+
 def _check_server(uri: str, experiment: str | None, field: str) -> None:
-    start = f"{field}: the MLflow server at {uri}"
+    start = f"{field}: the MLflow server at {uri}{_through_proxy(uri)}"
     try:
         health = requests.get(f"{uri}/health", timeout=_ANSWER_SECONDS)
     except requests.RequestException as error:

@@ -15,7 +15,13 @@ from sqlalchemy import exc
 from orchestrator.errors import StorageError
 from orchestrator.storage import study_database
 from orchestrator.storage.local import LocalStore
-from orchestrator.storage.study_database import DatabaseProblem, Problem, database_problem, open_study
+from orchestrator.storage.study_database import (
+    DatabaseProblem,
+    Problem,
+    database_problem,
+    explained_damage,
+    open_study,
+)
 
 
 def postgresql(kind: type[exc.DBAPIError], code: str | None, text: str) -> exc.DBAPIError:
@@ -125,6 +131,12 @@ def test_problem_of_a_replaced_database_is_told() -> None:
 def test_change_that_postgresql_refuses_is_told(kind: type[exc.DBAPIError], code: str, text: str) -> None:
     error = caused_by(postgresql(kind, code, text))
     assert database_problem(error) == DatabaseProblem(Problem.REFUSED, text)
+
+
+def test_path_that_the_locale_cannot_express_is_no_damage() -> None:
+    with pytest.raises(StorageError) as caught, explained_damage("/caf\udcc3\udca9/study.db"):
+        "\udcc3".encode()
+    assert str(caught.value).endswith(": set a locale of UTF-8, such as C.UTF-8")
 
 
 def test_problem_message_is_one_line() -> None:

@@ -365,6 +365,16 @@ def test_server_that_is_down_is_one_line() -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:1/", "127.0.0.1:1"])
+def test_proxy_of_a_server_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "localhost")
+    with pytest.raises(UnreachableError) as caught:
+        check("http://mlflow:5000")
+    start = "tracking.uri: the MLflow server at http://mlflow:5000, asked through the proxy 127.0.0.1:1"
+    assert str(caught.value).startswith(f"{start} (HTTP_PROXY, NO_PROXY), does not answer: ")
+
+
 def test_server_that_never_answers_is_refused_in_time() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
