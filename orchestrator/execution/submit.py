@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from orchestrator.config.document import Document, Override
 from orchestrator.config.job import changes, flat_texts
 from orchestrator.console.progress import Progress
-from orchestrator.errors import InputError, UnreachableError, one_line
+from orchestrator.errors import InputError, UnreachableError, one_line, quote
 from orchestrator.interrupt import Interrupt
 from orchestrator.storage import lookup
 
@@ -82,6 +82,7 @@ def submit(
     document = Document.read(Path(file))
     for override in overrides:
         document.set(override)
+    _check_storage(os.path.expandvars(str(document.tree.get("storage", storage))))
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)
     with progress.activity(f"asking {address}"):
         client = _client(address)
@@ -142,6 +143,15 @@ def _check_address(address: str) -> None:
     if parts.username is not None:
         raise InputError(
             "--submit: the address holds a login; a Ray dashboard takes a token (RAY_AUTH_TOKEN_PATH)"
+        )
+
+
+def _check_storage(storage: str) -> None:
+    """Raise InputError for a relative folder: Ray deletes its copy of the working directory."""
+    if not storage.startswith(("/", "~", "s3://", "$")):
+        raise InputError(
+            f"--submit: storage {quote(storage)} is a relative folder, which would lie in a copy of the "
+            "working directory that Ray deletes; write an absolute one, or s3://bucket/prefix"
         )
 
 

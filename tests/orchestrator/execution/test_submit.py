@@ -96,6 +96,14 @@ def test_submit_to_another_program_is_refused(tmp_path: Path, answers: dict[str,
     assert "what answers there is no Ray dashboard" in line
 
 
+@pytest.mark.parametrize("storage", ["results", "./results", "../results", "${SUBMIT_TEST_STORAGE}/results"])
+def test_submit_with_a_relative_storage_is_refused(monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
+    monkeypatch.setenv("SUBMIT_TEST_STORAGE", "some")
+    shown = storage.replace("${SUBMIT_TEST_STORAGE}", "some")
+    line = refused("sweep", SWEEP, "--submit", "http://127.0.0.1:1", "--storage", storage)
+    assert line.startswith(f"error: --submit: storage '{shown}' is a relative folder")
+
+
 class Head:
     """Stands for Ray's client of a head whose connections break: each shows the log from its beginning."""
 
